@@ -1,0 +1,133 @@
+"""The command line: arguments, progress, results and exit codes. The only floor that prints.
+
+Exit codes: 0 every table succeeded (run) or is equal (verify); 1 a table failed or differs; 2 wrong usage or
+configuration; 3 the command could not run. Status and progress go to standard error, results to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from etl import pipeline
+from etl.config import Settings, load_settings
+from etl.errors import EtlError
+from etl.model import RunResult
+from etl.progress import choose_progress, result_record
+from etl.status import TableStatus, read_status
+from etl.verify import Comparison, verify
+
+INTERRUPTED = 130  # as shells report a process that SIGINT ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except EtlError as error:
+        for line in str(error).splitlines():
+            print(f"etl: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("etl: interrupted; what was committed stays, the next run goes on from there", file=sys.stderr)
+        return INTERRUPTED
+
+
+def execute_run(settings: Settings, table_names: Sequence[str] = (), *, log_format: str = "text") -> RunResult:
+    """Replicate with progress on standard error; raises EtlError as `pipeline.run` does."""
+    with choose_progress(log_format) as display:
+        return pipeline.run(settings, table_names, observe=display)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="etl",
+        description="Keep the raw schema of a warehouse in step with an OLTP Postgres.",
+        epilog="SOURCE_DATABASE_URL and TARGET_DATABASE_URL name the databases; docs/configuration.md has the rest.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="replicate what changed", description="Replicate what changed.")
+    run.add_argument("tables", nargs="*", metavar="TABLE", help="tables to replicate (default: all configured)")
+    run.add_argument("--log-format", choices=("text", "json"), default="text", help="progress as text or JSON lines")
+    run.add_argument("--json", action="store_true", help="print the result as JSON")
+    run.set_defaults(command=_run)
+    status = commands.add_parser("status", help="show watermarks and what holds them back")
+    status.add_argument("--json", action="store_true", help="print the status as JSON")
+    status.set_defaults(command=_status)
+    compare = commands.add_parser("verify", help="compare source and raw by content")
+    compare.add_argument("tables", nargs="*", metavar="TABLE", help="tables to compare (default: all configured)")
+    compare.add_argument("--json", action="store_true", help="print the result as JSON")
+    compare.set_defaults(command=_verify)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, _interrupt)
+    result = execute_run(load_settings(), arguments.tables, log_format=arguments.log_format)
+    if arguments.json:
+        tables = [result_record(table) for table in result.tables]
+        print(json.dumps({"run_id": result.run_id, "seconds": round(result.seconds, 3), "tables": tables}))
+    else:
+        failed = sum(table.status != "succeeded" for table in result.tables)
+        outcome = f"{failed} of {len(result.tables)} tables failed" if failed else f"{len(result.tables)} tables"
+        print(f"run {result.run_id}: {outcome} in {result.seconds:.1f} s")
+    return 1 if result.has_failures else 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    tables = read_status(load_settings())
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(table) for table in tables], default=str))
+        return 0
+    rows = [_status_row(table) for table in tables]
+    _print_table(("table", "last run", "ended at", "watermark", "held back by"), rows)
+    return 0
+
+
+def _status_row(table: TableStatus) -> tuple[str, ...]:
+    held_by = "; ".join(
+        f"pid {holder.pid} {holder.application or holder.user or ''}"
+        + (f" ({holder.age_seconds:.0f} s)" if holder.age_seconds is not None else "")
+        for holder in table.holders
+    )
+    watermark = f"{table.watermark_column} >= {table.watermark}" if table.watermark else "whole table"
+    ended_at = f"{table.ended_at:%Y-%m-%d %H:%M:%S}" if table.ended_at else ""
+    return (table.table_name, table.error or table.status, ended_at, watermark, held_by)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    comparisons = verify(load_settings(), arguments.tables)
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(comparison) for comparison in comparisons]))
+    else:
+        rows = [
+            (found.table_name, f"{found.source_rows:,}", f"{found.raw_rows:,}", _verdict(found))
+            for found in comparisons
+        ]
+        _print_table(("table", "source rows", "raw rows", "verdict"), rows)
+    if any(comparison.error for comparison in comparisons):
+        return 3
+    return 0 if all(comparison.is_equal for comparison in comparisons) else 1
+
+
+def _verdict(comparison: Comparison) -> str:
+    if comparison.error:
+        return comparison.error
+    return "equal" if comparison.is_equal else "different: run `etl run`, or the rows changed since"
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[place]) for row in (header, *rows)) for place in range(len(header))]
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _interrupt(_signal: int, _frame: FrameType | Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,233 @@
+"""Reads the environment and `tables.yml`, and is the only module that does.
+
+Everything is validated at once: one ConfigurationError lists every fault found. Begin at `load_settings`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import psycopg2.extensions
+import yaml
+
+from etl.errors import ConfigurationError
+
+DELETES = ("reconcile", "none")
+ON_SCHEMA_CHANGE = ("evolve", "freeze")
+DEFAULT_TABLES_PATH = Path(__file__).with_name("tables.yml")
+
+
+class DatabaseUrl(str):
+    """A libpq URL whose repr hides everything but the address."""
+
+    def __repr__(self) -> str:
+        return f"DatabaseUrl({self.address!r})"
+
+    @property
+    def address(self) -> str:
+        """Host, port and database name, for messages."""
+        parts = psycopg2.extensions.parse_dsn(str(self))
+        return f"{parts.get('host', 'localhost')}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """How one table is replicated."""
+
+    watermark: str | None = "updated_at"
+    deletes: str = "reconcile"
+    on_schema_change: str = "evolve"
+    batch_rows: int = 50_000
+    time_zone: str = "UTC"  # of watermark columns without a time zone
+    skip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesConfig:
+    """The contents of tables.yml."""
+
+    schema: str = "public"
+    discover: bool = True
+    defaults: TableConfig = field(default_factory=TableConfig)
+    tables: Mapping[str, TableConfig] = field(default_factory=dict)
+    watermarks_by_name: frozenset[str] = frozenset()  # tables that name a watermark column of their own
+
+    def table(self, name: str) -> TableConfig:
+        return self.tables.get(name, self.defaults)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that a run needs to know; every field but the first three has an ETL_ variable of its name."""
+
+    source_url: DatabaseUrl
+    target_url: DatabaseUrl
+    tables: TablesConfig
+    parallel_tables: int = 2
+    fence_wait_seconds: float = 1.0
+    fence_margin_seconds: float = 5.0
+    lock_wait_seconds: float = 15.0
+    lock_timeout_seconds: float = 10.0
+    statement_timeout_seconds: float = 7200.0
+    snapshot_timeout_seconds: float = 21600.0  # how long the exported snapshot may stay open
+    connect_timeout_seconds: int = 10
+    max_attempts: int = 5
+
+
+def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Return the validated settings, or raise a ConfigurationError that lists every fault."""
+    faults: list[str] = []
+    source_url = _read_url(environment, "SOURCE_DATABASE_URL", faults)
+    target_url = _read_url(environment, "TARGET_DATABASE_URL", faults)
+    numbers = {
+        setting.name: _read_number(environment, setting.name, setting.default, faults)
+        for setting in fields(Settings)
+        if setting.name not in ("source_url", "target_url", "tables")
+    }
+    path = Path(environment.get("ETL_TABLES") or DEFAULT_TABLES_PATH)
+    tables = _read_tables(path, faults)
+    if faults:
+        raise ConfigurationError("\n".join(faults))
+    return Settings(source_url=source_url, target_url=target_url, tables=tables, **numbers)
+
+
+def _read_url(environment: Mapping[str, str], name: str, faults: list[str]) -> DatabaseUrl:
+    text = environment.get(name, "")
+    if not text:
+        faults.append(f"{name} is not set: set it to a URL such as postgresql://user:password@host:5432/database")
+        return DatabaseUrl("")
+    try:
+        psycopg2.extensions.parse_dsn(text)
+    except psycopg2.ProgrammingError:  # its text may quote a part of the password
+        faults.append(
+            f"{name} is not a libpq URL: expected postgresql://user:password@host:5432/database, "
+            "with special characters in the password percent-encoded"
+        )
+    return DatabaseUrl(text)
+
+
+def _read_number(environment: Mapping[str, str], name: str, default: Any, faults: list[str]) -> Any:
+    text = environment.get(f"ETL_{name.upper()}", "")
+    if not text:
+        return default
+    try:
+        value = type(default)(text)
+    except ValueError:
+        value = -1
+    least = 1 if isinstance(default, int) else 0
+    if not least <= value < float("inf"):
+        kind = "a whole number of 1 or more" if least else "a number of 0 or more"
+        faults.append(f"ETL_{name.upper()} is {text!r}: expected {kind}")
+    return value
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key given twice is a fault instead of a silent override."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_tables(path: Path, faults: list[str]) -> TablesConfig:
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 a SafeLoader
+    except OSError as error:
+        faults.append(f"{path} cannot be read: {error.strerror}; create it, or name another file with ETL_TABLES")
+        return TablesConfig()
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        faults.append(f"{path} is not YAML: {' '.join(str(error).split())}")
+        return TablesConfig()
+    found: list[str] = []
+    tables = parse_tables({} if document is None else document, found)
+    faults.extend(f"{path}: {fault}" for fault in found)
+    return tables
+
+
+def parse_tables(document: Any, faults: list[str]) -> TablesConfig:
+    """Return the configuration that a parsed tables.yml states; each fault is appended to `faults`."""
+    top = _checked(document, _TOP_FIELDS, "the file", faults)
+    defaults_given = _checked(top.get("defaults", {}), _DEFAULT_FIELDS, "defaults", faults)
+    tables_given = top.get("tables") or {}
+    if not isinstance(tables_given, dict):
+        faults.append(f"tables: expected a mapping of table names, found {tables_given!r}")
+        tables_given = {}
+    tables = {}
+    named = set()
+    for name, given in tables_given.items():
+        if not isinstance(name, str):
+            faults.append(f"tables: expected a table name, found {name!r}; put it in quotes")
+            continue
+        own = _checked({} if given is None else given, _TABLE_FIELDS, f"tables.{name}", faults)
+        tables[name] = TableConfig(**{**defaults_given, **own})
+        if own.get("watermark") is not None:
+            named.add(name)
+    return TablesConfig(
+        schema=top.get("schema", "public"),
+        discover=top.get("discover", True),
+        defaults=TableConfig(**defaults_given),
+        tables=tables,
+        watermarks_by_name=frozenset(named),
+    )
+
+
+def _one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value in allowed), " or ".join(allowed)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_Fields = Mapping[str, tuple[Callable[[Any], bool], str]]
+_BOOLEAN = (lambda value: isinstance(value, bool)), "true or false"
+_MAPPING = (lambda value: value is None or isinstance(value, dict)), "a mapping"
+_DEFAULT_FIELDS: _Fields = {
+    "watermark": ((lambda value: value is None or _is_name(value)), "a column name, or null"),
+    "deletes": _one_of(*DELETES),
+    "on_schema_change": _one_of(*ON_SCHEMA_CHANGE),
+    "batch_rows": (_is_count, "a whole number of 1 or more"),
+    "time_zone": (_is_name, "the name of a time zone, such as Europe/Rome"),
+}
+_TABLE_FIELDS: _Fields = {**_DEFAULT_FIELDS, "skip": _BOOLEAN}
+_TOP_FIELDS: _Fields = {
+    "schema": (_is_name, "the name of a schema"),
+    "discover": _BOOLEAN,
+    "defaults": _MAPPING,
+    "tables": (lambda value: True, "a mapping"),  # checked entry by entry
+}
+
+
+def _checked(given: Any, allowed: _Fields, where: str, faults: list[str]) -> dict[str, Any]:
+    """Return the valid entries of a mapping; describe the others."""
+    if given is None:
+        given = {}
+    if not isinstance(given, dict):
+        faults.append(f"{where}: expected a mapping, found {given!r}")
+        return {}
+    valid = {}
+    for key, value in given.items():
+        if key not in allowed:
+            faults.append(f"{where}: unknown entry {key!r}{_suggest(str(key), list(allowed))}")
+        elif not allowed[key][0](value):
+            faults.append(f"{where}.{key}: expected {allowed[key][1]}, found {value!r}")
+        else:
+            valid[key] = value
+    return valid
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"

@@ -1,0 +1,172 @@
+"""The values that cross module borders: frozen, without behaviour that touches a database."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from dataclasses import dataclass, field
+
+
+class WatermarkKind(enum.Enum):
+    """What a watermark column holds, which decides how its points are taken."""
+
+    TIMESTAMPTZ = "timestamp with time zone"
+    TIMESTAMP = "timestamp without time zone"
+    DATE = "date"
+    INTEGER = "integer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column, as the source has it and as `raw` keeps it."""
+
+    name: str
+    source_type: str  # as format_type() writes it on the source, schema-qualified
+    raw_type: str  # the type in `raw`: enums are text, domains their base type
+    is_nullable: bool
+    is_cast: bool  # the SELECT casts it to raw_type
+    is_binary: bool  # its binary COPY form means the same on both sides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table to replicate, as the source describes it now."""
+
+    schema: str
+    name: str
+    oid: int
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]  # names of the primary key's columns, in its order
+    watermark: str | None  # None: the whole table is read each run
+    watermark_kind: WatermarkKind | None
+    time_zone: str  # of a watermark column without time zone
+    estimated_rows: int
+    filenodes: str  # identity of the table's files; changes with TRUNCATE and rewrites
+    has_descendants_apart: bool  # plain inheritance: read ONLY the table itself
+    batch_rows: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def is_binary(self) -> bool:
+        return all(column.is_binary for column in self.columns)
+
+    def column(self, name: str) -> Column:
+        return next(column for column in self.columns if column.name == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A value of a watermark column, and the transactions that were open when it was taken.
+
+    Once all of these have ended, no transaction can still commit a row below `value`.
+    """
+
+    value: str  # as text, exact
+    as_of: dt.datetime  # rows below `value` were stamped at or before this instant of the source's clock
+    transactions: frozenset[str]  # virtual transaction ids
+    server_started_at: dt.datetime  # the ids mean nothing after a restart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activity:
+    """What was open on the source at one listing, made before the run's snapshot."""
+
+    transactions: frozenset[str]
+    has_prepared: bool
+    oldest_start: dt.datetime | None  # of a transaction or active statement; None: none, or not allowed to see
+    server_started_at: dt.datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a table stands: its watermark and the points that have not settled yet."""
+
+    watermark: str | None = None
+    column: str | None = None  # the column that the watermark belongs to
+    points: tuple[Point, ...] = ()
+    system_identifier: str | None = None  # of the source cluster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Rows and bytes of a batch or of a table; adding two gives their sum."""
+
+    read: int = 0
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    bytes: int = 0
+
+    @property
+    def unchanged(self) -> int:
+        return self.read - self.inserted - self.updated
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            read=self.read + other.read,
+            inserted=self.inserted + other.inserted,
+            updated=self.updated + other.updated,
+            deleted=self.deleted + other.deleted,
+            bytes=self.bytes + other.bytes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableResult:
+    """How one table of a run ended."""
+
+    table_name: str
+    status: str  # "succeeded" or "failed"
+    counts: Counts = field(default_factory=Counts)
+    watermark: str | None = None
+    seconds: float = 0.0
+    retries: int = 0
+    error: str | None = None
+
+    @property
+    def rows_read(self) -> int:
+        return self.counts.read
+
+    @property
+    def rows_inserted(self) -> int:
+        return self.counts.inserted
+
+    @property
+    def rows_updated(self) -> int:
+        return self.counts.updated
+
+    @property
+    def rows_unchanged(self) -> int:
+        return self.counts.unchanged
+
+    @property
+    def rows_deleted(self) -> int:
+        return self.counts.deleted
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended."""
+
+    run_id: int
+    seconds: float
+    tables: tuple[TableResult, ...]
+
+    @property
+    def has_failures(self) -> bool:
+        return any(table.status != "succeeded" for table in self.tables)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something a person watching the run wants to see."""
+
+    kind: str  # "notice", "table_started", "batch_committed", "table_finished", "table_retried"
+    table_name: str | None = None
+    message: str = ""
+    estimated_rows: int | None = None
+    counts: Counts | None = None
+    result: TableResult | None = None

@@ -1,0 +1,165 @@
+"""Opens every connection, bounds every session, and translates the driver's errors once.
+
+Sessions on both sides pin the settings that decide how values look as text, so that text COPY is exact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import psycopg2
+import psycopg2.errors
+from psycopg2.extensions import connection as Connection
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+from etl.errors import EtlError, SourceError, TargetError, UnavailableError
+
+if TYPE_CHECKING:
+    from etl.config import DatabaseUrl, Settings
+
+CONNECT_ATTEMPTS = 3
+# A server that was killed or whose network is gone is noticed after idle + interval * count seconds.
+KEEPALIVE_IDLE_SECONDS = 30
+KEEPALIVE_INTERVAL_SECONDS = 10
+KEEPALIVE_COUNT = 3
+# Both sides must write and read values alike (https://www.postgresql.org/docs/current/runtime-config-client.html).
+PINNED: Mapping[str, str] = {
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "3",
+    "bytea_output": "hex",
+    "search_path": "",
+}
+# Classes of the manual's appendix A in which the same statement may succeed later.
+TRANSIENT_CLASSES = ("08", "40", "53")
+TRANSIENT_STATES = (
+    "55P03",  # lock_not_available
+    "57P01",  # admin_shutdown
+    "57P02",  # crash_shutdown
+    "57P03",  # cannot_connect_now
+    "25P03",  # idle_in_transaction_session_timeout
+)
+# Answers of a server that is there but not ready, or full, when a connection is opened.
+NOT_READY = ("starting up", "shutting down", "recovery", "too many", "remaining connection slots")
+
+
+def connect_source(settings: Settings, *, idle_seconds: float | None = None) -> Connection:
+    """Open a read-only session on the source, in autocommit, or raise UnavailableError.
+
+    `idle_seconds` bounds how long it may idle inside a transaction; the default is the statement timeout.
+    """
+    session = _bounds(settings, idle_seconds) | {"default_transaction_read_only": "on"}
+    return _connect(settings.source_url, "source", settings, session)
+
+
+def connect_target(settings: Settings) -> Connection:
+    """Open a session on the target, in autocommit, or raise UnavailableError.
+
+    The server looks for a vanished client twice a second, so that a killed run frees its locks.
+    """
+    connection = _connect(settings.target_url, "target", settings, _bounds(settings, None))
+    if connection.server_version >= 140000:
+        with connection.cursor() as cursor:
+            cursor.execute("set client_connection_check_interval = '500ms'")
+    return connection
+
+
+@contextlib.contextmanager
+def errors_of(side: str, where: str) -> Iterator[None]:
+    """Translate driver errors of one side ("source" or "target"); `where` names the table or the step."""
+    try:
+        yield
+    except psycopg2.Error as error:
+        raise translate(error, side, where) from error
+
+
+def translate(error: psycopg2.Error, side: str, where: str) -> EtlError:
+    """Return our error for a driver's: its text, its SQLSTATE, and whether a retry may help."""
+    state = error.pgcode
+    text = _one_line(str(error)) or type(error).__name__
+    kind = SourceError if side == "source" else TargetError
+    label = f" (SQLSTATE {state})" if state else ""
+    return kind(f"{where}: the {side} answered: {text}{label}", sqlstate=state, is_transient=is_transient(error))
+
+
+def is_transient(error: psycopg2.Error) -> bool:
+    """Tell whether the same statement may succeed later; a lost connection has no SQLSTATE."""
+    state = error.pgcode
+    if state is None:
+        return isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
+    return state.startswith(TRANSIENT_CLASSES) or state in TRANSIENT_STATES
+
+
+@contextlib.contextmanager
+def transaction(connection: Connection) -> Iterator[None]:
+    """Run a block in one transaction of an autocommit session: commit at its end, roll back on any error."""
+    with connection.cursor() as cursor:
+        cursor.execute("begin")
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(psycopg2.Error):
+                cursor.execute("rollback")
+            raise
+        cursor.execute("commit")
+
+
+def _bounds(settings: Settings, idle_seconds: float | None) -> dict[str, str]:
+    idle = settings.statement_timeout_seconds if idle_seconds is None else idle_seconds
+    return {
+        "statement_timeout": _milliseconds(settings.statement_timeout_seconds),
+        "lock_timeout": _milliseconds(settings.lock_timeout_seconds),
+        "idle_in_transaction_session_timeout": _milliseconds(idle),
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{int(seconds * 1000)}ms"
+
+
+def _connect(url: DatabaseUrl, side: str, settings: Settings, session: Mapping[str, str]) -> Connection:
+    retrying = Retrying(
+        stop=stop_after_attempt(CONNECT_ATTEMPTS),
+        wait=wait_exponential_jitter(multiplier=0.3, max=3),
+        retry=retry_if_exception(lambda error: isinstance(error, EtlError) and error.is_transient),
+        reraise=True,
+    )
+    return retrying(_connect_once, url, side, settings, session)
+
+
+def _connect_once(url: DatabaseUrl, side: str, settings: Settings, session: Mapping[str, str]) -> Connection:
+    connection: Connection | None = None
+    try:
+        connection = psycopg2.connect(
+            str(url),
+            application_name="tidemark",
+            connect_timeout=settings.connect_timeout_seconds,
+            client_encoding="UTF8",
+            keepalives=1,
+            keepalives_idle=KEEPALIVE_IDLE_SECONDS,
+            keepalives_interval=KEEPALIVE_INTERVAL_SECONDS,
+            keepalives_count=KEEPALIVE_COUNT,
+        )
+        connection.autocommit = True
+        pinned = {**PINNED, **session}
+        with connection.cursor() as cursor:
+            calls = ", ".join(["set_config(%s, %s, false)"] * len(pinned))
+            cursor.execute(f"select {calls}", [item for pair in pinned.items() for item in pair])
+    except psycopg2.Error as error:
+        if connection is not None:
+            connection.close()
+        text = _one_line(str(error))
+        has_answered = "FATAL" in text
+        raise UnavailableError(
+            f"cannot connect to the {side} at {url.address}: {text}; "
+            f"check that it runs and that {side.upper()}_DATABASE_URL is right",
+            is_transient=not has_answered or any(word in text for word in NOT_READY),
+        ) from error
+    return connection
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,135 @@
+"""Shows a run to a person or to a log collector: bars on a terminal, plain lines elsewhere, or JSON lines.
+
+Everything here goes to standard error; results are printed by `cli`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import sys
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from etl.model import Event, TableResult
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class PlainProgress(AbstractContextManager["PlainProgress"]):
+    """One line for each thing that happens."""
+
+    def __call__(self, event: Event) -> None:
+        line = describe(event)
+        if line:
+            print(line, file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class JsonProgress(AbstractContextManager["JsonProgress"]):
+    """One JSON object for each event."""
+
+    def __call__(self, event: Event) -> None:
+        print(json.dumps(_as_record(event)), file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class BarProgress(AbstractContextManager["BarProgress"]):
+    """A bar for each table at work; what has ended scrolls by above."""
+
+    def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415 costs 0.1 s, wanted on a terminal only
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+        self._progress: Progress = Progress(
+            TextColumn("{task.description:24}"),
+            BarColumn(),
+            TextColumn("{task.completed:>12,} rows"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> BarProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        name = event.table_name
+        if name and event.kind == "table_started":
+            self._tasks[name] = self._progress.add_task(name, total=event.estimated_rows)
+        elif name and event.kind == "batch_committed" and event.counts:
+            self._progress.advance(self._tasks[name], event.counts.read)
+        else:
+            if name and name in self._tasks:
+                self._progress.remove_task(self._tasks.pop(name))
+            self._progress.console.print(describe(event), markup=False, highlight=False)
+
+
+ProgressDisplay = PlainProgress | JsonProgress | BarProgress
+
+
+def choose_progress(log_format: str) -> ProgressDisplay:
+    """Return the display for standard error as it is; `log_format` is "text" or "json"."""
+    if log_format == "json":
+        return JsonProgress()
+    return BarProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+def describe(event: Event) -> str:
+    """Return the line that tells an event, empty for those that only move a bar."""
+    if event.kind == "notice":
+        return f"note: {event.message}"
+    if event.kind == "table_retried":
+        return f"{event.table_name}: will be tried again: {event.message}"
+    if event.kind == "table_finished" and event.result:
+        return describe_result(event.result)
+    return ""
+
+
+def describe_result(result: TableResult) -> str:
+    if result.status != "succeeded":
+        return f"{result.table_name}: failed: {result.error}"
+    return (
+        f"{result.table_name}: {result.rows_read:,} rows read, {result.rows_inserted:,} inserted, "
+        f"{result.rows_updated:,} updated, {result.rows_unchanged:,} unchanged, "
+        f"{result.rows_deleted:,} deleted in {result.seconds:.1f} s"
+    )
+
+
+def _as_record(event: Event) -> dict[str, Any]:
+    record: dict[str, Any] = {"at": dt.datetime.now(dt.UTC).isoformat(), "event": event.kind}
+    if event.table_name:
+        record["table"] = event.table_name
+    if event.message:
+        record["message"] = event.message
+    if event.counts:
+        record |= {"rows_read": event.counts.read, "bytes_read": event.counts.bytes}
+    if event.result:
+        record |= result_record(event.result)
+    return record
+
+
+def result_record(result: TableResult) -> dict[str, Any]:
+    """Return a table's result as JSON-ready values."""
+    return {
+        "table": result.table_name,
+        "status": result.status,
+        "rows_read": result.rows_read,
+        "rows_inserted": result.rows_inserted,
+        "rows_updated": result.rows_updated,
+        "rows_unchanged": result.rows_unchanged,
+        "rows_deleted": result.rows_deleted,
+        "watermark": result.watermark,
+        "seconds": round(result.seconds, 3),
+        "retries": result.retries,
+        "error": result.error,
+    }

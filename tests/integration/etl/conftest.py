@@ -1,0 +1,183 @@
+"""A source, a target and the runs between them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+
+from etl import pipeline
+from etl.config import DatabaseUrl, Settings, parse_tables
+from etl.model import Event, RunResult, TableResult
+
+
+@dataclass
+class Replication:
+    """Two real databases, an autocommit session on each, and runs with their events."""
+
+    source_url: str
+    target_url: str
+    source: Connection
+    target: Connection
+    settings: Settings
+    folder: Path
+    events: list[Event] = field(default_factory=list)
+
+    def run(self, *table_names: str, **changes: Any) -> RunResult:
+        return pipeline.run(replace(self.settings, **changes), table_names, observe=self.events.append)
+
+    def run_one(self, table_name: str, **changes: Any) -> TableResult:
+        """Run one table, which has to succeed."""
+        (result,) = self.run(table_name, **changes).tables
+        assert result.status == "succeeded", result.error
+        return result
+
+    def configure(self, document: dict[str, Any]) -> None:
+        faults: list[str] = []
+        self.settings = replace(self.settings, tables=parse_tables(document, faults))
+        assert not faults
+
+    def on_source(self, statement: str, *parameters: Any) -> list[Any]:
+        return query(self.source, statement, *parameters)
+
+    def on_target(self, statement: str, *parameters: Any) -> list[Any]:
+        return query(self.target, statement, *parameters)
+
+    def rows(self, table_name: str) -> tuple[list[str], list[str]]:
+        """Return all rows as text, sorted, of a source table and of its raw table."""
+        names = [
+            row[0]
+            for row in self.on_source(
+                "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0 and not attisdropped "
+                "order by attnum",
+                f'public."{table_name}"',
+            )
+        ]
+        columns = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in names)
+        found = []
+        for connection, schema in ((self.source, "public"), (self.target, "raw")):
+            statement = sql.SQL("select row({})::text from {}").format(columns, sql.Identifier(schema, table_name))
+            found.append(sorted(row[0] for row in query(connection, statement)))
+        return found[0], found[1]
+
+    def open_source(self) -> Connection:
+        """Open another session on the source, for a transaction of its own."""
+        return psycopg2.connect(self.source_url)
+
+    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line in a process of its own."""
+        return subprocess.run(
+            [sys.executable, "-m", "etl", *arguments],
+            env={**self.environment, **environment},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "SOURCE_DATABASE_URL": self.source_url,
+            "TARGET_DATABASE_URL": self.target_url,
+            "ETL_TABLES": str(self.write_tables("{}", "default.yml")),
+        }
+
+    def write_tables(self, text: str, name: str = "tables.yml") -> Path:
+        """Write a tables.yml and return its path."""
+        path = self.folder / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+
+def query(connection: Connection, statement: Any, *parameters: Any) -> list[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def _connect(url: str) -> Connection:
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("set timezone = 'UTC'; set extra_float_digits = 3")
+    return connection
+
+
+@pytest.fixture
+def replication(source_url: str, target_url: str, tmp_path: Path) -> Iterator[Replication]:
+    source, target = _connect(source_url), _connect(target_url)
+    settings = Settings(
+        source_url=DatabaseUrl(source_url),
+        target_url=DatabaseUrl(target_url),
+        tables=parse_tables({}, []),
+        fence_wait_seconds=0.05,
+        fence_margin_seconds=0.0,
+        lock_wait_seconds=1.0,
+    )
+    found = Replication(
+        source_url=source_url,
+        target_url=target_url,
+        source=source,
+        target=target,
+        settings=settings,
+        folder=tmp_path,
+    )
+    yield found
+    source.close()
+    target.close()
+
+
+def make_orders(replication: Replication, rows: int) -> None:
+    replication.on_source(
+        """
+        create type order_status as enum ('placed', 'paid', 'shipped');
+        create domain amount as numeric(12, 2) check (value >= 0);
+        create table orders (
+            order_id bigint generated always as identity primary key,
+            status order_status not null default 'placed',
+            total amount not null,
+            attributes jsonb not null default '{}',
+            note text,
+            updated_at timestamptz not null default now()
+        );
+        create index on orders (updated_at)
+        """
+    )
+    add_orders(replication.source, rows)
+
+
+def add_orders(connection: Connection, rows: int) -> None:
+    query(
+        connection,
+        "insert into orders (total, attributes, note) "
+        "select n / 7.0, jsonb_build_object('n', n), 'note ' || n from generate_series(1, %s) as n",
+        rows,
+    )
+
+
+@pytest.fixture
+def orders(replication: Replication) -> Replication:
+    """A replication whose source has 1,000 orders."""
+    make_orders(replication, 1000)
+    return replication
+
+
+@pytest.fixture
+def insert_orders() -> Any:
+    return add_orders
+
+
+@pytest.fixture
+def sql_query() -> Any:
+    return query
+
+

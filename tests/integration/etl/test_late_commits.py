@@ -1,0 +1,188 @@
+"""The fence: a row that becomes visible late, with an old watermark, still arrives."""
+
+import datetime as dt
+
+import pytest
+
+from etl.model import Point
+from etl.source import Source
+
+
+def take_max_points(self, tables):
+    """What loaders that poll a column do: trust max(column), whatever is still open."""
+    points = {}
+    with self._connection.cursor() as cursor:
+        for table in tables:
+            cursor.execute(f'select max("{table.watermark}")::text, pg_postmaster_start_time() from public."{table.name}"')
+            value, started_at = cursor.fetchone()
+            if value is not None:
+                long_ago = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+                points[table.name] = Point(
+                    value=value, as_of=long_ago, transactions=frozenset(), server_started_at=started_at
+                )
+    return points
+
+
+def commit_across_a_run(orders):
+    """Hold a transaction open across a run in which a younger row is replicated; return the late row's id."""
+    orders.run_one("orders")
+    writer = orders.open_source()
+    with writer.cursor() as cursor:
+        cursor.execute("insert into orders (total, note) values (1, 'late') returning order_id")
+        (order_id,) = cursor.fetchone()
+    orders.on_source("insert into orders (total, note) values (2, 'younger')")
+    orders.run_one("orders")
+    during = orders.on_target("select count(*) from raw.orders where order_id = %s", order_id)
+    writer.commit()
+    writer.close()
+    orders.run_one("orders")
+    assert during == [(0,)]
+    return order_id
+
+
+def test_a_row_committed_after_the_run_that_passed_it_still_arrives(orders):
+    order_id = commit_across_a_run(orders)
+
+    assert orders.on_target("select note from raw.orders where order_id = %s", order_id) == [("late",)]
+    source, raw = orders.rows("orders")
+    assert source == raw
+
+
+def test_the_same_row_is_lost_when_the_watermark_is_the_maximum(orders, monkeypatch):
+    monkeypatch.setattr(Source, "take_points", take_max_points)
+
+    order_id = commit_across_a_run(orders)
+
+    assert orders.on_target("select note from raw.orders where order_id = %s", order_id) == []
+
+
+def test_an_integer_watermark_waits_for_lower_numbers_that_are_still_open(replication):
+    replication.on_source("create table events (event_id bigint generated always as identity primary key, note text)")
+    replication.configure({"tables": {"events": {"watermark": "event_id"}}})
+    replication.on_source("insert into events (note) values ('first')")
+    replication.run_one("events")
+    writer = replication.open_source()
+    with writer.cursor() as cursor:
+        cursor.execute("insert into events (note) values ('late')")
+    replication.on_source("insert into events (note) values ('younger')")
+    replication.run_one("events")
+    held = replication.on_target("select watermark from etl.watermarks")
+    writer.commit()
+    writer.close()
+    replication.run_one("events")
+
+    source, raw = replication.rows("events")
+    assert held == [("1",)]
+    assert len(raw) == 3
+    assert source == raw
+    assert replication.on_target("select watermark from etl.watermarks") == [("3",)]
+
+
+def test_fresh_rows_are_not_held_back_by_an_open_transaction(orders):
+    orders.run_one("orders")
+    writer = orders.open_source()
+    with writer.cursor() as cursor:
+        cursor.execute("insert into orders (total) values (1)")
+    orders.on_source("insert into orders (total, note) values (2, 'fresh')")
+
+    result = orders.run_one("orders")
+
+    assert orders.on_target("select count(*) from raw.orders where note = 'fresh'") == [(1,)]
+    assert result.rows_inserted == 1
+    writer.close()
+
+
+def test_a_prepared_transaction_holds_the_watermark_until_it_is_committed(orders):
+    orders.run_one("orders")
+    writer = orders.open_source()
+    with writer.cursor() as cursor:
+        cursor.execute("insert into orders (total, note) values (1, 'prepared')")
+        cursor.execute("prepare transaction 'held'")
+    writer.commit()
+    writer.close()
+    before = orders.on_target("select watermark from etl.watermarks")
+    orders.run_one("orders")
+    orders.run_one("orders")
+    held = orders.on_target("select watermark from etl.watermarks")
+    orders.on_source("commit prepared 'held'")
+    orders.run_one("orders")
+
+    source, raw = orders.rows("orders")
+    assert held == before
+    assert source == raw
+    assert orders.on_target("select watermark from etl.watermarks") > before
+
+
+def test_a_transaction_that_has_only_read_so_far_counts_as_a_writer(orders):
+    orders.run_one("orders")
+    writer = orders.open_source()
+    with writer.cursor() as cursor:
+        cursor.execute("select count(*) from orders")
+        orders.on_source("insert into orders (total, note) values (2, 'younger')")
+        orders.run_one("orders")
+        cursor.execute("insert into orders (total, note) values (1, 'late')")
+    writer.commit()
+    writer.close()
+    orders.run_one("orders")
+
+    source, raw = orders.rows("orders")
+    assert source == raw
+
+
+def test_a_second_transaction_in_one_message_is_caught_by_its_old_start(orders):
+    """`commit and chain` in one message gives the second transaction the first one's now()."""
+    orders.run_one("orders")
+    writer = orders.open_source()
+    writer.autocommit = True
+    import threading
+
+    message = "begin; insert into orders (total, note) values (1, 'one'); select pg_advisory_lock(1); " \
+        "commit; begin; insert into orders (total, note) values (1, 'two'); select pg_advisory_lock(2); commit"
+    gate = orders.open_source()
+    gate.autocommit = True
+    with gate.cursor() as cursor:
+        cursor.execute("select pg_advisory_lock(2)")
+
+        def write():
+            with writer.cursor() as writing:
+                writing.execute(message)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+        while orders.on_source(waiting) != [(1,)]:
+            pass
+        orders.on_source("insert into orders (total, note) values (2, 'younger')")
+        orders.run_one("orders")
+        orders.run_one("orders")
+        cursor.execute("select pg_advisory_unlock(2)")
+        thread.join()
+    writer.close()
+    gate.close()
+    orders.run_one("orders")
+
+    source, raw = orders.rows("orders")
+    assert source == raw
+
+
+@pytest.mark.parametrize("kind", ["timestamp(3)", "date", "timestamptz(0)"])
+def test_other_kinds_of_watermark_see_a_late_commit(replication, kind):
+    replication.on_source(
+        f"create table notes (note_id int primary key, note text, updated_at {kind} not null default now())"
+    )
+    replication.on_source("set timezone = 'UTC'")
+    replication.on_source("insert into notes values (1, 'first')")
+    replication.run_one("notes")
+    writer = replication.open_source()
+    with writer.cursor() as cursor:
+        cursor.execute("set timezone = 'UTC'")
+        cursor.execute("insert into notes values (2, 'late')")
+    replication.on_source("insert into notes values (3, 'younger')")
+    replication.run_one("notes")
+    writer.commit()
+    writer.close()
+    replication.run_one("notes")
+
+    source, raw = replication.rows("notes")
+    assert len(raw) == 3
+    assert source == raw

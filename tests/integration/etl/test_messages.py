@@ -1,0 +1,132 @@
+"""Bad input: one message that says what to do, the right exit code, no traceback, nothing written."""
+
+import re
+
+import pytest
+
+
+def assert_refused(finished, exit_code, *parts):
+    assert finished.returncode == exit_code, finished.stderr
+    assert "Traceback" not in finished.stderr
+    for part in parts:
+        assert part in finished.stderr
+
+
+@pytest.mark.parametrize("side", ["SOURCE", "TARGET"])
+def test_an_url_that_leads_nowhere_exits_3(orders, side):
+    finished = orders.command("run", **{f"{side}_DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/nowhere"})
+
+    assert_refused(finished, 3, "127.0.0.1:1/nowhere", f"{side}_DATABASE_URL is right")
+    assert "secret" not in finished.stderr
+    assert orders.on_target("select count(*) from pg_class where relnamespace = to_regnamespace('raw')") == [(0,)]
+
+
+def test_a_database_that_does_not_exist_exits_3_at_once(orders):
+    finished = orders.command("run", SOURCE_DATABASE_URL=re.sub(r"/[^/]*$", "/nowhere", orders.source_url))
+
+    assert_refused(finished, 3, 'database "nowhere" does not exist')
+
+
+def test_an_url_that_is_none_exits_2_and_keeps_its_secret(orders):
+    finished = orders.command("run", SOURCE_DATABASE_URL="postgresql://u:%zzsecret@host/db", TARGET_DATABASE_URL="")
+
+    assert_refused(finished, 2, "SOURCE_DATABASE_URL is not a libpq URL", "TARGET_DATABASE_URL is not set")
+    assert "secret" not in finished.stderr
+
+
+def test_a_table_name_that_is_unknown_exits_2(orders):
+    finished = orders.command("run", "ordres")
+
+    assert_refused(finished, 2, "found ordres", "known are orders")
+    assert orders.on_target("select to_regclass('raw.orders')") == [(None,)]
+
+
+def test_a_configured_table_that_is_missing_fails_and_the_others_are_done(orders):
+    finished = orders.command("run", ETL_TABLES=str(orders.write_tables("tables: {payments: {}}\n")))
+
+    assert_refused(finished, 1, "expected a table public.payments on the source, found none", "tables.yml")
+    assert orders.on_target("select count(*) from raw.orders") == [(1000,)]
+
+
+def test_a_configured_table_without_key_fails_with_the_statement_that_mends_it(orders):
+    orders.on_source("create table keyless (a int)")
+
+    finished = orders.command("run", ETL_TABLES=str(orders.write_tables("tables: {keyless: {watermark: null}}\n")))
+
+    assert_refused(finished, 1, "public.keyless has no primary key", "alter table public.keyless add primary key")
+    assert orders.on_target("select count(*) from raw.orders") == [(1000,)]
+
+
+def test_a_view_named_on_the_command_line_fails_with_the_reason(orders):
+    orders.on_source("create view recent as select * from orders")
+
+    assert_refused(orders.command("run", "recent"), 1, "public.recent is a view: only tables are replicated")
+
+
+def test_three_mistakes_in_tables_yml_are_told_together(orders):
+    path = orders.write_tables(
+        "defaults: {batch_row: 10}\ntables:\n  orders: {deletes: sometimes}\n  events: {batch_rows: -1}\n"
+    )
+
+    finished = orders.command("run", ETL_TABLES=str(path))
+
+    assert_refused(
+        finished,
+        2,
+        "did you mean 'batch_rows'?",
+        "tables.orders.deletes: expected reconcile or none, found 'sometimes'",
+        "tables.events.batch_rows: expected a whole number of 1 or more, found -1",
+    )
+    assert len(finished.stderr.splitlines()) == 3
+
+
+def test_a_sequence_with_a_cache_is_refused_as_watermark(replication):
+    replication.on_source("create table events (event_id bigint generated always as identity (cache 20) primary key)")
+
+    finished = replication.command(
+        "run", ETL_TABLES=str(replication.write_tables("tables: {events: {watermark: event_id}}\n"))
+    )
+
+    assert_refused(finished, 1, "a sequence with cache 20", "cache 1")
+
+
+def test_a_watermark_beyond_the_source_stops_the_table(replication):
+    replication.on_source("create table events (event_id bigint generated always as identity primary key)")
+    replication.on_source("insert into events select from generate_series(1, 5)")
+    replication.configure({"tables": {"events": {"watermark": "event_id"}}})
+    replication.run_one("events")
+    replication.on_source("truncate events restart identity; insert into events default values")
+
+    (result,) = replication.run("events").tables
+
+    assert result.status == "failed"
+    assert "the watermark is 5, but the source has max(event_id) = 1" in str(result.error)
+
+
+def test_a_table_that_may_not_be_read_is_left_out_with_the_grant(orders):
+    orders.on_source("drop role if exists reader; create role reader login password 'r'")
+    try:
+        orders.on_source("grant usage on schema public to reader")
+        url = re.sub(r"//[^@]*@", "//reader:r@", orders.source_url)
+
+        finished = orders.command("run", "orders", SOURCE_DATABASE_URL=url)
+    finally:
+        orders.on_source("drop owned by reader; drop role reader")
+
+    assert_refused(finished, 1, "grant select on public.orders")
+
+
+def test_verify_and_status_before_the_first_run_say_to_run(orders):
+    assert_refused(orders.command("verify"), 3, "run `etl run` first")
+    assert_refused(orders.command("status"), 3, "run `etl run` first")
+
+
+def test_json_results_are_one_document_and_json_logs_are_lines(orders):
+    import json
+
+    finished = orders.command("run", "--json", "--log-format", "json")
+
+    result = json.loads(finished.stdout)
+    events = [json.loads(line)["event"] for line in finished.stderr.splitlines()]
+    assert result["tables"][0]["rows_inserted"] == 1000
+    assert events == ["table_started", "batch_committed", "table_finished"]

@@ -1,0 +1,261 @@
+"""What a run brings to `raw`: rows, types, counts, and nothing else."""
+
+import pytest
+
+
+def set_batch_rows(replication, rows, **tables):
+    replication.configure({"defaults": {"batch_rows": rows}, "tables": tables})
+
+
+def test_a_first_run_copies_every_row_exactly(orders):
+    result = orders.run_one("orders")
+
+    source, raw = orders.rows("orders")
+    assert (result.rows_read, result.rows_inserted) == (1000, 1000)
+    assert source == raw
+
+
+def test_a_raw_table_has_plain_types_the_key_and_our_columns(orders):
+    orders.run_one("orders")
+
+    columns = orders.on_target(
+        "select attname, format_type(atttypid, atttypmod), attnotnull from pg_attribute "
+        "where attrelid = 'raw.orders'::regclass and attnum > 0 order by attnum"
+    )
+    indexes = orders.on_target("select indexdef from pg_indexes where tablename = 'orders' order by 1")
+    assert columns == [
+        ("order_id", "bigint", True),
+        ("status", "text", False),
+        ("total", "numeric(12,2)", False),
+        ("attributes", "jsonb", False),
+        ("note", "text", False),
+        ("updated_at", "timestamp with time zone", False),
+        ("_etl_run_id", "bigint", False),
+        ("_etl_synced_at", "timestamp with time zone", False),
+        ("_etl_deleted_at", "timestamp with time zone", False),
+    ]
+    assert [index.partition(" USING ")[2] for (index,) in indexes] == ["btree (_etl_run_id)", "btree (order_id)"]
+
+
+def test_a_second_run_reads_only_the_increment_and_rewrites_nothing(orders):
+    orders.run_one("orders")
+    orders.on_source("update orders set total = total + 1, updated_at = clock_timestamp() where order_id <= 10")
+    orders.on_source("insert into orders (total) values (5)")
+    before = orders.on_target("select count(*) from raw.orders where _etl_run_id = 1")
+
+    second = orders.run_one("orders")
+    third = orders.run_one("orders")
+
+    assert before == [(1000,)]
+    assert (second.rows_inserted, second.rows_updated) == (1, 10)
+    assert second.rows_read < 1000
+    assert (third.rows_inserted, third.rows_updated) == (0, 0)
+    assert orders.on_target("select count(*) from raw.orders where _etl_run_id = 1") == [(990,)]
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, 100, 1000, 1001])
+def test_batches_of_any_size_bring_the_same_rows(orders, batch_rows):
+    """1,000 rows share one updated_at: the order of a batch has to go on inside equal watermarks."""
+    set_batch_rows(orders, batch_rows)
+    orders.run_one("orders")
+    orders.on_source("update orders set total = total + 1, updated_at = clock_timestamp() where order_id <= 60")
+    orders.on_source("update orders set note = 'x', updated_at = now() where order_id > 940")
+
+    result = orders.run_one("orders")
+
+    source, raw = orders.rows("orders")
+    assert result.rows_updated == 120
+    assert source == raw
+
+
+def test_keys_that_sort_otherwise_as_text_keep_the_batches_whole(replication):
+    """The last row of a batch is found by number, not by the text of its key: 9 comes before 10."""
+    replication.on_source("create table points (a int, b text, c numeric, primary key (c, b, a))")
+    replication.on_source("insert into points select n, 'k' || n % 3, n / 4.0 from generate_series(1, 500) as n")
+    set_batch_rows(replication, 9)
+    replication.run_one("points")
+    replication.on_source("update points set a = a + 1000 where a % 2 = 0")
+
+    replication.run_one("points")
+
+    (source, raw) = replication.rows("points")
+    assert set(source) <= set(raw)
+
+
+def test_a_table_without_watermark_is_read_whole_and_the_run_says_so(replication):
+    replication.on_source("create table rates (code text primary key, rate numeric)")
+    replication.on_source("insert into rates values ('EUR', 1.0), ('USD', 2)")
+    replication.run_one("rates")
+    replication.on_source("update rates set rate = 1.00 where code = 'EUR'")
+
+    result = replication.run_one("rates")
+
+    source, raw = replication.rows("rates")
+    assert (result.rows_read, result.rows_updated) == (2, 1)
+    assert source == raw
+    assert "the whole table is read each run" in replication.events[0].message
+
+
+def test_rows_whose_watermark_is_null_are_read_every_time(replication):
+    replication.on_source("create table notes (note_id int primary key, note text, updated_at timestamptz)")
+    replication.on_source("insert into notes values (1, 'a', now()), (2, 'b', null), (3, 'c', null)")
+    set_batch_rows(replication, 2)
+    replication.run_one("notes")
+    replication.on_source("update notes set note = 'changed' where note_id = 2")
+    replication.on_source("insert into notes values (4, 'new', null)")
+
+    result = replication.run_one("notes")
+
+    source, raw = replication.rows("notes")
+    assert (result.rows_inserted, result.rows_updated) == (1, 1)
+    assert source == raw
+
+
+def test_values_that_only_differ_in_form_are_told_apart(replication):
+    replication.on_source(
+        "create table forms (form_id int primary key, n numeric, d float8, i interval, j json, p point, b box)"
+    )
+    replication.on_source(
+        "insert into forms values (1, 1.0, 0, '1 mon', '{\"a\":1}', '(1,2)', '((0,0),(2,2))')"
+    )
+    replication.run_one("forms")
+    replication.on_source(
+        "update forms set n = 1.00, d = '-0', i = '30 days', j = '{\"a\": 1}', p = '(1,3)', b = '((0,0),(1,4))'"
+    )
+
+    result = replication.run_one("forms")
+
+    source, raw = replication.rows("forms")
+    assert result.rows_updated == 1
+    assert source == raw
+
+
+def test_names_that_need_quotes_work(replication):
+    name = 'Select "from" ' + "é" * 20
+    replication.on_source(f'create table "{name.replace(chr(34), chr(34) * 2)}" ("Order" int primary key, "a b%s" text)')
+    replication.on_source(f'insert into "{name.replace(chr(34), chr(34) * 2)}" values (1, \'x\')')
+
+    result = replication.run()
+
+    assert not result.has_failures
+    assert result.tables[0].rows_inserted == 1
+
+
+def test_a_column_dropped_on_the_source_stays_in_raw(orders):
+    orders.run_one("orders")
+    orders.on_source("alter table orders drop column note")
+    orders.on_source("insert into orders (total) values (1)")
+
+    orders.run_one("orders")
+
+    assert orders.on_target("select count(*), count(note) from raw.orders") == [(1001, 1000)]
+
+
+def test_a_column_added_on_the_source_is_refused_with_the_next_step(orders):
+    orders.run_one("orders")
+    orders.on_source("alter table orders add column extra int default 7")
+
+    (result,) = orders.run("orders").tables
+
+    assert result.status == "failed"
+    assert 'expected column "extra" of type integer, found none' in str(result.error)
+    assert "drop table raw.orders" in str(result.error)
+    assert orders.on_target("select count(*) from raw.orders") == [(1000,)]
+
+
+def test_a_table_that_fails_leaves_the_others_alone(orders):
+    orders.on_source("create table notes (note_id int primary key)")
+    orders.on_source("insert into notes values (1)")
+    orders.run()
+    orders.on_source("insert into notes values (2)")
+    orders.on_target("alter table raw.orders rename column note to other")
+
+    result = orders.run()
+
+    assert [(table.table_name, table.status) for table in result.tables] == [
+        ("notes", "succeeded"),
+        ("orders", "failed"),
+    ]
+    assert orders.on_target("select count(*) from raw.notes") == [(2,)]
+    assert orders.on_target("select status, error from etl.runs where run_id = 2") == [("failed", "failed: orders")]
+
+
+def test_the_ledger_counts_what_was_done(orders):
+    orders.run_one("orders")
+    orders.on_source("update orders set note = 'x', updated_at = clock_timestamp() where order_id <= 3")
+    orders.run_one("orders")
+
+    ledger = orders.on_target(
+        "select run_id, status, batches, rows_read, rows_inserted, rows_updated, rows_unchanged, ended_at is not null, "
+        "bytes_read > 0 from etl.table_runs order by run_id"
+    )
+    (second,) = ledger[1:]
+    assert ledger[0] == (1, "succeeded", 1, 1000, 1000, 0, 0, True, True)
+    assert second[5] == 3
+    assert second[3] == second[4] + second[5] + second[6]
+
+
+def test_one_snapshot_serves_all_tables(orders):
+    """A row in each of two tables, written in one transaction while a run is under way, arrives in both or neither."""
+    orders.on_source("create table notes (note_id int primary key)")
+    seen = []
+
+    def write_after_the_first_table(event):
+        if event.kind == "table_finished" and not seen:
+            seen.append(event.table_name)
+            orders.on_source("begin; insert into notes values (1); insert into orders (total) values (1); commit")
+
+    from etl import pipeline
+
+    pipeline.run(orders.settings, observe=write_after_the_first_table)
+
+    assert orders.on_target("select (select count(*) from raw.notes), (select count(*) from raw.orders)") == [(0, 1000)]
+
+
+def test_a_table_truncated_after_the_snapshot_is_read_again(orders, monkeypatch):
+    """TRUNCATE is not MVCC-safe: at the older snapshot the table would look empty."""
+    from etl.source import Source
+
+    orders.run_one("orders")
+    export = Source.export_snapshot
+    truncated = []
+
+    def export_and_truncate(self):
+        export(self)
+        if not truncated:
+            truncated.append(True)
+            orders.on_source("truncate orders; insert into orders (total, note) values (1, 'after')")
+
+    monkeypatch.setattr(Source, "export_snapshot", export_and_truncate)
+
+    result = orders.run_one("orders")
+
+    assert result.retries == 1
+    assert orders.on_target("select count(*) from raw.orders where note = 'after'") == [(1,)]
+
+
+def test_verify_tells_a_change_that_did_not_touch_the_watermark(orders):
+    orders.run_one("orders")
+    equal = orders.command("verify")
+    orders.on_source("update orders set note = 'silent' where order_id = 1")
+
+    different = orders.command("verify")
+
+    assert equal.returncode == 0, equal.stderr
+    assert different.returncode == 1
+    assert "different" in different.stdout
+
+
+def test_status_names_the_session_that_holds_a_watermark_back(orders):
+    orders.run_one("orders")
+    writer = orders.open_source()
+    with writer.cursor() as cursor:
+        cursor.execute("set application_name = 'month end'")
+        cursor.execute("insert into orders (total) values (1)")
+    orders.run_one("orders")
+
+    found = orders.command("status")
+
+    assert found.returncode == 0, found.stderr
+    assert f"pid {writer.info.backend_pid} month end" in found.stdout
+    writer.close()
