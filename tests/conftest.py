@@ -1,0 +1,91 @@
+"""Real servers for every test: embedded ones, started once, with a fresh pair of databases for each test."""
+
+import itertools
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from psycopg2 import sql
+
+from etl.local.servers import Server
+
+SOURCE_MAJOR = 16
+TARGET_MAJOR = 18
+# Tests restart and kill sessions, not the machine: durability costs time and shows nothing.
+TEST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "64MB", "max_connections": "60"}
+_numbers = itertools.count(1)
+
+
+def pytest_report_header() -> list[str]:
+    return [
+        f"databases: embedded servers, source PostgreSQL {SOURCE_MAJOR}, target PostgreSQL {TARGET_MAJOR}; "
+        "no containers are used"
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _serve(home: Path, name: str, major: int) -> Iterator[Server]:
+    server = Server(name=name, folder=home / name, port=free_port(), major=major, settings=TEST_SETTINGS)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def servers_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that the servers' user reaches: pytest's own are private."""
+    if os.getuid() != 0:
+        yield tmp_path_factory.mktemp("servers")
+        return
+    home = Path(tempfile.mkdtemp(prefix="tidemark-tests-", dir="/var/tmp"))
+    home.chmod(0o755)
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def source_server(servers_home: Path) -> Iterator[Server]:
+    yield from _serve(servers_home, "source", SOURCE_MAJOR)
+
+
+@pytest.fixture(scope="session")
+def target_server(servers_home: Path) -> Iterator[Server]:
+    yield from _serve(servers_home, "target", TARGET_MAJOR)
+
+
+def _database(server: Server) -> Iterator[str]:
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    control = psycopg2.connect(server.url())
+    control.autocommit = True
+    with control.cursor() as cursor:
+        cursor.execute(
+            sql.SQL("create database {} template template0 encoding 'UTF8'").format(sql.Identifier(name))
+        )
+        yield server.url(name)
+        cursor.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+    control.close()
+
+
+@pytest.fixture
+def source_url(source_server: Server) -> Iterator[str]:
+    """The URL of a fresh, empty source database, as its superuser."""
+    yield from _database(source_server)
+
+
+@pytest.fixture
+def target_url(target_server: Server) -> Iterator[str]:
+    """The URL of a fresh, empty target database, as its superuser."""
+    yield from _database(target_server)

@@ -1,0 +1,55 @@
+"""A module imports lower floors only."""
+
+import ast
+from pathlib import Path
+
+import etl
+
+FLOORS = [
+    {"errors", "model"},
+    {"config", "statements", "fence", "column_types"},
+    {"postgres", "catalog"},
+    {"source", "state", "target"},
+    {"replicate", "verify", "status"},
+    {"pipeline"},
+    {"progress", "cli", "__main__"},
+    {"local"},
+]
+# Neighbours on one floor that build on each other: target writes the ledger in its transactions.
+ALLOWED = {("target", "state"), ("cli", "progress"), ("__main__", "cli")}
+FOLDER = Path(etl.__file__).parent
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[1] for name in node.names if name.name.startswith("etl."))
+        elif isinstance(node, ast.ImportFrom) and node.module == "etl":
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("etl."):
+            yield str(node.module).split(".")[1]
+
+
+def test_a_module_imports_lower_floors_only():
+    floor_of = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+    modules = [path for path in FOLDER.glob("*.py") if path.stem != "__init__"]
+    wrong = [
+        f"{path.stem} imports {name}"
+        for path in modules
+        for name in imported_modules(path)
+        if floor_of[name] >= floor_of[path.stem] and (path.stem, name) not in ALLOWED
+    ]
+
+    assert len(modules) > 15
+    assert wrong == []
+
+
+def test_only_the_top_floor_prints():
+    printing = {
+        path.stem
+        for path in FOLDER.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+
+    assert printing == {"cli", "progress"}
