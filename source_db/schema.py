@@ -1,0 +1,78 @@
+"""Creates the tables of the example source and the role that replicates them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+
+import psycopg2
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+
+# Parents before children: the order of loading, and of deleting backwards.
+TABLES = ("customers", "products", "campaigns", "orders", "order_items", "payments", "inventory_levels", "events")
+
+
+class SourceDatabaseError(Exception):
+    """The example source cannot be used as asked; the message says the next step."""
+
+
+@contextmanager
+def session(url: str) -> Iterator[Connection]:
+    """Open a session whose block is one transaction, committed at its end."""
+    connection = psycopg2.connect(url, application_name="source_db")
+    try:
+        with connection:
+            yield connection
+    finally:
+        connection.close()
+
+
+def apply(url: str) -> None:
+    """Create types, tables, triggers, indexes and comments, all or nothing.
+
+    Raises SourceDatabaseError when they are there already.
+    """
+    if is_applied(url):
+        raise SourceDatabaseError("the schema is there already: load it with `python -m source_db seed`")
+    folder = resources.files("source_db").joinpath("sql")
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    with session(url) as connection, connection.cursor() as cursor:
+        for file in files:
+            cursor.execute(file.read_text(encoding="utf-8"))
+
+
+def is_applied(url: str) -> bool:
+    """Tell whether the database has the tables."""
+    with session(url) as connection, connection.cursor() as cursor:
+        cursor.execute("select pg_catalog.to_regclass('public.schema_migrations') is not null")
+        row = cursor.fetchone()
+    return bool(row and row[0])
+
+
+def create_replicator(url: str, password: str) -> None:
+    """Create the role that reads for replication, or set its password; it can write nothing.
+
+    `pg_read_all_stats` shows it the start of other transactions, which lets the fence settle sooner and surer.
+    """
+    with session(url) as connection, connection.cursor() as cursor:
+        cursor.execute("select from pg_catalog.pg_roles where rolname = 'replicator'")
+        if cursor.fetchone() is None:
+            cursor.execute("create role replicator")
+        cursor.execute(
+            sql.SQL("alter role replicator with login nosuperuser nocreatedb nocreaterole password {}").format(
+                sql.Literal(password)
+            )
+        )
+        cursor.execute(
+            """
+            alter role replicator set default_transaction_read_only = on;
+            grant pg_read_all_stats to replicator;
+            grant usage on schema public to replicator;
+            grant select on all tables in schema public to replicator;
+            grant select on all sequences in schema public to replicator;
+            alter default privileges in schema public grant select on tables to replicator;
+            alter default privileges in schema public grant select on sequences to replicator
+            """
+        )

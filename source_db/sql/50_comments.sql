@@ -1,0 +1,97 @@
+comment on table customers is 'One row per customer.';
+comment on column customers.customer_id is 'Identity.';
+comment on column customers.email is 'Address, unique; the login name.';
+comment on column customers.first_name is 'Given name.';
+comment on column customers.last_name is 'Family name.';
+comment on column customers.phone is 'Phone number as typed, if given.';
+comment on column customers.country is 'ISO 3166 code of the country.';
+comment on column customers.city is 'City of the main address.';
+comment on column customers.tier is 'Loyalty tier.';
+comment on column customers.marketing_opt_in is 'Whether the customer agreed to marketing mail.';
+comment on column customers.attributes is 'Free attributes: language, source of the sign-up.';
+comment on column customers.created_at is 'When the row was made.';
+comment on column customers.updated_at is 'Start of the transaction that changed the row last.';
+
+comment on table products is 'One row per product.';
+comment on column products.product_id is 'Identity.';
+comment on column products.sku is 'Stock keeping unit, unique.';
+comment on column products.name is 'Name shown in the shop.';
+comment on column products.category is 'Category shown in the shop.';
+comment on column products.price is 'List price now, USD.';
+comment on column products.cost is 'Purchase cost now, USD.';
+comment on column products.is_active is 'Whether it is sold.';
+comment on column products.attributes is 'Free attributes: colour, weight in grams.';
+comment on column products.created_at is 'When the row was made.';
+comment on column products.updated_at is 'Start of the transaction that changed the row last.';
+
+comment on table campaigns is 'One row per marketing campaign.';
+comment on column campaigns.campaign_id is 'Identity.';
+comment on column campaigns.name is 'Name, unique.';
+comment on column campaigns.channel is 'Where it runs.';
+comment on column campaigns.budget is 'Planned spend, USD.';
+comment on column campaigns.spend is 'Spend so far, USD.';
+comment on column campaigns.starts_on is 'First day.';
+comment on column campaigns.ends_on is 'Last day.';
+comment on column campaigns.created_at is 'When the row was made.';
+comment on column campaigns.updated_at is 'Start of the transaction that changed the row last.';
+
+comment on table orders is 'One row per order, carts included.';
+comment on column orders.order_id is 'Identity.';
+comment on column orders.customer_id is 'Who ordered.';
+comment on column orders.campaign_id is 'Campaign that the order is credited to, if any.';
+comment on column orders.status is 'State of the order.';
+comment on column orders.channel is 'Where the order came from.';
+comment on column orders.ordered_at is 'When it was placed; null for a cart.';
+comment on column orders.shipped_at is 'When it left the warehouse.';
+comment on column orders.delivered_at is 'When it arrived.';
+comment on column orders.subtotal is 'Sum of quantity times unit price of its items, USD.';
+comment on column orders.discount is 'Sum of the discounts of its items, USD.';
+comment on column orders.tax is 'Tax, USD.';
+comment on column orders.shipping is 'Shipping fee, USD.';
+comment on column orders.total is 'subtotal - discount + tax + shipping, USD.';
+comment on column orders.created_at is 'When the row was made.';
+comment on column orders.updated_at is 'Start of the transaction that changed the row last.';
+
+comment on table order_items is 'One row per line of an order.';
+comment on column order_items.order_item_id is 'Identity.';
+comment on column order_items.order_id is 'The order.';
+comment on column order_items.product_id is 'The product.';
+comment on column order_items.quantity is 'Units.';
+comment on column order_items.unit_price is 'Price of a unit when ordered, USD.';
+comment on column order_items.discount is 'Discount on the whole line, USD.';
+comment on column order_items.created_at is 'When the row was made.';
+comment on column order_items.updated_at is 'Start of the transaction that changed the row last.';
+
+comment on table payments is 'One row per payment or refund.';
+comment on column payments.payment_id is 'Identity.';
+comment on column payments.order_id is 'The order paid.';
+comment on column payments.method is 'How it was paid.';
+comment on column payments.status is 'State of the payment.';
+comment on column payments.amount is 'Amount, USD; negative for a refund.';
+comment on column payments.paid_at is 'When the money moved; null while authorized or failed.';
+comment on column payments.created_at is 'When the row was made.';
+comment on column payments.updated_at is 'Start of the transaction that changed the row last.';
+
+comment on table inventory_levels is 'One row per product and warehouse: the stock now.';
+comment on column inventory_levels.product_id is 'The product.';
+comment on column inventory_levels.warehouse_code is 'Three-letter code of the warehouse.';
+comment on column inventory_levels.on_hand is 'Units in the warehouse.';
+comment on column inventory_levels.reserved is 'Units of these promised to orders.';
+comment on column inventory_levels.reorder_point is 'Stock at which to order more.';
+comment on column inventory_levels.created_at is 'When the row was made.';
+comment on column inventory_levels.updated_at is 'Start of the transaction that changed the row last.';
+
+comment on table events is 'One row per step of a shop visit; append-only.';
+comment on column events.event_id is 'Identity, handed out in order.';
+comment on column events.session_id is 'The visit.';
+comment on column events.customer_id is 'Customer, if logged in.';
+comment on column events.event_type is 'The step.';
+comment on column events.product_id is 'Product looked at or bought, if any.';
+comment on column events.campaign_id is 'Campaign that led here, if any.';
+comment on column events.channel is 'Where the visit came from.';
+comment on column events.occurred_at is 'When it happened.';
+comment on column events.properties is 'Free properties: path, device.';
+
+comment on table schema_migrations is 'One row per version of this schema that was applied.';
+comment on column schema_migrations.version is 'Version.';
+comment on column schema_migrations.applied_at is 'When it was applied.';

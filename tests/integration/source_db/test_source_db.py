@@ -1,0 +1,188 @@
+"""The example source: what a DBA would check, a repeatable seed, and work that keeps the books right."""
+
+import datetime as dt
+
+import psycopg2
+import pytest
+
+from source_db import schema, seed, simulate
+
+UNTIL = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+BROKEN_BOOKS = {
+    "a subtotal that is not the sum of its lines": """
+        select order_id from orders left join order_items as i using (order_id)
+        group by order_id having subtotal <> coalesce(sum(quantity * unit_price), 0)
+    """,
+    "a discount that is not the sum of its lines": """
+        select order_id from orders as o left join order_items as i using (order_id)
+        group by order_id having o.discount <> coalesce(sum(i.discount), 0)
+    """,
+    "a paid order whose captured payments are not its total": """
+        select orders.order_id from orders left join payments as p on p.order_id = orders.order_id and p.status = 'captured'
+        where orders.status in ('paid', 'shipped', 'delivered', 'returned')
+        group by orders.order_id having total <> coalesce(sum(amount), 0)
+    """,
+    "a returned order that was not refunded": """
+        select o.order_id from orders as o join payments as p using (order_id)
+        where o.status = 'returned' and p.status in ('captured', 'refunded')
+        group by o.order_id having sum(amount) <> 0
+    """,
+    "an order before its customer": """
+        select order_id from orders join customers using (customer_id) where ordered_at < customers.created_at
+    """,
+}
+
+
+def query(url, statement, *parameters):
+    connection = psycopg2.connect(url)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
+
+
+def checksums(url):
+    return {
+        table: query(url, f"select count(*), sum(hashtextextended(t::text, 0)) from {table} as t")[0]
+        for table in schema.TABLES
+    }
+
+
+def broken_books(url):
+    return {name: rows for name, text in BROKEN_BOOKS.items() if (rows := query(url, text))}
+
+
+@pytest.fixture
+def shop(source_url):
+    schema.apply(source_url)
+    seed.load(source_url, scale=0.1, until=UNTIL)
+    return source_url
+
+
+def test_the_same_seed_gives_the_same_rows(source_url, target_url):
+    for url in (source_url, target_url):
+        schema.apply(url)
+        seed.load(url, scale=0.05, seed=7, until=UNTIL)
+
+    assert checksums(source_url) == checksums(target_url)
+
+
+def test_a_seed_of_one_tenth_has_a_tenth_of_the_rows(shop):
+    counts = {table: count for table, (count, _) in checksums(shop).items()}
+
+    assert counts["customers"] == 200
+    assert counts["products"] == 50
+    assert counts["orders"] == 2000
+    assert 5000 < counts["order_items"] < 7000
+    assert 5000 < counts["events"] < 7000
+
+
+def test_the_books_of_the_seed_are_right(shop):
+    assert broken_books(shop) == {}
+
+
+def test_the_history_is_worth_analysing(shop):
+    funnel = [row[0] for row in query(shop, "select count(*) from events group by event_type order by event_type")]
+    (top_share,) = query(
+        shop,
+        "select sum(n) filter (where place <= 20) / sum(n) from (select count(*) as n, "
+        "row_number() over (order by count(*) desc) as place from orders group by customer_id) as t",
+    )[0]
+    (unsold,) = query(
+        shop, "select count(*) from products as p where not exists (select from order_items where product_id = p.product_id)"
+    )[0]
+    (weekend, weekday) = query(
+        shop,
+        "select count(*) filter (where extract(isodow from ordered_at) >= 6) / 2.0, "
+        "count(*) filter (where extract(isodow from ordered_at) < 6) / 5.0 from orders",
+    )[0]
+
+    assert funnel == sorted(funnel, reverse=True)
+    assert len(funnel) == 5
+    assert top_share > 0.2
+    assert unsold >= 3
+    assert weekend > weekday
+    assert query(shop, "select count(distinct status) from orders")[0][0] >= 5
+
+
+def test_the_next_row_gets_a_new_number(shop):
+    query(shop, "insert into customers (email, first_name, last_name, country, city) values ('a@b', 'A', 'B', 'US', 'C')")
+
+    assert query(shop, "select customer_id from customers where email = 'a@b'") == [(201,)]
+
+
+def test_a_seed_into_filled_tables_is_refused_and_changes_nothing(shop):
+    before = checksums(shop)
+
+    with pytest.raises(schema.SourceDatabaseError, match="hold rows already"):
+        seed.load(shop, scale=0.1)
+
+    assert checksums(shop) == before
+
+
+def test_a_seed_that_fails_leaves_nothing(source_url):
+    schema.apply(source_url)
+    query(source_url, "alter table events add constraint none check (event_type <> 'purchase')")
+
+    with pytest.raises(psycopg2.errors.CheckViolation):
+        seed.load(source_url, scale=0.05, until=UNTIL)
+
+    assert seed.is_empty(source_url)
+
+
+def test_every_table_and_column_has_a_comment(shop):
+    uncommented = query(
+        shop,
+        "select c.relname, a.attname from pg_class as c join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 "
+        "where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and not a.attisdropped "
+        "and col_description(c.oid, a.attnum) is null "
+        "union all select relname, null from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r' "
+        "and obj_description(oid) is null",
+    )
+
+    assert len(query(shop, "select tablename from pg_tables where schemaname = 'public'")) == 9
+    assert uncommented == []
+
+
+def test_every_table_but_events_stamps_its_changes_and_has_the_index(shop):
+    stamped = {
+        row[0]
+        for row in query(
+            shop,
+            "select c.relname from pg_class as c join pg_trigger as t on t.tgrelid = c.oid and t.tgname = 'touch_updated_at' "
+            "join pg_index as i on i.indrelid = c.oid join pg_attribute as a on a.attrelid = c.oid "
+            "and a.attnum = i.indkey[0] and a.attname = 'updated_at' and a.attnotnull",
+        )
+    }
+
+    assert stamped == set(schema.TABLES) - {"events"}
+
+
+def test_the_replicator_reads_and_cannot_write(shop):
+    schema.create_replicator(shop, "it's")
+    schema.create_replicator(shop, "secret")  # sets the password anew
+    parts = psycopg2.extensions.parse_dsn(shop)
+    reader = psycopg2.connect(**{**parts, "user": "replicator", "password": "secret"})
+    reader.autocommit = True
+    with reader.cursor() as cursor:
+        cursor.execute("select count(*) from orders")
+        assert cursor.fetchone() == (2000,)
+        cursor.execute("set default_transaction_read_only = off")
+        for statement in ("delete from orders", "create table public.mine (a int)", "truncate events"):
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                cursor.execute(statement)
+    reader.close()
+    query(shop, "drop owned by replicator; revoke pg_read_all_stats from replicator; drop role replicator")
+
+
+def test_a_simulation_does_every_kind_of_work_and_keeps_the_books_right(shop):
+    before = checksums(shop)
+
+    counts = simulate.run(shop, seconds=4, rate=250, writers=4)
+
+    assert set(counts) >= {*simulate.ACTIVITIES, "rolled_back", "stayed_open"}
+    assert broken_books(shop) == {}
+    assert all(checksums(shop)[table] != before[table] for table in schema.TABLES if table != "campaigns")
