@@ -1,0 +1,146 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='rebuild_touched',
+        unique_key='order_id',
+        on_schema_change='append_new_columns',
+        post_hook="{{ note_build() }}",
+        indexes=[
+            {'columns': ['order_id'], 'unique': true},
+            {'columns': ['customer_id']},
+            {'columns': ['order_date']},
+            {'columns': ['order_item_ids'], 'type': 'gin'},
+            {'columns': ['payment_ids'], 'type': 'gin'},
+        ],
+    )
+}}
+
+{%- call collect_touched_keys() %}
+with
+
+changed_orders as (
+    select orders.order_id, orders.customer_id
+    from {{ ref('stg_orders') }} as orders
+    where {{ is_touched('orders') }}
+),
+
+changed_items as (
+    select items.order_item_id, items.order_id
+    from {{ ref('stg_order_items') }} as items
+    where {{ is_touched('items') }}
+),
+
+changed_payments as (
+    select payments.payment_id, payments.order_id
+    from {{ ref('stg_payments') }} as payments
+    where {{ is_touched('payments') }}
+),
+
+-- Customers whose order numbers may move: those of changed orders now, and those they had at the last build.
+changed_customers as (
+    select changed_orders.customer_id from changed_orders
+    union
+    select built.customer_id from {{ this }} as built
+    where built.order_id in (select changed_orders.order_id from changed_orders)
+    union
+    select customers.customer_id from {{ ref('stg_customers') }} as customers
+    where {{ is_touched('customers') }}
+)
+
+select changed_orders.order_id from changed_orders
+union
+select changed_items.order_id from changed_items
+union
+select changed_payments.order_id from changed_payments
+union
+select orders.order_id from {{ ref('stg_orders') }} as orders
+where orders.customer_id in (select changed_customers.customer_id from changed_customers)
+union
+select items.order_id
+from {{ ref('stg_order_items') }} as items
+inner join {{ ref('stg_products') }} as products on items.product_id = products.product_id
+where {{ is_touched('products') }}
+union
+-- Orders that a line or a payment has left.
+select built.order_id from {{ this }} as built
+where built.order_item_ids && (select coalesce(array_agg(changed_items.order_item_id), '{}') from changed_items)
+union
+select built.order_id from {{ this }} as built
+where built.payment_ids && (select coalesce(array_agg(changed_payments.payment_id), '{}') from changed_payments)
+{%- endcall %}
+
+with
+
+orders as (
+    select * from {{ ref('int_orders_enriched') }}
+    {%- if is_incremental() %}
+    where order_id in (select touched.order_id from {{ touched_keys() }} as touched)
+    {%- endif %}
+),
+
+items as (
+    select
+        order_id,
+        count(*)::integer as item_count,
+        sum(quantity)::integer as unit_count,
+        sum(gross_usd) as gross_usd,
+        sum(margin_usd) as margin_usd,
+        array_agg(order_item_id order by order_item_id) as order_item_ids
+    from {{ ref('int_order_items_enriched') }}
+    {%- if is_incremental() %}
+    where order_id in (select touched.order_id from {{ touched_keys() }} as touched)
+    {%- endif %}
+    group by order_id
+),
+
+payments as (
+    select
+        order_id,
+        coalesce(sum(amount_usd) filter (where status = 'captured'), 0) as paid_usd,
+        coalesce(-sum(amount_usd) filter (where status = 'refunded'), 0) as refunded_usd,
+        min(paid_at) filter (where status = 'captured') as first_paid_at,
+        array_agg(payment_id order by payment_id) as payment_ids
+    from {{ ref('stg_payments') }}
+    where
+        not is_deleted
+        {%- if is_incremental() %}
+        and order_id in (select touched.order_id from {{ touched_keys() }} as touched)
+        {%- endif %}
+    group by order_id
+),
+
+metrics as (
+    select
+        orders.order_id,
+        orders.customer_id,
+        orders.campaign_id,
+        orders.status,
+        orders.channel,
+        orders.customer_tier,
+        orders.customer_country_code,
+        coalesce(items.item_count, 0) as item_count,
+        coalesce(items.unit_count, 0) as unit_count,
+        coalesce(items.gross_usd, 0) as gross_usd,
+        orders.discount_usd,
+        orders.tax_usd,
+        orders.shipping_usd,
+        orders.total_usd,
+        coalesce(payments.paid_usd, 0) as paid_usd,
+        coalesce(payments.refunded_usd, 0) as refunded_usd,
+        coalesce(items.margin_usd, 0) as margin_usd,
+        {{ hours_between('orders.ordered_at', 'payments.first_paid_at') }} as hours_to_pay,
+        {{ hours_between('orders.ordered_at', 'orders.shipped_at') }} as hours_to_ship,
+        {{ hours_between('orders.shipped_at', 'orders.delivered_at') }} as hours_to_deliver,
+        orders.customer_order_number,
+        orders.customer_order_number = 1 as is_first_order,
+        orders.ordered_at,
+        orders.order_date,
+        coalesce(items.order_item_ids, '{}') as order_item_ids,
+        coalesce(payments.payment_ids, '{}') as payment_ids,
+        now() as dbt_built_at
+    from orders
+    left join items on orders.order_id = items.order_id
+    left join payments on orders.order_id = payments.order_id
+)
+
+select * from metrics

@@ -1,0 +1,9 @@
+-- The lines of an order and the order itself tell the same money.
+select
+    orders.order_id,
+    orders.gross_usd,
+    sum(sales.gross_usd) as gross_of_lines_usd
+from {{ ref('fct_orders') }} as orders
+left join {{ ref('fct_sales') }} as sales on orders.order_id = sales.order_id
+group by orders.order_id, orders.gross_usd
+having orders.gross_usd <> coalesce(sum(sales.gross_usd), 0)
