@@ -74,7 +74,7 @@ with
 orders as (
     select * from {{ ref('int_orders_enriched') }}
     {%- if is_incremental() %}
-    where order_id in (select touched.order_id from {{ touched_keys() }} as touched)
+        where order_id in (select touched.order_id from {{ touched_keys() }} as touched)
     {%- endif %}
 ),
 
@@ -88,7 +88,7 @@ items as (
         array_agg(order_item_id order by order_item_id) as order_item_ids
     from {{ ref('int_order_items_enriched') }}
     {%- if is_incremental() %}
-    where order_id in (select touched.order_id from {{ touched_keys() }} as touched)
+        where order_id in (select touched.order_id from {{ touched_keys() }} as touched)
     {%- endif %}
     group by order_id
 ),
@@ -104,7 +104,7 @@ payments as (
     where
         not is_deleted
         {%- if is_incremental() %}
-        and order_id in (select touched.order_id from {{ touched_keys() }} as touched)
+            and order_id in (select touched.order_id from {{ touched_keys() }} as touched)
         {%- endif %}
     group by order_id
 ),

@@ -36,7 +36,7 @@ with
 items as (
     select * from {{ ref('int_order_items_enriched') }}
     {%- if is_incremental() %}
-    where order_item_id in (select touched.order_item_id from {{ touched_keys() }} as touched)
+        where order_item_id in (select touched.order_item_id from {{ touched_keys() }} as touched)
     {%- endif %}
 ),
 

@@ -1,0 +1,74 @@
+# Targets are a line or two; what they do is in Python: etl/local, etl, source_db.
+PYTHON ?= python3
+export SOURCE_PORT TARGET_PORT
+ARGS ?=
+LOCAL = .venv/bin/python -m etl.local
+PYTEST = .venv/bin/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup environment up down seed simulate extract dbt-run dbt-test pipeline status verify psql \
+	test test-unit test-integration test-end-to-end lint clean lock
+
+help:  ## print this
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup:  ## make .venv with everything for development
+	@$(PYTHON) etl/local/environment.py dev
+
+environment:
+	@$(PYTHON) etl/local/environment.py core
+
+pipeline: environment  ## source -> raw -> marts, with a summary; starts and seeds embedded servers if needed
+	@$(LOCAL) pipeline
+
+up: environment  ## start the embedded servers (SOURCE_PORT=5433 TARGET_PORT=5434)
+	@$(LOCAL) up
+
+down: environment  ## stop the embedded servers
+	@$(LOCAL) down
+
+seed: environment  ## fill the source with an invented shop (ARGS="--scale 10")
+	@$(LOCAL) seed $(ARGS)
+
+simulate: environment  ## play activity on the embedded source (ARGS="--seconds 20 --rate 50")
+	@$(LOCAL) simulate $(ARGS)
+
+extract: environment  ## replicate what changed (ARGS=orders for one table)
+	@$(LOCAL) extract $(ARGS)
+
+dbt-run: environment  ## build the models (ARGS=--full-refresh)
+	@$(LOCAL) dbt-run $(ARGS)
+
+dbt-test: environment  ## test the models
+	@$(LOCAL) dbt-test $(ARGS)
+
+status: environment  ## where every table stands, and what holds it back
+	@$(LOCAL) status $(ARGS)
+
+verify: environment  ## compare source and raw by content
+	@$(LOCAL) verify $(ARGS)
+
+psql: environment  ## query the warehouse as analyst (ARGS='-c "select ..."')
+	@$(LOCAL) psql $(ARGS)
+
+test: setup  ## run all tests (about 5 minutes)
+	@$(PYTEST) -m "not long" $(ARGS)
+
+test-unit: setup  ## run the tests that need no database
+	@$(PYTEST) tests/unit $(ARGS)
+
+test-integration: setup  ## run the tests on real servers
+	@$(PYTEST) -m "not long" tests/integration $(ARGS)
+
+test-end-to-end: setup  ## run make itself in a copy of the checkout
+	@$(PYTEST) tests/end_to_end $(ARGS)
+
+lint: setup  ## ruff, mypy, sqlfluff
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy -p etl -p source_db
+	@.venv/bin/sqlfluff lint dbt/models dbt/tests/*.sql source_db/sql
+
+clean: environment  ## stop the embedded servers and remove their data
+	@$(LOCAL) clean
+
+lock: setup  ## resolve the dependencies anew
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" lock/regenerate

@@ -1,0 +1,193 @@
+"""`python -m etl.local COMMAND`: what `make` calls. Embedded servers are started where no URL is given."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import psycopg2
+import psycopg2.extensions
+
+from etl.errors import ConfigurationError, EtlError
+from etl.local.databases import CHECKOUT, TARGET_NAME, Databases, embedded_servers, open_databases
+from etl.local.servers import choose_home, find_binaries
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code, as `etl` does."""
+    parser = argparse.ArgumentParser(prog="python -m etl.local", description="The pipeline on one machine.")
+    parser.add_argument("command", choices=sorted(COMMANDS), help="what to do; the Makefile tells each")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on")
+    given = parser.parse_args(argv)
+    try:
+        return COMMANDS[given.command](given.arguments)
+    except EtlError as error:
+        for line in str(error).splitlines():
+            print(f"{given.command}: {line}", file=sys.stderr)
+        return error.exit_code
+    except psycopg2.OperationalError as error:
+        print(f"{given.command}: {' '.join(str(error).split())}; look at it with `make status`", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+
+
+def up(_: Sequence[str]) -> int:
+    databases = open_databases()
+    source, target = embedded_servers()
+    if databases.is_source_embedded:
+        print(f"source: PostgreSQL {source.major} on port {source.port}, data in {source.data}")
+    if databases.is_target_embedded:
+        print(f"target: PostgreSQL {target.major} on port {target.port}, data in {target.data}")
+    return 0
+
+
+def down(_: Sequence[str]) -> int:
+    for server in embedded_servers():
+        print(f"{server.name}: {'stopped' if server.stop() else 'was not running'}")
+    return 0
+
+
+def clean(_: Sequence[str]) -> int:
+    for server in embedded_servers():
+        server.remove()
+        print(f"{server.name}: data removed")
+    return 0
+
+
+def seed(arguments: Sequence[str]) -> int:
+    return _source_db("seed", arguments, open_databases())
+
+
+def simulate(arguments: Sequence[str]) -> int:
+    databases = open_databases()
+    if not databases.is_source_embedded:
+        raise ConfigurationError(
+            "simulate writes to the source, and SOURCE_DATABASE_URL is a database of yours: unset it to play on the "
+            "embedded one, or name it yourself: python -m source_db simulate --url URL"
+        )
+    return _source_db("simulate", arguments, databases)
+
+
+def extract(arguments: Sequence[str]) -> int:
+    return _etl("run", arguments)
+
+
+def status(arguments: Sequence[str]) -> int:
+    for server in embedded_servers():
+        is_given = os.environ.get(f"{server.name.upper()}_DATABASE_URL")
+        if not is_given and (not server.data.exists() or server.running_port() is None):
+            print(f"status: the {server.name} server is stopped: start it with `make up`", file=sys.stderr)
+            return 3
+    return _etl("status", arguments)
+
+
+def verify(arguments: Sequence[str]) -> int:
+    return _etl("verify", arguments)
+
+
+def dbt_run(arguments: Sequence[str]) -> int:
+    return _dbt("run", arguments)
+
+
+def dbt_test(arguments: Sequence[str]) -> int:
+    return _dbt("test", arguments)
+
+
+def pipeline(_: Sequence[str]) -> int:
+    from etl.cli import execute_run  # noqa: PLC0415 each command pays for its own imports only
+    from etl.config import load_settings  # noqa: PLC0415
+    from etl.local import dbt_project  # noqa: PLC0415
+    from etl.local.summary import Timings, print_summary  # noqa: PLC0415
+
+    _say("1/4 databases")
+    databases = open_databases()
+    _say("2/4 source data")
+    _seed_if_empty(databases)
+    _say("3/4 source to raw")
+    started = time.monotonic()
+    result = execute_run(load_settings(databases.environment))
+    replicated = time.monotonic()
+    if result.has_failures:
+        failed = [table.table_name for table in result.tables if table.error]
+        raise _failed_tables(failed)
+    _say("4/4 raw to marts")
+    dbt_project.build(databases)
+    timings = Timings(replicate=replicated - started, build=time.monotonic() - replicated)
+    print_summary(databases, result, timings)
+    return 0
+
+
+def psql(arguments: Sequence[str]) -> int:
+    """Open psql as `analyst` on the embedded warehouse, or on TARGET_DATABASE_URL; the password is not an argument."""
+    databases = open_databases()
+    url = databases.urls.get("ANALYST_DATABASE_URL") or databases.urls["TARGET_DATABASE_URL"]
+    parts = psycopg2.extensions.parse_dsn(url)
+    names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
+    given = {names[part]: value for part, value in parts.items() if part in names}
+    program = find_binaries(18, choose_home(CHECKOUT)) / "bin" / "psql"
+    os.execve(program, ["psql", *arguments], {**os.environ, "PGDATABASE": TARGET_NAME, **given})  # noqa: S606
+
+
+def _source_db(command: str, arguments: Sequence[str], databases: Databases) -> int:
+    from source_db.__main__ import main as source_db  # noqa: PLC0415
+
+    os.environ.update(databases.urls)
+    return source_db([command, *arguments])
+
+
+def _etl(command: str, arguments: Sequence[str]) -> int:
+    from etl.cli import main as etl  # noqa: PLC0415
+
+    os.environ.update(open_databases().urls)
+    return etl([command, *arguments])
+
+
+def _dbt(command: str, arguments: Sequence[str]) -> int:
+    from etl.local import dbt_project  # noqa: PLC0415
+
+    return dbt_project.run(open_databases(), [command, *arguments])
+
+
+def _seed_if_empty(databases: Databases) -> None:
+    from source_db import seed as seeding  # noqa: PLC0415
+
+    if not databases.is_source_embedded:
+        _say("the source is yours: it is only read")
+        return
+    url = databases.urls["SOURCE_ADMIN_DATABASE_URL"]
+    if not seeding.is_empty(url):
+        _say("the source has data already")
+        return
+    counts = seeding.load(url)
+    _say(f"seeded {sum(counts.values()):,} rows in {len(counts)} tables")
+
+
+def _failed_tables(names: Sequence[str]) -> EtlError:
+    return EtlError(f"the marts were not built, because tables failed: {', '.join(names)}; the lines above say why")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "up": up,
+    "down": down,
+    "clean": clean,
+    "seed": seed,
+    "simulate": simulate,
+    "extract": extract,
+    "status": status,
+    "verify": verify,
+    "dbt-run": dbt_run,
+    "dbt-test": dbt_test,
+    "pipeline": pipeline,
+    "psql": psql,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Chooses the databases to work on: those given by URL, or embedded ones made ready on this machine.
+
+Begin at `open_databases`. A database given by URL is never created, provisioned or written to from here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import psycopg2
+from psycopg2 import sql
+from psycopg2.extensions import cursor as Cursor
+
+from etl.errors import ConfigurationError
+from etl.local.servers import Server, choose_home
+from source_db import schema
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SOURCE_NAME, TARGET_NAME = "source", "warehouse"
+TARGET_ROLES = ("loader", "transformer", "analyst")
+DEFAULT_PORTS = {"SOURCE_PORT": 5433, "TARGET_PORT": 5434}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Databases:
+    """The URLs that commands work with, as environment variables, and whether each side is embedded."""
+
+    urls: Mapping[str, str]
+    is_source_embedded: bool
+    is_target_embedded: bool
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **self.urls}
+
+
+def embedded_servers(environment: Mapping[str, str] = os.environ) -> tuple[Server, Server]:
+    """Return the source and target servers of this checkout, running or not."""
+    home = choose_home(CHECKOUT)
+    return (
+        Server(name="source", folder=home / "source", port=_port(environment, "SOURCE_PORT"), major=16, port_variable="SOURCE_PORT"),
+        Server(name="target", folder=home / "target", port=_port(environment, "TARGET_PORT"), major=18, port_variable="TARGET_PORT"),
+    )  # fmt: skip
+
+
+def open_databases(environment: Mapping[str, str] = os.environ) -> Databases:
+    """Start and provision the embedded servers that are needed; return the URLs to use."""
+    source, target = embedded_servers(environment)
+    urls: dict[str, str] = {}
+    is_source_embedded = not environment.get("SOURCE_DATABASE_URL")
+    is_target_embedded = not environment.get("TARGET_DATABASE_URL")
+    if is_source_embedded:
+        source.start()
+        urls |= _provision_source(source)
+    else:
+        urls["SOURCE_DATABASE_URL"] = environment["SOURCE_DATABASE_URL"]
+    if is_target_embedded:
+        target.start()
+        urls |= _provision_target(target)
+    else:
+        urls["TARGET_DATABASE_URL"] = environment["TARGET_DATABASE_URL"]
+    return Databases(urls=urls, is_source_embedded=is_source_embedded, is_target_embedded=is_target_embedded)
+
+
+def _provision_source(server: Server) -> dict[str, str]:
+    _create_database(server, SOURCE_NAME)
+    admin = server.url(SOURCE_NAME)
+    if not schema.is_applied(admin):
+        schema.apply(admin)
+    passwords = _passwords(server, ("replicator",))
+    schema.create_replicator(admin, passwords["replicator"])
+    return {
+        "SOURCE_ADMIN_DATABASE_URL": admin,
+        "SOURCE_DATABASE_URL": server.url(SOURCE_NAME, "replicator", passwords["replicator"]),
+    }
+
+
+def _provision_target(server: Server) -> dict[str, str]:
+    _create_database(server, TARGET_NAME)
+    passwords = _passwords(server, TARGET_ROLES)
+    roles = resources.files("etl.local").joinpath("roles.sql").read_text(encoding="utf-8")
+    with schema.session(server.url(TARGET_NAME)) as connection, connection.cursor() as cursor:
+        for role, password in passwords.items():
+            _create_role(cursor, role, password)
+        cursor.execute(roles)
+    urls = {role: server.url(TARGET_NAME, role, passwords[role]) for role in TARGET_ROLES}
+    return {
+        "TARGET_DATABASE_URL": urls["loader"],
+        "TRANSFORMER_DATABASE_URL": urls["transformer"],
+        "ANALYST_DATABASE_URL": urls["analyst"],
+    }
+
+
+def _create_database(server: Server, name: str) -> None:
+    connection = psycopg2.connect(server.url())
+    connection.autocommit = True  # CREATE DATABASE refuses a transaction
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("select from pg_catalog.pg_database where datname = %s", (name,))
+            if cursor.fetchone() is None:
+                cursor.execute(sql.SQL("create database {} template template0").format(sql.Identifier(name)))
+    finally:
+        connection.close()
+
+
+def _create_role(cursor: Cursor, role: str, password: str) -> None:
+    cursor.execute("select from pg_catalog.pg_roles where rolname = %s", (role,))
+    if cursor.fetchone() is None:
+        cursor.execute(sql.SQL("create role {}").format(sql.Identifier(role)))
+    cursor.execute(
+        sql.SQL("alter role {} with login password {}").format(sql.Identifier(role), sql.Literal(password))
+    )
+
+
+def _passwords(server: Server, roles: tuple[str, ...]) -> dict[str, str]:
+    """Return the roles' passwords, made at random once and kept beside the data, readable by the owner only."""
+    path = server.folder / "passwords.json"
+    if path.exists():
+        found: dict[str, str] = json.loads(path.read_text())
+        return found
+    made = {role: secrets.token_urlsafe(18) for role in roles}
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(made, file)
+    return made
+
+
+def _port(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name) or str(DEFAULT_PORTS[name])
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise ConfigurationError(f"{name} is {text!r}: expected a port, 1 to 65535")
+    return int(text)
