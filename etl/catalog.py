@@ -249,9 +249,7 @@ def _describe(
     )
 
 
-def _describe_column(
-    column: tuple[Any, ...], types: dict[int, SourceType], known_to_target: Set[str]
-) -> Column:
+def _describe_column(column: tuple[Any, ...], types: dict[int, SourceType], known_to_target: Set[str]) -> Column:
     _, name, type_oid, formatted, is_nullable, _, _ = column
     raw = map_type(type_oid, formatted, types, known_to_target)
     return Column(

@@ -120,7 +120,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _verdict(comparison: Comparison) -> str:
     if comparison.error:
         return comparison.error
-    return "equal" if comparison.is_equal else "different: run `etl run`, or the rows changed since"
+    if comparison.is_equal:
+        return "equal"
+    if comparison.raw_rows > comparison.source_rows:
+        return "different: raw holds rows that the source has no more"
+    return "different: run `etl run` for what changed since"
 
 
 def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

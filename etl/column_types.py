@@ -52,7 +52,9 @@ def map_type(oid: int, formatted: str, types: Mapping[int, SourceType], known_to
     if found.kind in "ec" or found.name not in known_to_target or _names_an_object(found):
         return RawType(name=TEXT, is_cast=True, is_binary=True)
     is_builtin = found.oid < FIRST_USER_OID
-    return RawType(name=formatted, is_cast=False, is_binary=is_builtin and found.has_binary and not found.name.startswith("xml"))
+    return RawType(
+        name=formatted, is_cast=False, is_binary=is_builtin and found.has_binary and not found.name.startswith("xml")
+    )
 
 
 def _map_array(

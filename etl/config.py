@@ -206,7 +206,7 @@ _TOP_FIELDS: _Fields = {
     "schema": (_is_name, "the name of a schema"),
     "discover": _BOOLEAN,
     "defaults": _MAPPING,
-    "tables": (lambda value: True, "a mapping"),  # checked entry by entry
+    "tables": (lambda _: True, "a mapping"),  # checked entry by entry
 }
 
 

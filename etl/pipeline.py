@@ -154,10 +154,10 @@ class _Attempts:
                     self.control,
                     self.run_id,
                     table.name,
-                    task.progress,
-                    source.snapshot,
-                    source.fence_wait_seconds,
-                    self.attempt - 1,
+                    watermark=task.progress.watermark,
+                    snapshot=source.snapshot,
+                    fence_wait_seconds=source.fence_wait_seconds,
+                    retries=self.attempt - 1,
                 )
             counts, after = replicate_table(self.settings, source, self.run_id, task, self._count)
         except EtlError as error:

@@ -5,7 +5,7 @@ Begin at `replicate_table`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -47,24 +47,24 @@ def replicate_table(
         check_progress(table, task.progress, task.point, task.system_identifier)
         before = task.progress if task.progress.column == table.watermark else Progress()
         after = _advance(task, before)
-        return _merge_changes(reader, writer, table, before, after, observe), after
+        counts = Counts()
+        for batch in _merge_changes(reader, writer, table, before, after):
+            counts += batch
+            observe(Event(kind="batch_committed", table_name=table.name, counts=batch))
+        return counts, after
 
 
-def _merge_changes(
-    reader: Reader, writer: Writer, table: Table, before: Progress, after: Progress, observe: Observer
-) -> Counts:
-    total = Counts()
+def _merge_changes(reader: Reader, writer: Writer, table: Table, before: Progress, after: Progress) -> Iterator[Counts]:
+    """Merge what changed and yield the counts of each batch once it has committed."""
     *earlier, last = _windows(table, before)
     for part in (*earlier, last):
         window, is_full = part, True
         while is_full:
             counts = writer.merge_batch(partial(reader.copy_out, window), after if part is last else None)
-            total += counts
-            observe(Event(kind="batch_committed", table_name=table.name, counts=counts))
+            yield counts
             is_full = counts.read == table.batch_rows
             if is_full:
                 window = replace(window, after=reader.window_end(window))
-    return total
 
 
 def _windows(table: Table, before: Progress) -> list[Window]:

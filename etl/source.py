@@ -227,9 +227,7 @@ def check_progress(table: Table, progress: Progress, point: Point | None, system
 
 
 def _identify(cursor: Cursor) -> tuple[str, bool]:
-    cursor.execute(
-        "select system_identifier::text, pg_catalog.pg_is_in_recovery() from pg_catalog.pg_control_system()"
-    )
+    cursor.execute("select system_identifier::text, pg_catalog.pg_is_in_recovery() from pg_catalog.pg_control_system()")
     row = cursor.fetchone()
     assert row is not None
     return row[0], row[1]

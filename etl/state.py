@@ -74,7 +74,9 @@ def run_lock(connection: Connection, wait_seconds: float) -> Iterator[None]:
     with errors_of("target", "taking the run lock"), connection.cursor() as cursor:
         cursor.execute("select pg_catalog.current_setting('lock_timeout')")
         usual = cursor.fetchone()
-        cursor.execute("select pg_catalog.set_config('lock_timeout', %s, false)", (f"{int(wait_seconds * 1000) or 1}ms",))
+        cursor.execute(
+            "select pg_catalog.set_config('lock_timeout', %s, false)", (f"{int(wait_seconds * 1000) or 1}ms",)
+        )
         try:
             cursor.execute("select pg_catalog.pg_advisory_lock(%s)", (RUN_LOCK_KEY,))
         except psycopg2.errors.LockNotAvailable as error:
@@ -100,7 +102,9 @@ def prepare(connection: Connection) -> None:
 def has_ledger(connection: Connection) -> bool:
     """Tell whether a run has ever prepared this target."""
     with errors_of("target", "looking for the ledger"), connection.cursor() as cursor:
-        cursor.execute("select pg_catalog.to_regclass('etl.watermarks') is not null and to_regclass('etl.runs') is not null")
+        cursor.execute(
+            "select pg_catalog.to_regclass('etl.watermarks') is not null and to_regclass('etl.runs') is not null"
+        )
         row = cursor.fetchone()
     return bool(row and row[0])
 
@@ -141,11 +145,18 @@ def read_progress(connection: Connection) -> dict[str, Progress]:
 
 
 def start_table(
-    connection: Connection, run_id: int, table_name: str, progress: Progress, snapshot: str, wait: float, retries: int
+    connection: Connection,
+    run_id: int,
+    table_name: str,
+    *,
+    watermark: str | None,
+    snapshot: str,
+    fence_wait_seconds: float,
+    retries: int,
 ) -> None:
     """Record that a table's replication begins, or begins again."""
     with errors_of("target", "recording the table"), connection.cursor() as cursor:
-        cursor.execute(START_TABLE, (run_id, table_name, snapshot, progress.watermark, wait, retries))
+        cursor.execute(START_TABLE, (run_id, table_name, snapshot, watermark, fence_wait_seconds, retries))
 
 
 def guard_run(cursor: Cursor, run_id: int) -> None:
@@ -197,8 +208,10 @@ def fail_table(connection: Connection, run_id: int, result: TableResult) -> None
 def _describe_holder(cursor: Cursor, wait_seconds: float) -> str:
     cursor.execute(NAME_LOCK_HOLDER, (RUN_LOCK_KEY,))
     row = cursor.fetchone()
-    holder = "a run that has just ended" if row is None else (
-        f"pid {row[0]}, user {row[1]}, from {row[2]}, connected since {row[3]:%Y-%m-%d %H:%M:%S %Z}"
+    holder = (
+        "a run that has just ended"
+        if row is None
+        else (f"pid {row[0]}, user {row[1]}, from {row[2]}, connected since {row[3]:%Y-%m-%d %H:%M:%S %Z}")
     )
     return (
         f"another run is at work on this target ({holder}); waited {wait_seconds:g} s: "

@@ -148,9 +148,7 @@ def merge(table: Table, run_id: int) -> sql.Composable:
         ),
         first_key=sql.Identifier(table.key[0]),
         key=_comma(map(sql.Identifier, table.key)),
-        assignments=_comma(
-            sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in names
-        ),
+        assignments=_comma(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in names),
     )
 
 
@@ -180,9 +178,7 @@ def count_raw(table: Table) -> sql.Composable:
     return _checksum(columns, raw_table(table.name), sql.SQL("s._etl_deleted_at is null"))
 
 
-def _checksum(
-    columns: Sequence[sql.Composable], relation: sql.Composable, condition: sql.Composable
-) -> sql.Composable:
+def _checksum(columns: Sequence[sql.Composable], relation: sql.Composable, condition: sql.Composable) -> sql.Composable:
     # The hash works on the bytes of the text in the server's encoding, which both sides share (UTF-8).
     return sql.SQL(
         "select count(*), coalesce(sum(hashtextextended(picked::text, 0)::numeric), 0)::text"

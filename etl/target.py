@@ -122,9 +122,7 @@ class Writer:
             state.guard_run(cursor, self._run_id)
             yield cursor
 
-    def _copy(
-        self, cursor: Cursor, copy_out: CopyOut, *, into: Composable, freeze: bool
-    ) -> tuple[int, int]:
+    def _copy(self, cursor: Cursor, copy_out: CopyOut, *, into: Composable, freeze: bool) -> tuple[int, int]:
         statement = statements.copy_in(self._table, into, freeze=freeze)
         size = pipe(copy_out, lambda file: cursor.copy_expert(statement, file, CHUNK_BYTES))
         return cursor.rowcount, size

@@ -54,9 +54,7 @@ def _compare(settings: Settings, source: Source, table: Table) -> Comparison:
             in_source, in_raw = reader.checksum(), writer.checksum()
     except EtlError as error:
         return _failure(table.name, str(error))
-    return Comparison(
-        table_name=table.name, source_rows=in_source[0], raw_rows=in_raw[0], is_equal=in_source == in_raw
-    )
+    return Comparison(table_name=table.name, source_rows=in_source[0], raw_rows=in_raw[0], is_equal=in_source == in_raw)
 
 
 def _failure(name: str, reason: str) -> Comparison:

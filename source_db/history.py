@@ -150,7 +150,17 @@ class Shop:
             name = f"{channel} {first:%Y-%m} #{number}"
             spend = money(round(budget * chance.uniform(0.6, 1.0)))
             created = max(first - dt.timedelta(days=14), self.start)
-            yield (number, name, channel, money(budget), spend, first.date(), last.date(), created, min(last, self.until))
+            yield (
+                number,
+                name,
+                channel,
+                money(budget),
+                spend,
+                first.date(),
+                last.date(),
+                created,
+                min(last, self.until),
+            )
 
     def order_rows(self) -> Iterator[OrderRows]:
         """Yield the orders by day, so that their ids grow with time."""

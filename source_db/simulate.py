@@ -67,7 +67,7 @@ def run(url: str, *, seconds: float, rate: float = 50, writers: int = 4, seed: i
     def work(number: int) -> None:
         try:
             counts.update(_write(url, deadline, rate / writers, random.Random(seed * 1000 + number)))  # noqa: S311
-        except BaseException as error:  # noqa: BLE001 raised below, in the caller's thread
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(number,), name=f"writer-{number}") for number in range(writers)]

@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg2
@@ -28,7 +28,7 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-def free_port() -> int:
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -36,12 +36,18 @@ def free_port() -> int:
 
 
 def _serve(home: Path, name: str, major: int) -> Iterator[Server]:
-    server = Server(name=name, folder=home / name, port=free_port(), major=major, settings=TEST_SETTINGS)
+    server = Server(name=name, folder=home / name, port=_free_port(), major=major, settings=TEST_SETTINGS)
     try:
         server.start()
         yield server
     finally:
         server.remove()
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A function that finds a port nobody listens on."""
+    return _free_port
 
 
 @pytest.fixture(scope="session")
@@ -71,9 +77,7 @@ def _database(server: Server) -> Iterator[str]:
     control = psycopg2.connect(server.url())
     control.autocommit = True
     with control.cursor() as cursor:
-        cursor.execute(
-            sql.SQL("create database {} template template0 encoding 'UTF8'").format(sql.Identifier(name))
-        )
+        cursor.execute(sql.SQL("create database {} template template0 encoding 'UTF8'").format(sql.Identifier(name)))
         yield server.url(name)
         cursor.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
     control.close()

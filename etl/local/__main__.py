@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,7 @@ def clean(_: Sequence[str]) -> int:
     for server in embedded_servers():
         server.remove()
         print(f"{server.name}: data removed")
+    shutil.rmtree(choose_home(CHECKOUT), ignore_errors=True)  # copies of the binaries
     return 0
 
 

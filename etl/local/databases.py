@@ -43,10 +43,7 @@ class Databases:
 def embedded_servers(environment: Mapping[str, str] = os.environ) -> tuple[Server, Server]:
     """Return the source and target servers of this checkout, running or not."""
     home = choose_home(CHECKOUT)
-    return (
-        Server(name="source", folder=home / "source", port=_port(environment, "SOURCE_PORT"), major=16, port_variable="SOURCE_PORT"),
-        Server(name="target", folder=home / "target", port=_port(environment, "TARGET_PORT"), major=18, port_variable="TARGET_PORT"),
-    )  # fmt: skip
+    return _server("source", 16, home, environment), _server("target", 18, home, environment)
 
 
 def open_databases(environment: Mapping[str, str] = os.environ) -> Databases:
@@ -57,18 +54,19 @@ def open_databases(environment: Mapping[str, str] = os.environ) -> Databases:
     is_target_embedded = not environment.get("TARGET_DATABASE_URL")
     if is_source_embedded:
         source.start()
-        urls |= _provision_source(source)
+        urls |= provision_source(source)
     else:
         urls["SOURCE_DATABASE_URL"] = environment["SOURCE_DATABASE_URL"]
     if is_target_embedded:
         target.start()
-        urls |= _provision_target(target)
+        urls |= provision_target(target)
     else:
         urls["TARGET_DATABASE_URL"] = environment["TARGET_DATABASE_URL"]
     return Databases(urls=urls, is_source_embedded=is_source_embedded, is_target_embedded=is_target_embedded)
 
 
-def _provision_source(server: Server) -> dict[str, str]:
+def provision_source(server: Server) -> dict[str, str]:
+    """Make the database, the schema and the replicator where they are missing; return the URLs."""
     _create_database(server, SOURCE_NAME)
     admin = server.url(SOURCE_NAME)
     if not schema.is_applied(admin):
@@ -81,7 +79,8 @@ def _provision_source(server: Server) -> dict[str, str]:
     }
 
 
-def _provision_target(server: Server) -> dict[str, str]:
+def provision_target(server: Server) -> dict[str, str]:
+    """Make the database, its schemas and its roles where they are missing; return the URLs."""
     _create_database(server, TARGET_NAME)
     passwords = _passwords(server, TARGET_ROLES)
     roles = resources.files("etl.local").joinpath("roles.sql").read_text(encoding="utf-8")
@@ -113,9 +112,7 @@ def _create_role(cursor: Cursor, role: str, password: str) -> None:
     cursor.execute("select from pg_catalog.pg_roles where rolname = %s", (role,))
     if cursor.fetchone() is None:
         cursor.execute(sql.SQL("create role {}").format(sql.Identifier(role)))
-    cursor.execute(
-        sql.SQL("alter role {} with login password {}").format(sql.Identifier(role), sql.Literal(password))
-    )
+    cursor.execute(sql.SQL("alter role {} with login password {}").format(sql.Identifier(role), sql.Literal(password)))
 
 
 def _passwords(server: Server, roles: tuple[str, ...]) -> dict[str, str]:
@@ -129,6 +126,12 @@ def _passwords(server: Server, roles: tuple[str, ...]) -> dict[str, str]:
     with os.fdopen(descriptor, "w") as file:
         json.dump(made, file)
     return made
+
+
+def _server(name: str, major: int, home: Path, environment: Mapping[str, str]) -> Server:
+    variable = f"{name.upper()}_PORT"
+    port = _port(environment, variable)
+    return Server(name=name, folder=home / name, port=port, major=major, port_variable=variable)
 
 
 def _port(environment: Mapping[str, str], name: str) -> int:

@@ -55,10 +55,14 @@ def _steps(checkout: Path, environment: Path, group: str) -> list[tuple[str, lis
     steps = []
     if not _is_whole(environment):
         shutil.rmtree(environment, ignore_errors=True)
-        steps.append(("making .venv (on Debian: apt-get install python3-venv)", [sys.executable, "-m", "venv", str(environment)]))
+        steps.append(
+            ("making .venv (on Debian: apt-get install python3-venv)", [sys.executable, "-m", "venv", str(environment)])
+        )
     lock = str(checkout / "lock" / f"{group}.txt")
     # The lock names every package, so pip resolves nothing; compiled bytecode saves dbt 8 seconds at each start.
-    steps.append(("installing the packages", [*pip, "--compile", "--require-hashes", "--only-binary=:all:", "-r", lock]))
+    steps.append(
+        ("installing the packages", [*pip, "--compile", "--require-hashes", "--only-binary=:all:", "-r", lock])
+    )
     steps.append(("installing the project", [*pip, "--no-build-isolation", "--editable", str(checkout)]))
     return steps
 

@@ -6,10 +6,10 @@ A server outlives the command that started it and is stopped by its own data fol
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import pwd
-import re
 import secrets
 import shutil
 import socket
@@ -29,6 +29,7 @@ INSTALLS = {16: "pginstall", 18: "pginstall18"}  # major version to folder of th
 # After kill -9 the dead server's children may hold its memory for a moment, in which a start is refused.
 START_ATTEMPTS = 10
 START_RETRY_SECONDS = 0.5
+CONNECT_TIMEOUT_SECONDS = 2.0
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",
@@ -87,11 +88,14 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def running_port(self) -> int | None:
-        """Return the port that the server listens on, None when it does not run."""
+        """Return the port that the server listens on, None when it does not run.
+
+        pg_ctl takes a killed server that its parent has not waited for as a running one, so the port is tried too.
+        """
         if self._pg_ctl("status").returncode:
             return None
-        lines = (self.data / "postmaster.pid").read_text().splitlines()
-        return int(lines[3])  # "Lock file" in storage/file: pid, folder, start, port
+        port = int((self.data / "postmaster.pid").read_text().splitlines()[3])  # after pid, folder and start
+        return port if _is_listening(port) else None
 
     def url(self, database: str = "postgres", user: str = SUPERUSER, password: str | None = None) -> str:
         """Return a libpq URL for a database of this server."""
@@ -171,10 +175,7 @@ class Server:
     def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a program of the wheel as the unprivileged user, away from folders that it may not enter."""
         command = [str(find_binaries(self.major, self.folder.parent) / "bin" / program), *arguments]
-        identity = {}
-        if os.getuid() == 0:
-            user = pwd.getpwnam(UNPRIVILEGED_USER)
-            identity = {"user": user.pw_uid, "group": user.pw_gid}
+        user = pwd.getpwnam(UNPRIVILEGED_USER) if os.getuid() == 0 else None
         return subprocess.run(
             command,
             cwd="/",
@@ -184,7 +185,9 @@ class Server:
             stderr=subprocess.DEVNULL if arguments[-1] == "start" else subprocess.PIPE,
             text=True,
             check=False,
-            **({**identity, "extra_groups": []} if identity else {}),  # type: ignore[call-overload]
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
         )
 
 
@@ -195,8 +198,8 @@ def choose_home(checkout: Path) -> Path:
     """
     if os.getuid() != 0:
         return checkout / ".local"
-    name = re.sub(r"[^A-Za-z0-9]+", "-", str(checkout.resolve())).strip("-")
-    return Path("/var/tmp") / f"tidemark-{name}"  # noqa: S108 checked by make_private_folder
+    place = hashlib.sha256(str(checkout.resolve()).encode()).hexdigest()[:10]
+    return Path("/var/tmp") / f"tidemark-{place}"  # noqa: S108 checked by make_private_folder
 
 
 def make_private_folder(folder: Path) -> None:
@@ -232,6 +235,12 @@ def find_binaries(major: int, home: Path) -> Path:
 def is_reachable(path: Path) -> bool:
     """Tell whether every user may enter all folders on the way to a path."""
     return all(folder.stat().st_mode & 0o001 for folder in [path, *path.resolve().parents])
+
+
+def _is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(CONNECT_TIMEOUT_SECONDS)
+        return probe.connect_ex((HOST, port)) == 0
 
 
 def _last_line(text: str | None) -> str:

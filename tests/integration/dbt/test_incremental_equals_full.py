@@ -83,7 +83,6 @@ class Warehouse:
             check=False,
         )
 
-
     def build(self, *arguments):
         finished = self.dbt("run", "--warn-error", *arguments)
         assert finished.returncode == 0, finished.stdout
@@ -92,9 +91,7 @@ class Warehouse:
         """Return every row of every fact, as text, without the time at which it was built."""
         return {
             fact: dict(
-                self.query(
-                    f"select {key}, (to_jsonb(f) - 'dbt_built_at')::text from marts.{fact} as f order by {key}"
-                )
+                self.query(f"select {key}, (to_jsonb(f) - 'dbt_built_at')::text from marts.{fact} as f order by {key}")
             )
             for fact, key in FACTS.items()
         }
@@ -105,7 +102,9 @@ class Warehouse:
         full = self.facts()
         for fact in FACTS:
             assert len(full[fact]) > 100
-            different = {key for key in incremental[fact] | full[fact] if incremental[fact].get(key) != full[fact].get(key)}
+            different = {
+                key for key in incremental[fact] | full[fact] if incremental[fact].get(key) != full[fact].get(key)
+            }
             assert not different, f"{fact}: {len(different)} rows, such as {sorted(different)[:3]}"
 
 
@@ -211,7 +210,9 @@ def test_rows_of_a_run_in_progress_are_read_again_by_the_next_build(warehouse):
 def test_a_build_that_failed_half_way_is_made_good_by_the_next(warehouse):
     warehouse.on_source("update orders set status = 'returned' where order_id between 100 and 120")
     warehouse.replicate()
-    warehouse.query("alter table marts.fct_sales add constraint no_returns check (order_status <> 'returned') not valid")
+    warehouse.query(
+        "alter table marts.fct_sales add constraint no_returns check (order_status <> 'returned') not valid"
+    )
     failed = warehouse.dbt("run", "--select", *FACTS)
     warehouse.query("alter table marts.fct_sales drop constraint no_returns")
     warehouse.build("--select", *FACTS)

@@ -179,5 +179,3 @@ def insert_orders() -> Any:
 @pytest.fixture
 def sql_query() -> Any:
     return query
-
-

@@ -33,11 +33,13 @@ def assert_whole(replication):
     assert len(source) == len(set(source))
     assert source == raw
     wait_until(
-        lambda: replication.on_target(
-            "select count(*) from pg_stat_activity where application_name = 'tidemark' "
-            "and datname = current_database()"
+        lambda: (
+            replication.on_target(
+                "select count(*) from pg_stat_activity where application_name = 'tidemark' "
+                "and datname = current_database()"
+            )
+            == [(0,)]
         )
-        == [(0,)]
     )
     assert replication.on_target("select count(*) from pg_class where relpersistence = 't'") == [(0,)]
     assert replication.on_target("select count(*) from pg_locks where locktype = 'advisory'") == [(0,)]
@@ -55,9 +57,13 @@ def test_a_run_killed_at_any_moment_loses_nothing_and_doubles_nothing(orders, in
         orders.on_source("update orders set note = note || '!', updated_at = clock_timestamp()")
     process = start_run(orders, ETL_TABLES=tables)
     wait_until(
-        lambda: orders.on_target("select to_regclass('etl.table_runs') is not null") == [(True,)]
-        and orders.on_target("select count(*) from etl.table_runs where status = 'running'") == [(1,)]
-        or process.poll() is not None
+        lambda: (
+            (
+                orders.on_target("select to_regclass('etl.table_runs') is not null") == [(True,)]
+                and orders.on_target("select count(*) from etl.table_runs where status = 'running'") == [(1,)]
+            )
+            or process.poll() is not None
+        )
     )
     time.sleep(chance.uniform(0, 0.25))
     was_running = process.poll() is None
@@ -81,7 +87,9 @@ def test_a_session_terminated_in_mid_run_is_retried(orders, insert_orders, side)
     orders.on_source("update orders set note = note || '!', updated_at = clock_timestamp()")
     query = orders.on_source if side == "source" else orders.on_target
     process = start_run(orders, ETL_TABLES=tables)
-    wait_until(lambda: orders.on_target("select count(*) from etl.table_runs where batches > 2 and run_id = 2") == [(1,)])
+    wait_until(
+        lambda: orders.on_target("select count(*) from etl.table_runs where batches > 2 and run_id = 2") == [(1,)]
+    )
     # The newest session works on the table; the oldest holds the snapshot, or the lock.
     killed = query(
         "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'tidemark' "

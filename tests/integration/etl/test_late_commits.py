@@ -13,7 +13,9 @@ def take_max_points(self, tables):
     points = {}
     with self._connection.cursor() as cursor:
         for table in tables:
-            cursor.execute(f'select max("{table.watermark}")::text, pg_postmaster_start_time() from public."{table.name}"')
+            cursor.execute(
+                f'select max("{table.watermark}")::text, pg_postmaster_start_time() from public."{table.name}"'
+            )
             value, started_at = cursor.fetchone()
             if value is not None:
                 long_ago = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -136,8 +138,10 @@ def test_a_second_transaction_in_one_message_is_caught_by_its_old_start(orders):
     writer.autocommit = True
     import threading
 
-    message = "begin; insert into orders (total, note) values (1, 'one'); select pg_advisory_lock(1); " \
+    message = (
+        "begin; insert into orders (total, note) values (1, 'one'); select pg_advisory_lock(1); "
         "commit; begin; insert into orders (total, note) values (1, 'two'); select pg_advisory_lock(2); commit"
+    )
     gate = orders.open_source()
     gate.autocommit = True
     with gate.cursor() as cursor:

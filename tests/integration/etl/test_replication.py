@@ -115,9 +115,7 @@ def test_values_that_only_differ_in_form_are_told_apart(replication):
     replication.on_source(
         "create table forms (form_id int primary key, n numeric, d float8, i interval, j json, p point, b box)"
     )
-    replication.on_source(
-        "insert into forms values (1, 1.0, 0, '1 mon', '{\"a\":1}', '(1,2)', '((0,0),(2,2))')"
-    )
+    replication.on_source("insert into forms values (1, 1.0, 0, '1 mon', '{\"a\":1}', '(1,2)', '((0,0),(2,2))')")
     replication.run_one("forms")
     replication.on_source(
         "update forms set n = 1.00, d = '-0', i = '30 days', j = '{\"a\": 1}', p = '(1,3)', b = '((0,0),(1,4))'"
@@ -132,8 +130,10 @@ def test_values_that_only_differ_in_form_are_told_apart(replication):
 
 def test_names_that_need_quotes_work(replication):
     name = 'Select "from" ' + "é" * 20
-    replication.on_source(f'create table "{name.replace(chr(34), chr(34) * 2)}" ("Order" int primary key, "a b%s" text)')
-    replication.on_source(f'insert into "{name.replace(chr(34), chr(34) * 2)}" values (1, \'x\')')
+    replication.on_source(
+        f'create table "{name.replace(chr(34), chr(34) * 2)}" ("Order" int primary key, "a b%s" text)'
+    )
+    replication.on_source(f"insert into \"{name.replace(chr(34), chr(34) * 2)}\" values (1, 'x')")
 
     result = replication.run()
 

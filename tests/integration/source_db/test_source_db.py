@@ -19,7 +19,8 @@ BROKEN_BOOKS = {
         group by order_id having o.discount <> coalesce(sum(i.discount), 0)
     """,
     "a paid order whose captured payments are not its total": """
-        select orders.order_id from orders left join payments as p on p.order_id = orders.order_id and p.status = 'captured'
+        select orders.order_id from orders
+        left join payments as p on p.order_id = orders.order_id and p.status = 'captured'
         where orders.status in ('paid', 'shipped', 'delivered', 'returned')
         group by orders.order_id having total <> coalesce(sum(amount), 0)
     """,
@@ -92,7 +93,8 @@ def test_the_history_is_worth_analysing(shop):
         "row_number() over (order by count(*) desc) as place from orders group by customer_id) as t",
     )[0]
     (unsold,) = query(
-        shop, "select count(*) from products as p where not exists (select from order_items where product_id = p.product_id)"
+        shop,
+        "select count(*) from products as p where not exists (select from order_items where product_id = p.product_id)",
     )[0]
     (weekend, weekday) = query(
         shop,
@@ -109,7 +111,9 @@ def test_the_history_is_worth_analysing(shop):
 
 
 def test_the_next_row_gets_a_new_number(shop):
-    query(shop, "insert into customers (email, first_name, last_name, country, city) values ('a@b', 'A', 'B', 'US', 'C')")
+    query(
+        shop, "insert into customers (email, first_name, last_name, country, city) values ('a@b', 'A', 'B', 'US', 'C')"
+    )
 
     assert query(shop, "select customer_id from customers where email = 'a@b'") == [(201,)]
 
@@ -152,7 +156,8 @@ def test_every_table_but_events_stamps_its_changes_and_has_the_index(shop):
         row[0]
         for row in query(
             shop,
-            "select c.relname from pg_class as c join pg_trigger as t on t.tgrelid = c.oid and t.tgname = 'touch_updated_at' "
+            "select c.relname from pg_class as c "
+            "join pg_trigger as t on t.tgrelid = c.oid and t.tgname = 'touch_updated_at' "
             "join pg_index as i on i.indrelid = c.oid join pg_attribute as a on a.attrelid = c.oid "
             "and a.attnum = i.indkey[0] and a.attname = 'updated_at' and a.attnotnull",
         )

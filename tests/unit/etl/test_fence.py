@@ -15,9 +15,7 @@ TRANSACTIONS = st.frozensets(st.sampled_from(["3/1", "3/2", "4/7", "5/9"]), max_
 
 
 def point(value="1", transactions=(), as_of=NOON, server_started_at=START):
-    return Point(
-        value=value, as_of=as_of, transactions=frozenset(transactions), server_started_at=server_started_at
-    )
+    return Point(value=value, as_of=as_of, transactions=frozenset(transactions), server_started_at=server_started_at)
 
 
 def activity(transactions=(), has_prepared=False, oldest_start=None, server_started_at=START):

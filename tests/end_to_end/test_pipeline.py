@@ -1,0 +1,185 @@
+"""The whole way as `make` runs it, in a copy of the checkout with servers of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from source_db.schema import TABLES
+
+CHECKOUT = Path(__file__).parents[2]
+PARTS = ("etl", "source_db", "dbt")
+FACTS = {"fct_sales": "order_item_id", "fct_orders": "order_id"}
+SIMULATED_SECONDS = "20"
+
+
+class Machine:
+    """A copy of the checkout below a private folder, and the commands of the Makefile on it."""
+
+    def __init__(self, folder, ports):
+        self.folder = folder
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.endswith("_DATABASE_URL")
+        } | ports
+
+    def run(self, command, *arguments, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", "etl.local", command, *arguments],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def succeed(self, command, *arguments, **environment):
+        finished = self.run(command, *arguments, **environment)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        return finished.stdout
+
+    def urls(self):
+        """Return the URLs that the copy works with; asked of the copy itself."""
+        script = (
+            "import json; from etl.local.databases import *; s, t = embedded_servers(); "
+            "print(json.dumps({'source': s.url(SOURCE_NAME), 'target': t.url(TARGET_NAME), **open_databases().urls}))"
+        )
+        finished = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(finished.stdout)
+
+
+@pytest.fixture
+def machine(free_port):
+    folder = Path(tempfile.mkdtemp(prefix="tidemark-copy-"))  # mode 0700: the servers' user cannot enter it
+    for part in PARTS:
+        shutil.copytree(CHECKOUT / part, folder / part, ignore=shutil.ignore_patterns("target", "logs", "__pycache__"))
+    made = Machine(folder, {"SOURCE_PORT": str(free_port()), "TARGET_PORT": str(free_port())})
+    yield made
+    made.run("clean")
+    shutil.rmtree(folder)
+
+
+def query(url, statement):
+    connection = psycopg2.connect(url, options="-c timezone=UTC")
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall()
+    finally:
+        connection.close()
+
+
+def columns(url, table):
+    found = query(
+        url,
+        f"select attname from pg_attribute where attrelid = 'public.{table}'::regclass and attnum > 0 "
+        "and not attisdropped order by attnum",
+    )
+    return ", ".join(f"{name}::text" for (name,) in found)
+
+
+def summary(text):
+    """Return the numbers of each table in a printed summary."""
+    rows = [line.split() for line in text.splitlines() if line.startswith("  ")]
+    return {
+        row[0]: [int(cell.replace(",", "")) for cell in row[1:5]] for row in rows if len(row) == 6 and row[0] in TABLES
+    }
+
+
+def test_the_pipeline_fills_the_marts_and_a_second_run_moves_only_the_increment(machine):
+    first = machine.succeed("pipeline")
+    again = machine.succeed("pipeline")
+    machine.succeed("simulate", "--seconds", SIMULATED_SECONDS, "--rate", "80")
+    third = machine.succeed("pipeline")
+    urls = machine.urls()
+
+    assert summary(first)["orders"] == [20_000, 20_000, 0, 0]
+    assert all(numbers[1:] == [0, 0, 0] for numbers in summary(again).values())
+    assert sum(numbers[1] + numbers[2] for numbers in summary(third).values()) > 300
+    assert "make psql ARGS=" in first
+    compare_raw(urls)
+    compare_facts(machine, urls)
+    check_messages(machine)
+
+
+def compare_raw(urls):
+    """Raw equals the source, row for row and all columns as text; rows deleted in the source may remain."""
+    for table in TABLES:
+        names = columns(urls["source"], table)
+        source = {row[0] for row in query(urls["source"], f"select row({names})::text from public.{table}")}
+        raw = {row[0] for row in query(urls["target"], f"select row({names})::text from raw.{table}")}
+        key = "product_id::text || warehouse_code" if table == "inventory_levels" else names.split(",")[0]
+        kept = {row[0] for row in query(urls["source"], f"select {key} from public.{table}")}
+        extra = {row[0] for row in query(urls["target"], f"select {key} from raw.{table}")} - kept
+        assert len(source) > 20
+        assert source <= raw
+        assert len(raw - source) == len(extra)
+
+
+def compare_facts(machine, urls):
+    def read():
+        return {
+            fact: query(
+                urls["target"], f"select (to_jsonb(f) - 'dbt_built_at')::text from marts.{fact} as f order by {key}"
+            )
+            for fact, key in FACTS.items()
+        }
+
+    incremental = read()
+    machine.succeed("dbt-run", "--full-refresh")
+    assert len(incremental["fct_orders"]) > 19_000
+    assert incremental == read()
+
+
+def check_messages(machine):
+    """A stopped server, a source that is not ours: plain messages, and nothing written."""
+    urls = machine.urls()
+    refused = machine.run("simulate", SOURCE_DATABASE_URL=urls["SOURCE_DATABASE_URL"])
+    unreachable = machine.run("extract", SOURCE_DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+    machine.succeed("down")
+    stopped = machine.run("status")
+
+    assert refused.returncode == 2
+    assert "is a database of yours" in refused.stderr
+    assert unreachable.returncode == 3
+    assert stopped.returncode == 3
+    assert "the source server is stopped" in stopped.stderr
+    assert "Traceback" not in refused.stderr + unreachable.stderr + stopped.stderr
+
+
+def test_a_source_given_by_url_is_only_read(machine, source_url):
+    from source_db import schema, seed
+
+    schema.apply(source_url)
+    finished = machine.run("pipeline", SOURCE_DATABASE_URL=source_url)
+
+    assert "it is only read" in finished.stderr
+    assert seed.is_empty(source_url)
+
+
+def test_a_failing_test_of_the_models_stops_the_pipeline_with_its_name(machine):
+    machine.succeed("pipeline")
+    urls = machine.urls()
+    connection = psycopg2.connect(urls["source"])
+    with connection, connection.cursor() as cursor:
+        cursor.execute("alter table order_items drop constraint order_items_order_id_fkey")
+        cursor.execute("update order_items set quantity = quantity + 1 where order_id = 1")
+    connection.close()
+
+    finished = machine.run("pipeline")
+
+    assert finished.returncode == 1
+    assert "fct_orders_total_adds_up: Got 1 result" in finished.stderr
+    assert "Traceback" not in finished.stderr
