@@ -109,7 +109,7 @@ def test_a_folder_that_somebody_else_made_is_refused(server, servers_home):
     home.mkdir()
     os.chown(home, 65534, 65534)
 
-    with pytest.raises(ServerError, match="expected .* to belong to you"):
+    with pytest.raises(ServerError, match=r"expected .* to belong to you"):
         replace(server, folder=home / "lone").start()
 
 
