@@ -223,12 +223,19 @@ def find_binaries(major: int, home: Path) -> Path:
     installed = Path(spec.origin).parent / INSTALLS[major]
     if os.getuid() != 0 or is_reachable(installed):
         return installed
-    copy = home / f"postgresql-{major}"
+    return _copy_package(installed.parent, home / "binaries") / INSTALLS[major]
+
+
+def _copy_package(package: Path, into: Path) -> Path:
+    """Copy the wheel's package with the folder of libraries that its programs look for beside it."""
+    copy = into / package.name
     if not copy.exists():
-        home.mkdir(mode=0o755, parents=True, exist_ok=True)
-        partial = home / f"postgresql-{major}.{os.getpid()}"
-        shutil.copytree(installed, partial, symlinks=True)
-        partial.rename(copy)
+        partial = into.with_name(f"{into.name}.{os.getpid()}")
+        for folder in (package, package.with_name(f"{package.name}.libs")):
+            if folder.exists():
+                shutil.copytree(folder, partial / folder.name, symlinks=True)
+        shutil.rmtree(into, ignore_errors=True)
+        partial.rename(into)
     return copy
 
 

