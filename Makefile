@@ -7,7 +7,7 @@ PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down seed simulate extract dbt-run dbt-test pipeline status verify psql \
-	test test-unit test-integration test-end-to-end lint clean lock
+	test test-unit test-integration test-end-to-end lint bench clean lock
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -64,8 +64,11 @@ test-end-to-end: setup  ## run make itself in a copy of the checkout
 	@$(PYTEST) tests/end_to_end $(ARGS)
 
 lint: setup  ## ruff, mypy, sqlfluff
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy -p etl -p source_db
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy -p etl -p source_db -p bench
 	@.venv/bin/sqlfluff lint dbt/models dbt/tests/*.sql source_db/sql
+
+bench: setup  ## time this project beside psql's COPY pipe (ARGS="--rows 2000000 --repeat 5")
+	@.venv/bin/python -m bench $(ARGS)
 
 clean: environment  ## stop the embedded servers and remove their data
 	@$(LOCAL) clean

@@ -3,7 +3,6 @@
 import itertools
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
+from etl.local import servers
 from etl.local.servers import Server
 
 SOURCE_MAJOR = 16
@@ -28,15 +28,8 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _serve(home: Path, name: str, major: int) -> Iterator[Server]:
-    server = Server(name=name, folder=home / name, port=_free_port(), major=major, settings=TEST_SETTINGS)
+    server = Server(name=name, folder=home / name, port=servers.free_port(), major=major, settings=TEST_SETTINGS)
     try:
         server.start()
         yield server
@@ -47,7 +40,7 @@ def _serve(home: Path, name: str, major: int) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """A function that finds a port nobody listens on."""
-    return _free_port
+    return servers.free_port
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ class Server:
     folder: Path  # data, log and password are in here
     port: int
     major: int
-    port_variable: str = "the port"  # how a person changes it
+    port_variable: str = "PORT"  # how a person changes it
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
@@ -242,6 +242,14 @@ def _copy_package(package: Path, into: Path) -> Path:
 def is_reachable(path: Path) -> bool:
     """Tell whether every user may enter all folders on the way to a path."""
     return all(folder.stat().st_mode & 0o001 for folder in [path, *path.resolve().parents])
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _is_listening(port: int) -> bool:
