@@ -27,8 +27,8 @@ def build(databases: Databases) -> None:
         if event.info.name == "LogModelResult":
             counted["models"] += 1
             node = event.data.node_info
-            message = event.data.status
-            print(f"{node.node_relation.schema}.{node.node_name}: {message.lower()}", file=sys.stderr, flush=True)
+            # One write a line: models end in several threads.
+            sys.stderr.write(f"{node.node_relation.schema}.{node.node_name}: {event.data.status.lower()}\n")
         elif event.info.name in ("LogTestResult", "LogUnitTestResult"):
             counted["tests"] += 1
 
