@@ -186,8 +186,13 @@ def test_the_replicator_reads_and_cannot_write(shop):
 def test_a_simulation_does_every_kind_of_work_and_keeps_the_books_right(shop):
     before = checksums(shop)
 
-    counts = simulate.run(shop, seconds=4, rate=250, writers=4)
+    seen: set[str] = set()
+    wanted = {*simulate.ACTIVITIES, "rolled_back", "stayed_open"}
+    for seed_number in range(10):  # a busy machine does less in a second
+        seen |= set(simulate.run(shop, seconds=2, rate=250, writers=4, seed=seed_number))
+        if seen >= wanted:
+            break
 
-    assert set(counts) >= {*simulate.ACTIVITIES, "rolled_back", "stayed_open"}
+    assert seen >= wanted
     assert broken_books(shop) == {}
     assert all(checksums(shop)[table] != before[table] for table in schema.TABLES if table != "campaigns")
