@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -177,5 +178,13 @@ def insert_orders() -> Any:
 
 
 @pytest.fixture
-def sql_query() -> Any:
-    return query
+def wait_until() -> Callable[..., None]:
+    """A function that waits for a condition, and fails the test after `seconds`."""
+
+    def wait(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "the condition did not come true in time"
+            time.sleep(0.01)
+
+    return wait

@@ -10,13 +10,6 @@ import time
 import pytest
 
 
-def wait_until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
-
-
 def start_run(replication, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "etl", "run"],
@@ -27,7 +20,7 @@ def start_run(replication, **environment):
     )
 
 
-def assert_whole(replication):
+def assert_whole(replication, wait_until):
     """Both sides are equal, nothing is twice, and no session, lock or temporary table is left."""
     source, raw = replication.rows("orders")
     assert len(source) == len(set(source))
@@ -47,7 +40,7 @@ def assert_whole(replication):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_run_killed_at_any_moment_loses_nothing_and_doubles_nothing(orders, insert_orders, seed):
+def test_a_run_killed_at_any_moment_loses_nothing_and_doubles_nothing(orders, insert_orders, seed, wait_until):
     """Half of the kills hit a first load, half a run that merges many batches."""
     chance = random.Random(seed)
     tables = str(orders.write_tables("defaults: {batch_rows: 500}\n"))
@@ -74,12 +67,12 @@ def test_a_run_killed_at_any_moment_loses_nothing_and_doubles_nothing(orders, in
     finished = orders.command("run", ETL_TABLES=tables)
 
     assert finished.returncode == 0, finished.stderr
-    assert_whole(orders)
+    assert_whole(orders, wait_until)
     assert orders.on_target("select count(*) from etl.runs where status = 'died'") == unfinished
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
-def test_a_session_terminated_in_mid_run_is_retried(orders, insert_orders, side):
+def test_a_session_terminated_in_mid_run_is_retried(orders, insert_orders, side, wait_until):
     insert_orders(orders.source, 60_000)
     tables = str(orders.write_tables("defaults: {batch_rows: 200}\n"))
     orders.run_one("orders")
@@ -100,7 +93,7 @@ def test_a_session_terminated_in_mid_run_is_retried(orders, insert_orders, side)
     assert process.returncode == 0, stderr
     assert "will be tried again" in stderr
     assert orders.on_target("select retries from etl.table_runs where run_id = 2") == [(1,)]
-    assert_whole(orders)
+    assert_whole(orders, wait_until)
 
 
 def test_a_second_run_beside_the_first_names_the_holder_and_exits_3(orders):
@@ -117,7 +110,7 @@ def test_a_second_run_beside_the_first_names_the_holder_and_exits_3(orders):
     assert orders.on_target("select to_regclass('raw.orders')") == [(None,)]
 
 
-def test_two_runs_at_once_are_serial_and_right(orders, insert_orders):
+def test_two_runs_at_once_are_serial_and_right(orders, insert_orders, wait_until):
     insert_orders(orders.source, 20_000)
     processes = [start_run(orders) for _ in range(3)]
     outputs = [process.communicate(timeout=60)[1] for process in processes]
@@ -126,7 +119,7 @@ def test_two_runs_at_once_are_serial_and_right(orders, insert_orders):
     assert orders.on_target(
         "select count(*) from etl.runs as a join etl.runs as b on a.run_id < b.run_id and b.started_at < a.ended_at"
     ) == [(0,)]
-    assert_whole(orders)
+    assert_whole(orders, wait_until)
 
 
 def test_a_run_that_was_taken_for_dead_cannot_write_any_more(orders, monkeypatch):
@@ -150,7 +143,7 @@ def test_a_run_that_was_taken_for_dead_cannot_write_any_more(orders, monkeypatch
     assert orders.on_target("select count(*) from raw.orders where note = 'new'") == [(0,)]
 
 
-def test_an_interrupted_run_says_so_and_frees_its_lock(orders, insert_orders):
+def test_an_interrupted_run_says_so_and_frees_its_lock(orders, insert_orders, wait_until):
     insert_orders(orders.source, 60_000)
     process = start_run(orders, ETL_TABLES=str(orders.write_tables("defaults: {batch_rows: 200}\n")))
     wait_until(lambda: orders.on_target("select to_regclass('etl.runs') is not null") == [(True,)])
@@ -161,4 +154,4 @@ def test_an_interrupted_run_says_so_and_frees_its_lock(orders, insert_orders):
     assert process.returncode in (0, 130)
     assert "Traceback" not in stderr
     orders.run_one("orders")
-    assert_whole(orders)
+    assert_whole(orders, wait_until)

@@ -1,6 +1,7 @@
 """The fence: a row that becomes visible late, with an old watermark, still arrives."""
 
 import datetime as dt
+import threading
 
 import pytest
 
@@ -131,13 +132,11 @@ def test_a_transaction_that_has_only_read_so_far_counts_as_a_writer(orders):
     assert source == raw
 
 
-def test_a_second_transaction_in_one_message_is_caught_by_its_old_start(orders):
+def test_a_second_transaction_in_one_message_is_caught_by_its_old_start(orders, wait_until):
     """`commit and chain` in one message gives the second transaction the first one's now()."""
     orders.run_one("orders")
     writer = orders.open_source()
     writer.autocommit = True
-    import threading
-
     message = (
         "begin; insert into orders (total, note) values (1, 'one'); select pg_advisory_lock(1); "
         "commit; begin; insert into orders (total, note) values (1, 'two'); select pg_advisory_lock(2); commit"
@@ -154,8 +153,7 @@ def test_a_second_transaction_in_one_message_is_caught_by_its_old_start(orders):
         thread = threading.Thread(target=write)
         thread.start()
         waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
-        while orders.on_source(waiting) != [(1,)]:
-            pass
+        wait_until(lambda: orders.on_source(waiting) == [(1,)])
         orders.on_source("insert into orders (total, note) values (2, 'younger')")
         orders.run_one("orders")
         orders.run_one("orders")
