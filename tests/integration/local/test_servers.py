@@ -10,6 +10,8 @@ import pytest
 
 from etl.local.servers import Server, ServerError, find_binaries, is_reachable
 
+only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root hands its servers to another user")
+
 
 @pytest.fixture
 def server(servers_home, free_port, request):
@@ -102,9 +104,8 @@ def test_stopping_one_server_leaves_another_alone(server, target_server):
     assert answer(target_server) == 1
 
 
+@only_root  # an ordinary user cannot give a folder away
 def test_a_folder_that_somebody_else_made_is_refused(server, servers_home):
-    if os.getuid() != 0:
-        return  # an ordinary user cannot give a folder away
     home = servers_home / "planted"
     home.mkdir()
     os.chown(home, 65534, 65534)
@@ -113,13 +114,12 @@ def test_a_folder_that_somebody_else_made_is_refused(server, servers_home):
         replace(server, folder=home / "lone").start()
 
 
+@only_root  # an ordinary user's servers run as that user, from the wheel in place
 def test_a_server_runs_on_copied_binaries_where_the_wheel_is_out_of_reach(server, tmp_path, monkeypatch):
     """Below a folder of mode 0700 the unprivileged user cannot even start initdb."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     assert not is_reachable(private)
-    if os.getuid() != 0:
-        return
     monkeypatch.setattr("etl.local.servers.is_reachable", lambda path: False)
 
     home = server.folder.parent / "copied"
