@@ -7,7 +7,7 @@ PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down seed simulate extract dbt-run dbt-test pipeline status verify psql \
-	test test-unit test-integration test-end-to-end lint bench clean lock
+	test test-long test-unit test-integration test-end-to-end lint bench clean lock
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,13 +52,16 @@ psql: environment  ## query the warehouse as analyst (ARGS='-c "select ..."')
 	@$(LOCAL) psql $(ARGS)
 
 test: setup  ## run all tests (about 5 minutes)
-	@$(PYTEST) -m "not long" $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+test-long: setup  ## run the long form of the tests that have one
+	@$(PYTEST) -m has_long_form --long $(ARGS)
 
 test-unit: setup  ## run the tests that need no database
 	@$(PYTEST) tests/unit $(ARGS)
 
 test-integration: setup  ## run the tests on real servers
-	@$(PYTEST) -m "not long" tests/integration $(ARGS)
+	@$(PYTEST) tests/integration $(ARGS)
 
 test-end-to-end: setup  ## run make itself in a copy of the checkout
 	@$(PYTEST) tests/end_to_end $(ARGS)

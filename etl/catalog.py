@@ -1,18 +1,19 @@
 """Describes the tables of the source from pg_catalog, in one set of queries for all of them.
 
-information_schema hides constraints from a role that may only SELECT, so it is not used. Begin at `read_catalog`.
+information_schema hides constraints from a role that may only SELECT, so it is not used. Nothing here waits for a
+lock: pg_partition_tree() would, so partitions are found in pg_inherits. Begin at `read_catalog`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
-from etl.column_types import SourceType, map_type
-from etl.config import TableConfig, TablesConfig
+from etl.column_types import SourceType, TargetTypes, map_type
+from etl.config import TablesConfig
 from etl.errors import ConfigurationError
 from etl.model import Column, Table, WatermarkKind
 from etl.statements import META_COLUMNS
@@ -26,16 +27,19 @@ WATERMARK_KINDS = {
     "bigint": WatermarkKind.INTEGER,
 }
 
-FILENODES = """
-    coalesce(
-        (
-            select string_agg(p.relid::oid || ':' || pg_catalog.pg_relation_filenode(p.relid), ',' order by p.relid)
-            from pg_catalog.pg_partition_tree({oid}) as p
-            where p.isleaf
-        ),
-        pg_catalog.pg_relation_filenode({oid})::text,
-        ''
+LEAVES = """
+    with recursive parts as (
+        select {oid} as oid
+        union all
+        select i.inhrelid from pg_catalog.pg_inherits as i
+        join parts as p on p.oid = i.inhparent
+        join pg_catalog.pg_class as parent on parent.oid = p.oid and parent.relkind = 'p'
     )
+    select leaf.* from parts join pg_catalog.pg_class as leaf on leaf.oid = parts.oid and leaf.relkind <> 'p'
+"""
+FILENODES = f"""
+    select coalesce(string_agg(l.oid || ':' || pg_catalog.pg_relation_filenode(l.oid), ',' order by l.oid), '')
+    from ({LEAVES}) as l
 """
 LIST_TABLES = f"""
     select
@@ -49,7 +53,12 @@ LIST_TABLES = f"""
         ),
         c.relkind = 'r' and c.relhassubclass,
         pg_catalog.has_table_privilege(c.oid, 'select'),
-        {FILENODES.format(oid="c.oid")}
+        ({FILENODES.format(oid="c.oid")}),
+        (
+            select coalesce(bool_and(coalesce(m.amname = 'heap', false)), true)
+            from ({LEAVES.format(oid="c.oid")}) as l
+            left join pg_catalog.pg_am as m on m.oid = l.relam
+        )
     from pg_catalog.pg_class as c
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition
@@ -58,7 +67,11 @@ LIST_TABLES = f"""
 LIST_COLUMNS = """
     select
         a.attrelid, a.attname, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), not a.attnotnull,
-        s.seqcache, s.seqincrement
+        s.seqcache, s.seqincrement, d.objid::regclass::text,
+        exists (
+            select from pg_catalog.pg_index as i
+            where i.indrelid = a.attrelid and i.indkey[0] = a.attnum and i.indisvalid and i.indpred is null
+        )
     from pg_catalog.pg_attribute as a
     left join pg_catalog.pg_depend as d
         on d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
@@ -82,7 +95,11 @@ LIST_TYPES = """
         t.oid, pg_catalog.format_type(t.oid, null), t.typtype::text,
         t.typcategory = 'A' and t.typlen = -1, t.typelem,
         t.typbasetype, pg_catalog.format_type(t.typbasetype, t.typtypmod),
-        t.typsend <> 0 and t.typreceive <> 0
+        t.typsend <> 0 and t.typreceive <> 0,
+        exists (
+            select from pg_catalog.pg_depend as d
+            where d.classid = 'pg_catalog.pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
+        )
     from used as u
     join pg_catalog.pg_type as t on t.oid = u.oid
 """
@@ -98,17 +115,46 @@ class Catalog:
     notices: tuple[str, ...]
 
 
-def read_catalog(cursor: Cursor, config: TablesConfig, known_to_target: Set[str], names: Sequence[str]) -> Catalog:
+@dataclass(frozen=True)
+class _Relation:
+    """A row of LIST_TABLES."""
+
+    oid: int
+    name: str
+    kind: str
+    estimated_rows: int
+    key: list[str] | None
+    has_descendants_apart: bool
+    is_readable: bool
+    filenodes: str
+    has_blocks: bool
+
+
+@dataclass(frozen=True)
+class _Attribute:
+    """A row of LIST_COLUMNS, without the table."""
+
+    name: str
+    type_oid: int
+    formatted: str
+    is_nullable: bool
+    sequence_cache: int | None
+    sequence_increment: int | None
+    sequence: str | None
+    has_index: bool
+
+
+def read_catalog(cursor: Cursor, config: TablesConfig, target: TargetTypes, names: Sequence[str]) -> Catalog:
     """Describe the configured tables; `names`, when given, picks among them.
 
     Raises ConfigurationError when a name in `names` is neither configured nor found.
     """
     cursor.execute(LIST_TABLES, (config.schema,))
-    found = {row[1]: row for row in cursor.fetchall()}
+    found = {row[1]: _Relation(*row) for row in cursor.fetchall()}
     chosen = _choose(found, config, names)
-    rows = [found[name] for name in chosen if name in found]
-    columns = _read_columns(cursor, [row[0] for row in rows])
-    types = _read_types(cursor, columns)
+    relations = [found[name] for name in chosen if name in found]
+    attributes = _read_attributes(cursor, [relation.oid for relation in relations])
+    types = _read_types(cursor, attributes)
     refusals = {
         name: f"expected a table {config.schema}.{name} on the source, found none: correct its name in tables.yml, "
         "or remove it there"
@@ -116,27 +162,37 @@ def read_catalog(cursor: Cursor, config: TablesConfig, known_to_target: Set[str]
         if name not in found
     }
     tables, notices = [], []
-    for row in rows:
-        name = row[1]
-        reason = _refuse(row, columns.get(row[0], []), config)
+    for relation in relations:
+        own = attributes.get(relation.oid, [])
+        reason = _refuse(relation, own, config)
         if reason is None:
-            tables.append(_describe(row, columns[row[0]], types, known_to_target, config))
-            notices += _notices(tables[-1], config)
-        elif name in config.tables or name in names:
-            refusals[name] = reason
-        elif row[2] in "rp":
+            tables.append(_describe(relation, own, types, target, config))
+            notices += _notices(cursor, tables[-1], relation, own)
+        elif relation.name in config.tables or relation.name in names:
+            refusals[relation.name] = reason
+        elif relation.kind in "rp":
             notices.append(f"{reason}; it is left out")
     return Catalog(tables=tuple(tables), refusals=refusals, notices=tuple(notices))
 
 
 def read_filenodes(cursor: Cursor, oid: int) -> str:
     """Return the identity of a table's files, which TRUNCATE and rewriting DDL change."""
-    cursor.execute(f"select {FILENODES.format(oid='%(oid)s::oid')}", {"oid": oid})
+    cursor.execute(FILENODES.format(oid="%(oid)s::oid"), {"oid": oid})
     row = cursor.fetchone()
     return str(row[0]) if row else ""
 
 
-def _choose(found: dict[str, Any], config: TablesConfig, names: Sequence[str]) -> list[str]:
+def read_block_counts(cursor: Cursor, oid: int) -> list[int]:
+    """Return the number of blocks of each of a table's partitions, or of the table itself."""
+    cursor.execute(
+        "select pg_catalog.pg_relation_size(l.oid) / pg_catalog.current_setting('block_size')::bigint "
+        f"from ({LEAVES.format(oid='%(oid)s::oid')}) as l",
+        {"oid": oid},
+    )
+    return [int(row[0] or 0) for row in cursor]
+
+
+def _choose(found: Mapping[str, _Relation], config: TablesConfig, names: Sequence[str]) -> list[str]:
     configured = {name for name, table in config.tables.items() if not table.skip}
     skipped = set(config.tables) - configured
     known = configured | (set(found) - skipped if config.discover else set())
@@ -149,16 +205,16 @@ def _choose(found: dict[str, Any], config: TablesConfig, names: Sequence[str]) -
     return sorted(set(names) or known)
 
 
-def _read_columns(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[tuple[Any, ...]]]:
+def _read_attributes(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[_Attribute]]:
     cursor.execute(LIST_COLUMNS, (list(oids),))
-    columns: dict[int, list[tuple[Any, ...]]] = {}
-    for row in cursor:
-        columns.setdefault(row[0], []).append(row)
-    return columns
+    attributes: dict[int, list[_Attribute]] = {}
+    for oid, *rest in cursor:
+        attributes.setdefault(oid, []).append(_Attribute(*rest))
+    return attributes
 
 
-def _read_types(cursor: Cursor, columns: dict[int, list[tuple[Any, ...]]]) -> dict[int, SourceType]:
-    oids = sorted({column[2] for rows in columns.values() for column in rows})
+def _read_types(cursor: Cursor, attributes: Mapping[int, Sequence[_Attribute]]) -> dict[int, SourceType]:
+    oids = sorted({attribute.type_oid for own in attributes.values() for attribute in own})
     cursor.execute(LIST_TYPES, (oids,))
     return {
         oid: SourceType(
@@ -170,51 +226,55 @@ def _read_types(cursor: Cursor, columns: dict[int, list[tuple[Any, ...]]]) -> di
             base_oid=base,
             base_name=base_name or "",
             has_binary=has_binary,
+            is_extension=is_extension,
         )
-        for oid, name, kind, is_array, element, base, base_name, has_binary in cursor
+        for oid, name, kind, is_array, element, base, base_name, has_binary, is_extension in cursor
     }
 
 
-def _refuse(row: tuple[Any, ...], columns: Sequence[tuple[Any, ...]], config: TablesConfig) -> str | None:
+def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: TablesConfig) -> str | None:
     """Return why a relation cannot be replicated, with the next step; None when it can."""
-    _, name, kind, _, key, _, is_readable, _ = row
-    label = f"{config.schema}.{name}"
-    if kind in KINDS:
-        return f"{label} is {KINDS[kind]}: only tables are replicated; name the tables under it"
-    if not is_readable:
+    label = f"{config.schema}.{relation.name}"
+    if relation.kind in KINDS:
+        return f"{label} is {KINDS[relation.kind]}: only tables are replicated; name the tables under it"
+    if not relation.is_readable:
         return f"{label} cannot be read: run on the source: grant select on {label} to the role of SOURCE_DATABASE_URL"
-    if not key:
+    if not relation.key:
         return (
             f"{label} has no primary key, by which rows are merged: run on the source: "
             f"alter table {label} add primary key (...); or skip it in tables.yml"
         )
-    taken = [column[1] for column in columns if column[1] in META_COLUMNS]
+    taken = [attribute.name for attribute in attributes if attribute.name in META_COLUMNS]
     if taken:
         return f"{label} has a column {taken[0]}, a name that raw tables use: rename it, or skip the table"
-    return _refuse_watermark(name, label, columns, config)
+    return _refuse_watermark(relation.name, label, attributes, config)
 
 
-def _refuse_watermark(name: str, label: str, columns: Sequence[tuple[Any, ...]], config: TablesConfig) -> str | None:
-    watermark = config.table(name).watermark
-    column = next((column for column in columns if column[1] == watermark), None)
+def _refuse_watermark(name: str, label: str, attributes: Sequence[_Attribute], config: TablesConfig) -> str | None:
+    own = config.table(name)
+    column = next((attribute for attribute in attributes if attribute.name == own.watermark), None)
     if column is None:
         if name in config.watermarks_by_name:
-            return f"{label} has no column {watermark!r}, its watermark in tables.yml: name another column, or null"
+            return f"{label} has no column {own.watermark!r}, its watermark in tables.yml: name another column, or null"
         return None
-    kind = WATERMARK_KINDS.get(_base_type(column[3]))
+    kind = WATERMARK_KINDS.get(_base_type(column.formatted))
     if kind is None:
         return (
-            f'column "{watermark}" of {label} has type {column[3]}: a watermark column must be a timestamp, a date '
-            "or an integer; name another column in tables.yml, or null"
+            f'column "{column.name}" of {label} has type {column.formatted}: a watermark column must be a timestamp, '
+            "a date or an integer; name another column in tables.yml, or null"
         )
-    cache, increment = column[5], column[6]
-    if kind is WatermarkKind.INTEGER and (cache, increment) != (1, 1):
-        found = "no sequence of its own" if cache is None else f"a sequence with cache {cache}, increment {increment}"
-        return (
-            f'column "{watermark}" of {label} has {found}: an integer watermark needs numbers handed out in order; '
-            "alter its sequence to cache 1 increment by 1, or set watermark: null in tables.yml"
-        )
-    return None
+    is_in_order = (column.sequence_cache, column.sequence_increment) == (1, 1)
+    if kind is not WatermarkKind.INTEGER or is_in_order or own.lookback_rows:
+        return None
+    if column.sequence is None:
+        found, remedy = "no sequence of its own", "name another column"
+    else:
+        found = f"a sequence with cache {column.sequence_cache} and increment {column.sequence_increment}"
+        remedy = f"run on the source: alter sequence {column.sequence} cache 1 increment by 1"
+    return (
+        f'column "{column.name}" of {label} has {found}: an integer watermark needs numbers handed out in order; '
+        f"{remedy}; or declare in tables.yml how far they can be out of order (lookback_rows), or watermark: null"
+    )
 
 
 def _base_type(formatted: str) -> str:
@@ -224,46 +284,55 @@ def _base_type(formatted: str) -> str:
 
 
 def _describe(
-    row: tuple[Any, ...],
-    columns: Sequence[tuple[Any, ...]],
-    types: dict[int, SourceType],
-    known_to_target: Set[str],
+    relation: _Relation,
+    attributes: Sequence[_Attribute],
+    types: Mapping[int, SourceType],
+    target: TargetTypes,
     config: TablesConfig,
 ) -> Table:
-    oid, name, _, estimated_rows, key, has_descendants_apart, _, filenodes = row
-    own: TableConfig = config.table(name)
-    watermark = next((column for column in columns if column[1] == own.watermark), None)
+    own = config.table(relation.name)
+    watermark = next((attribute for attribute in attributes if attribute.name == own.watermark), None)
     return Table(
         schema=config.schema,
-        name=name,
-        oid=oid,
-        columns=tuple(_describe_column(column, types, known_to_target) for column in columns),
-        key=tuple(key),
-        watermark=watermark[1] if watermark else None,
-        watermark_kind=WATERMARK_KINDS[_base_type(watermark[3])] if watermark else None,
-        time_zone=own.time_zone,
-        estimated_rows=max(estimated_rows, 0),
-        filenodes=filenodes,
-        has_descendants_apart=has_descendants_apart,
-        batch_rows=own.batch_rows,
+        name=relation.name,
+        oid=relation.oid,
+        columns=tuple(_describe_column(attribute, types, target) for attribute in attributes),
+        key=tuple(relation.key or ()),
+        watermark=watermark.name if watermark else None,
+        watermark_kind=WATERMARK_KINDS[_base_type(watermark.formatted)] if watermark else None,
+        config=own,
+        estimated_rows=max(relation.estimated_rows, 0),
+        filenodes=relation.filenodes,
+        has_descendants_apart=relation.has_descendants_apart,
+        has_blocks=relation.has_blocks,
     )
 
 
-def _describe_column(column: tuple[Any, ...], types: dict[int, SourceType], known_to_target: Set[str]) -> Column:
-    _, name, type_oid, formatted, is_nullable, _, _ = column
-    raw = map_type(type_oid, formatted, types, known_to_target)
+def _describe_column(attribute: _Attribute, types: Mapping[int, SourceType], target: TargetTypes) -> Column:
+    raw = map_type(attribute.type_oid, attribute.formatted, types, target)
     return Column(
-        name=name,
-        source_type=formatted,
+        name=attribute.name,
+        source_type=attribute.formatted,
         raw_type=raw.name,
-        is_nullable=is_nullable,
+        is_nullable=attribute.is_nullable,
         is_cast=raw.is_cast,
         is_binary=raw.is_binary,
+        remark=raw.remark,
     )
 
 
-def _notices(table: Table, config: TablesConfig) -> list[str]:
-    wanted = config.table(table.name).watermark
-    if table.watermark is None and wanted is not None:
-        return [f"{table.label} has no column {wanted!r}: the whole table is read each run"]
-    return []
+def _notices(cursor: Cursor, table: Table, relation: _Relation, attributes: Sequence[_Attribute]) -> list[str]:
+    if table.watermark is None:
+        wanted = table.config.watermark
+        return [f"{table.label} has no column {wanted!r}: the whole table is read each run"] if wanted else []
+    if any(attribute.has_index for attribute in attributes if attribute.name == table.watermark):
+        return []
+    statement = sql.SQL("create index {}on {} ({})").format(
+        sql.SQL("concurrently " if relation.kind == "r" else ""),  # a partitioned table has no such form
+        sql.Identifier(table.schema, table.name),
+        sql.Identifier(table.watermark),
+    )
+    return [
+        f'column "{table.watermark}" of {table.label}, its watermark, has no index: the whole table is searched each '
+        f"run; run on the source: {statement.as_string(cursor)}"
+    ]

@@ -19,10 +19,12 @@ from etl import pipeline
 from etl.config import Settings, load_settings
 from etl.errors import EtlError
 from etl.model import RunResult
-from etl.progress import choose_progress, result_record
+from etl.progress import choose_progress, print_aligned, result_record
+from etl.source import Holder
 from etl.status import TableStatus, read_status
 from etl.verify import Comparison, verify
 
+SECONDS_PER_MINUTE = 60
 INTERRUPTED = 130  # as shells report a process that SIGINT ended
 
 
@@ -86,20 +88,39 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([dataclasses.asdict(table) for table in tables], default=str))
         return 0
-    rows = [_status_row(table) for table in tables]
-    _print_table(("table", "last run", "ended at", "watermark", "held back by"), rows)
+    header = ("table", "last run", "ended at", "watermark", "lag", "rejected", "held back by")
+    print_aligned(header, [_status_row(table) for table in tables])
     return 0
 
 
 def _status_row(table: TableStatus) -> tuple[str, ...]:
-    held_by = "; ".join(
-        f"pid {holder.pid} {holder.application or holder.user or ''}"
-        + (f" ({holder.age_seconds:.0f} s)" if holder.age_seconds is not None else "")
-        for holder in table.holders
+    has_failed = table.status not in ("succeeded", "running")
+    return (
+        table.table_name,
+        (table.error or table.status) if has_failed else table.status,
+        f"{table.ended_at:%Y-%m-%d %H:%M:%S}" if table.ended_at else "",
+        f"{table.watermark_column} >= {table.watermark}" if table.watermark else "whole table",
+        _duration(table.lag_seconds),
+        f"{table.rejected_rows:,}" if table.rejected_rows else "",
+        "; ".join(map(_describe_holder, table.holders)),
     )
-    watermark = f"{table.watermark_column} >= {table.watermark}" if table.watermark else "whole table"
-    ended_at = f"{table.ended_at:%Y-%m-%d %H:%M:%S}" if table.ended_at else ""
-    return (table.table_name, table.error or table.status, ended_at, watermark, held_by)
+
+
+def _describe_holder(holder: Holder) -> str:
+    who = "prepared transaction" if holder.pid is None else f"pid {holder.pid}"
+    known = [part for part in (holder.application, f"user {holder.user}" if holder.user else "") if part]
+    age = f" ({_duration(holder.age_seconds)})" if holder.age_seconds is not None else ""
+    return f"{who} {', '.join(known)}{age}"
+
+
+def _duration(seconds: float | None) -> str:
+    """Write seconds as people do: 12 s, 3 min, 2 h 5 min."""
+    if seconds is None:
+        return ""
+    if seconds < SECONDS_PER_MINUTE:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(int(seconds // SECONDS_PER_MINUTE), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -111,7 +132,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             (found.table_name, f"{found.source_rows:,}", f"{found.raw_rows:,}", _verdict(found))
             for found in comparisons
         ]
-        _print_table(("table", "source rows", "raw rows", "verdict"), rows)
+        print_aligned(("table", "source rows", "raw rows", "verdict"), rows)
     if any(comparison.error for comparison in comparisons):
         return 3
     return 0 if all(comparison.is_equal for comparison in comparisons) else 1
@@ -125,12 +146,6 @@ def _verdict(comparison: Comparison) -> str:
     if comparison.raw_rows > comparison.source_rows:
         return "different: raw holds rows that the source has no more"
     return "different: run `etl run` for what changed since"
-
-
-def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[place]) for row in (header, *rows)) for place in range(len(header))]
-    for row in (header, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _interrupt(_signal: int, _frame: FrameType | Any) -> None:

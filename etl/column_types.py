@@ -12,6 +12,21 @@ from dataclasses import dataclass
 # The first oid that initdb does not assign (FirstNormalObjectId): types below are the same on every server.
 FIRST_USER_OID = 16384
 TEXT = "text"
+# Values of these, and of the reg* types, name objects of one server, or have no input function that accepts them.
+BOUND_TO_A_SERVER = frozenset(
+    {
+        "aclitem",
+        "gtsvector",
+        "pg_brin_bloom_summary",
+        "pg_brin_minmax_multi_summary",
+        "pg_dependencies",
+        "pg_mcv_list",
+        "pg_ndistinct",
+        "pg_node_tree",
+    }
+)
+# Older servers read the binary form of an infinite interval as 178,956,970 years; as text they refuse it.
+INFINITE_INTERVALS_SINCE = 17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +41,15 @@ class SourceType:
     base_oid: int  # of a domain, else 0
     base_name: str  # of a domain: its base type with the modifier that the domain states
     has_binary: bool
+    is_extension: bool  # made by an extension, so that the same name means the same on another server
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetTypes:
+    """What the target can hold."""
+
+    names: Set[str]  # built in or made by an extension, as format_type() writes them
+    major: int  # version of the server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,38 +59,50 @@ class RawType:
     name: str
     is_cast: bool
     is_binary: bool
+    remark: str = ""  # why it became text, where a person should know
 
 
-def map_type(oid: int, formatted: str, types: Mapping[int, SourceType], known_to_target: Set[str]) -> RawType:
-    """Return the raw type of a column.
-
-    `formatted` is the column's type with its modifier; `known_to_target` holds the names of the target's types,
-    without modifier, written as format_type() does.
-    """
+def map_type(oid: int, formatted: str, types: Mapping[int, SourceType], target: TargetTypes) -> RawType:
+    """Return the raw type of a column; `formatted` is its type with its modifier, as format_type() writes it."""
     found = types[oid]
     if found.kind == "d":
-        base = map_type(found.base_oid, found.base_name, types, known_to_target)
-        return RawType(name=base.name, is_cast=True, is_binary=base.is_binary)
-    if found.is_array and found.element_oid >= FIRST_USER_OID:
-        return _map_array(found, formatted, types, known_to_target)
-    if found.kind in "ec" or found.name not in known_to_target or _names_an_object(found):
-        return RawType(name=TEXT, is_cast=True, is_binary=True)
-    is_builtin = found.oid < FIRST_USER_OID
-    return RawType(
-        name=formatted, is_cast=False, is_binary=is_builtin and found.has_binary and not found.name.startswith("xml")
-    )
+        base = map_type(found.base_oid, found.base_name, types, target)
+        return RawType(name=base.name, is_cast=True, is_binary=base.is_binary, remark=base.remark)
+    if found.is_array and (found.element_oid >= FIRST_USER_OID or _is_bound(types[found.element_oid])):
+        return _map_array(found, formatted, types, target)
+    remark = _why_text(found, target)
+    if remark is not None:
+        return RawType(name=TEXT, is_cast=True, is_binary=True, remark=remark)
+    is_binary = found.oid < FIRST_USER_OID and found.has_binary and _is_same(found, target)
+    return RawType(name=formatted, is_cast=False, is_binary=is_binary)
 
 
-def _map_array(
-    found: SourceType, formatted: str, types: Mapping[int, SourceType], known_to_target: Set[str]
-) -> RawType:
+def _map_array(found: SourceType, formatted: str, types: Mapping[int, SourceType], target: TargetTypes) -> RawType:
     element = types[found.element_oid]
-    mapped = map_type(found.element_oid, element.name, types, known_to_target)
+    mapped = map_type(found.element_oid, element.name, types, target)
     if not mapped.is_cast:
         return RawType(name=formatted, is_cast=False, is_binary=False)
-    return RawType(name=f"{mapped.name}[]", is_cast=True, is_binary=mapped.is_binary)
+    return RawType(name=f"{mapped.name}[]", is_cast=True, is_binary=mapped.is_binary, remark=mapped.remark)
 
 
-def _names_an_object(found: SourceType) -> bool:
-    """Tell whether values are oids of catalog objects, which mean others on another server."""
-    return found.oid < FIRST_USER_OID and found.name.removesuffix("[]").startswith("reg")
+def _why_text(found: SourceType, target: TargetTypes) -> str | None:
+    """Return why values of a type are kept as text, empty for enums, of which nobody wonders; None if they are not."""
+    if found.kind == "e":
+        return ""
+    if found.kind == "c":
+        return "composite types become text"
+    if _is_bound(found):
+        return "its values mean objects of one server"
+    if found.oid >= FIRST_USER_OID and not found.is_extension:
+        return f"{found.name} is a type of the source's own"
+    return None if found.name in target.names else f"the target has no type {found.name}"
+
+
+def _is_bound(found: SourceType) -> bool:
+    return found.oid < FIRST_USER_OID and (found.name in BOUND_TO_A_SERVER or found.name.startswith("reg"))
+
+
+def _is_same(found: SourceType, target: TargetTypes) -> bool:
+    """Tell whether both servers read the binary form alike; that of xml depends on its encoding."""
+    element = found.name.removesuffix("[]")
+    return element != "xml" and (element != "interval" or target.major >= INFINITE_INTERVALS_SINCE)

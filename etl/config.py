@@ -16,9 +16,12 @@ import psycopg2.extensions
 import yaml
 
 from etl.errors import ConfigurationError
+from etl.model import TableConfig
 
 DELETES = ("reconcile", "none")
 ON_SCHEMA_CHANGE = ("evolve", "freeze")
+NULL_WATERMARKS = ("read", "refuse")
+MIN_SOURCE_CONNECTIONS = 2  # one that holds the snapshot, one that reads
 DEFAULT_TABLES_PATH = Path(__file__).with_name("tables.yml")
 
 
@@ -33,18 +36,6 @@ class DatabaseUrl(str):
         """Host, port and database name, for messages."""
         parts = psycopg2.extensions.parse_dsn(str(self))
         return f"{parts.get('host', 'localhost')}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableConfig:
-    """How one table is replicated."""
-
-    watermark: str | None = "updated_at"
-    deletes: str = "reconcile"
-    on_schema_change: str = "evolve"
-    batch_rows: int = 50_000
-    time_zone: str = "UTC"  # of watermark columns without a time zone
-    skip: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +60,21 @@ class Settings:
     target_url: DatabaseUrl
     tables: TablesConfig
     parallel_tables: int = 2
+    max_connections_source: int = 3
     fence_wait_seconds: float = 1.0
     fence_margin_seconds: float = 5.0
     lock_wait_seconds: float = 15.0
     lock_timeout_seconds: float = 10.0
     statement_timeout_seconds: float = 7200.0
-    snapshot_timeout_seconds: float = 21600.0  # how long the exported snapshot may stay open
+    max_snapshot_seconds: float = 1800.0  # then progress is committed, and the run goes on at a new snapshot
+    load_range_blocks: int = 131_072  # of a first load, in one transaction: 1 GB of the source's 8 kB blocks
     connect_timeout_seconds: int = 10
     max_attempts: int = 5
+
+    @property
+    def workers(self) -> int:
+        """How many tables are read at the same time: one session on the source coordinates."""
+        return min(self.parallel_tables, self.max_connections_source - 1)
 
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -91,6 +89,11 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     }
     path = Path(environment.get("ETL_TABLES") or DEFAULT_TABLES_PATH)
     tables = _read_tables(path, faults)
+    if 0 < numbers["max_connections_source"] < MIN_SOURCE_CONNECTIONS:
+        faults.append(
+            f"ETL_MAX_CONNECTIONS_SOURCE is {numbers['max_connections_source']}: expected {MIN_SOURCE_CONNECTIONS} "
+            "or more, for one session holds the snapshot and another reads"
+        )
     if faults:
         raise ConfigurationError("\n".join(faults))
     return Settings(source_url=source_url, target_url=target_url, tables=tables, **numbers)
@@ -191,14 +194,26 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _is_count_or_zero(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
 _Fields = Mapping[str, tuple[Callable[[Any], bool], str]]
 _BOOLEAN = (lambda value: isinstance(value, bool)), "true or false"
 _MAPPING = (lambda value: value is None or isinstance(value, dict)), "a mapping"
 _DEFAULT_FIELDS: _Fields = {
     "watermark": ((lambda value: value is None or _is_name(value)), "a column name, or null"),
+    "null_watermarks": _one_of(*NULL_WATERMARKS),
+    "lookback_seconds": (_is_number, "a number of seconds, 0 or more"),
+    "lookback_rows": (_is_count_or_zero, "a whole number of 0 or more"),
     "deletes": _one_of(*DELETES),
     "on_schema_change": _one_of(*ON_SCHEMA_CHANGE),
     "batch_rows": (_is_count, "a whole number of 1 or more"),
+    "max_rejected_rows": (_is_count_or_zero, "a whole number of 0 or more"),
     "time_zone": (_is_name, "the name of a time zone, such as Europe/Rome"),
 }
 _TABLE_FIELDS: _Fields = {**_DEFAULT_FIELDS, "skip": _BOOLEAN}

@@ -7,6 +7,7 @@
     └── TableError              one table failed, the others go on                  exit 1
         ├── SourceError         what the source answered
         ├── TargetError         what the target answered
+        │   └── RowRefusedError a row that the target cannot hold
         └── SourceChangedError  the table was truncated or rewritten during the read
 
 `is_transient` says whether the same call may succeed later.
@@ -62,6 +63,10 @@ class SourceError(_DatabaseError):
 
 class TargetError(_DatabaseError):
     """A statement failed on the target."""
+
+
+class RowRefusedError(TargetError):
+    """At least one row of a statement breaks a constraint or a type of the target."""
 
 
 class SourceChangedError(TableError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
+from dataclasses import replace
 
 from etl.model import Activity, Point, Progress
 
@@ -42,9 +43,19 @@ def advance(progress: Progress, new_point: Point | None, activity: Activity) -> 
     points = (*progress.points, new_point) if new_point else progress.points
     settled = [index for index, point in enumerate(points) if is_settled(point, activity)]
     if not settled:
-        return _replace(progress, progress.watermark, points)
-    newest = settled[-1]
-    return _replace(progress, points[newest].value, points[newest + 1 :])
+        return replace(progress, points=_bounded(points))
+    newest = points[settled[-1]]
+    later = points[settled[-1] + 1 :]
+    return replace(progress, watermark=newest.value, as_of=newest.as_of, points=_bounded(later))
+
+
+def seconds_set_back(progress: Progress, point: Point) -> float:
+    """Return by how much the source's clock was set back since the last point, 0 when it was not.
+
+    Rows stamped by a clock that was set back can be below the watermark.
+    """
+    latest = progress.latest_as_of
+    return 0.0 if latest is None else max((latest - point.as_of).total_seconds(), 0.0)
 
 
 def is_drained(points: Sequence[Point], activity: Activity) -> bool:
@@ -63,11 +74,5 @@ def set_back(instant: dt.datetime, margin_seconds: float) -> dt.datetime:
     return instant - dt.timedelta(seconds=margin_seconds)
 
 
-def _replace(progress: Progress, watermark: str | None, points: Sequence[Point]) -> Progress:
-    kept = tuple(points) if len(points) <= MAX_KEPT_POINTS else (points[0], *points[-(MAX_KEPT_POINTS - 1) :])
-    return Progress(
-        watermark=watermark,
-        column=progress.column,
-        points=kept,
-        system_identifier=progress.system_identifier,
-    )
+def _bounded(points: tuple[Point, ...]) -> tuple[Point, ...]:
+    return points if len(points) <= MAX_KEPT_POINTS else (points[0], *points[-(MAX_KEPT_POINTS - 1) :])

@@ -17,6 +17,22 @@ class WatermarkKind(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """How one table is replicated, as tables.yml says."""
+
+    watermark: str | None = "updated_at"
+    null_watermarks: str = "read"  # or "refuse"
+    lookback_seconds: float = 0.0  # read again behind a watermark that is a time
+    lookback_rows: int = 0  # read again behind a watermark that is an integer
+    deletes: str = "reconcile"
+    on_schema_change: str = "evolve"
+    batch_rows: int = 50_000
+    max_rejected_rows: int = 100
+    time_zone: str = "UTC"  # of watermark columns without a time zone
+    skip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """One column, as the source has it and as `raw` keeps it."""
 
@@ -26,6 +42,7 @@ class Column:
     is_nullable: bool
     is_cast: bool  # the SELECT casts it to raw_type
     is_binary: bool  # its binary COPY form means the same on both sides
+    remark: str = ""  # why `raw` has another type, where that is worth saying
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +56,11 @@ class Table:
     key: tuple[str, ...]  # names of the primary key's columns, in its order
     watermark: str | None  # None: the whole table is read each run
     watermark_kind: WatermarkKind | None
-    time_zone: str  # of a watermark column without time zone
+    config: TableConfig
     estimated_rows: int
     filenodes: str  # identity of the table's files; changes with TRUNCATE and rewrites
     has_descendants_apart: bool  # plain inheritance: read ONLY the table itself
-    batch_rows: int
+    has_blocks: bool  # its rows have physical places that ranges of blocks can name
 
     @property
     def label(self) -> str:
@@ -52,6 +69,12 @@ class Table:
     @property
     def is_binary(self) -> bool:
         return all(column.is_binary for column in self.columns)
+
+    @property
+    def has_lookback(self) -> bool:
+        if self.watermark_kind is WatermarkKind.INTEGER:
+            return self.config.lookback_rows > 0
+        return self.config.lookback_seconds > 0
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -65,7 +88,7 @@ class Point:
     """
 
     value: str  # as text, exact
-    as_of: dt.datetime  # rows below `value` were stamped at or before this instant of the source's clock
+    as_of: dt.datetime  # the source's clock less the margin; rows below `value` were stamped at or before it
     transactions: frozenset[str]  # virtual transaction ids
     server_started_at: dt.datetime  # the ids mean nothing after a restart
 
@@ -86,8 +109,26 @@ class Progress:
 
     watermark: str | None = None
     column: str | None = None  # the column that the watermark belongs to
+    as_of: dt.datetime | None = None  # the source's clock, less the margin, when the watermark's point was taken
     points: tuple[Point, ...] = ()
     system_identifier: str | None = None  # of the source cluster
+
+    @property
+    def latest_as_of(self) -> dt.datetime | None:
+        """The source's clock at the newest point taken so far."""
+        known = [instant for instant in (self.as_of, *(point.as_of for point in self.points)) if instant]
+        return max(known, default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadState:
+    """How far a first load in ranges of blocks has come: all of these have to hold for going on."""
+
+    filenodes: str
+    signature: str  # of the columns and the key
+    system_identifier: str
+    next_block: int | None  # None: every range has been read
+    oldest_xid: str  # xid8: whatever was written since the last snapshot has this transaction id or a later one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +139,12 @@ class Counts:
     inserted: int = 0
     updated: int = 0
     deleted: int = 0
+    rejected: int = 0
     bytes: int = 0
 
     @property
     def unchanged(self) -> int:
-        return self.read - self.inserted - self.updated
+        return self.read - self.inserted - self.updated - self.rejected
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -110,8 +152,29 @@ class Counts:
             inserted=self.inserted + other.inserted,
             updated=self.updated + other.updated,
             deleted=self.deleted + other.deleted,
+            rejected=self.rejected + other.rejected,
             bytes=self.bytes + other.bytes,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where reading a whole table was cut, to go on in the same run at a newer snapshot.
+
+    `progress` is that of the first snapshot: rows before the position that changed since are younger than it.
+    """
+
+    after: tuple[str, ...]  # key of the last row read, as text
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How far one table has come at one snapshot: done, or to go on at a newer one."""
+
+    progress: Progress
+    is_complete: bool = True
+    position: Position | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +209,10 @@ class TableResult:
     def rows_deleted(self) -> int:
         return self.counts.deleted
 
+    @property
+    def rows_rejected(self) -> int:
+        return self.counts.rejected
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -164,7 +231,7 @@ class RunResult:
 class Event:
     """Something a person watching the run wants to see."""
 
-    kind: str  # "notice", "table_started", "batch_committed", "table_finished", "table_retried"
+    kind: str  # "notice", "table_started", "batch_committed", "table_continued", "table_retried", "table_finished"
     table_name: str | None = None
     message: str = ""
     estimated_rows: int | None = None

@@ -1,8 +1,8 @@
 """One run over all tables: the lock, the ledger, the snapshot that tables share, and the retries.
 
 An attempt takes its points, lists what is open, exports one snapshot and replicates the pending tables at it.
-Tables that failed in a way that may pass, and those rewritten meanwhile, go into another attempt with points and
-a snapshot of its own. Begin at `run`.
+Tables that failed in a way that may pass, those rewritten meanwhile, and those for which the snapshot would have to
+be held too long, go on with points and a snapshot of their own. Begin at `run`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 
 from psycopg2.extensions import connection as Connection
-from tenacity import Retrying, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_exponential_jitter
 
 from etl import postgres, state, target
+from etl.column_types import TargetTypes
 from etl.config import Settings
 from etl.errors import EtlError, TableError, UnavailableError
-from etl.model import Counts, Event, Progress, RunResult, Table, TableResult
+from etl.model import Counts, Event, Outcome, Position, Progress, RunResult, Table, TableResult
 from etl.replicate import Observer, Task, replicate_table
 from etl.source import Source
 
@@ -31,14 +34,15 @@ def run(settings: Settings, table_names: Sequence[str] = (), *, observe: Observe
     the run cannot start, LockHeldError when another run is at work.
     """
     started = time.monotonic()
-    control = postgres.connect_target(settings)
-    try:
+    with closing(postgres.connect_target(settings)) as control:
+        postgres.refuse_transaction_pooler(control, "target", partial(postgres.connect_target, settings))
         with state.run_lock(control, settings.lock_wait_seconds):
-            known_to_target = _start(control)
+            types = _start(control)
             with Source(settings) as source:
-                source.read_catalog(known_to_target, table_names)  # wrong names stop here, before a run is recorded
+                source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded
+                _say_what_is_unseen(source, observe)
             run_id = state.begin_run(control)
-            attempts = _Attempts(settings, control, run_id, table_names, known_to_target, observe)
+            attempts = _Attempts(settings, control, run_id, table_names, types, observe)
             error: str | None = "interrupted"
             try:
                 results = attempts.run()
@@ -48,17 +52,28 @@ def run(settings: Settings, table_names: Sequence[str] = (), *, observe: Observe
                 raise _as_unavailable(failure) from failure
             finally:
                 _end(control, run_id, error)
-    finally:
-        control.close()
     return RunResult(run_id=run_id, seconds=time.monotonic() - started, tables=results)
 
 
-def _start(control: Connection) -> frozenset[str]:
+def _start(control: Connection) -> TargetTypes:
     try:
         state.prepare(control)
-        return target.read_known_types(control)
+        return target.read_types(control)
     except TableError as error:
         raise UnavailableError(f"the run cannot start: {error}") from error
+
+
+def _say_what_is_unseen(source: Source, observe: Observer) -> None:
+    if source.is_standby:
+        message = "the source is a standby: rows that come later than the declared lookback are missed"
+    elif not source.may_see_all:
+        message = (
+            "the source's role lacks pg_read_all_stats, so the second of two transactions sent in one message can be "
+            "missed; run on the source: grant pg_read_all_stats to the role of SOURCE_DATABASE_URL"
+        )
+    else:
+        return
+    observe(Event(kind="notice", message=message))
 
 
 def _end(control: Connection, run_id: int, error: str | None) -> None:
@@ -83,19 +98,26 @@ class _Attempts:
     control: Connection
     run_id: int
     table_names: Sequence[str]
-    known_to_target: frozenset[str]
+    types: TargetTypes
     observe: Observer
     results: dict[str, TableResult] = field(default_factory=dict)
     counts: dict[str, Counts] = field(default_factory=dict)
-    errors: dict[str, EtlError] = field(default_factory=dict)  # the last error of each pending table
-    attempt: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, EtlError] = field(default_factory=dict)  # the last error of each table to try again
+    unfinished: set[str] = field(default_factory=set)  # tables whose time at the last snapshot was over
+    positions: dict[str, Position] = field(default_factory=dict)  # where reading a whole table was cut
+    retries: int = 0
+    has_started: bool = False  # a table, at the present snapshot
+    notices: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> tuple[TableResult, ...]:
+        """Try until nothing is left that may succeed later; going on at a new snapshot is not a retry."""
         retrying = Retrying(
             stop=stop_after_attempt(self.settings.max_attempts),
             wait=wait_exponential_jitter(multiplier=0.5, max=30),
-            retry=lambda call: call.outcome is not None and not call.outcome.failed and call.outcome.result(),
+            before_sleep=self._count_retry,
+            retry=retry_if_result(bool),
             retry_error_callback=lambda _: False,
         )
         retrying(self._attempt)
@@ -103,50 +125,65 @@ class _Attempts:
             self._fail(name, error)
         return tuple(self.results[name] for name in sorted(self.results))
 
+    def _count_retry(self, _: RetryCallState) -> None:
+        self.retries += 1
+
     def _attempt(self) -> bool:
         """Replicate what is pending; tell whether something is left that may succeed later."""
-        self.attempt += 1
         try:
-            with Source(self.settings) as source:
-                self._replicate_pending(source)
+            self._replicate_at_new_snapshot()
+            while self.unfinished and not self.errors:
+                self._replicate_at_new_snapshot()
         except (UnavailableError, TableError) as error:
-            has_ended = self.control.closed or self.attempt == self.settings.max_attempts
-            if has_ended or not error.is_transient:
+            is_last = self.retries + 1 >= self.settings.max_attempts
+            if self.control.closed or is_last or not error.is_transient:
                 raise
-            self.observe(Event(kind="notice", message=f"attempt {self.attempt} failed, trying again: {error}"))
+            self._notice(f"attempt {self.retries + 1} failed, trying again: {error}")
             return True
         return bool(self.errors)
 
-    def _replicate_pending(self, source: Source) -> None:
-        found = source.read_catalog(self.known_to_target, self.table_names)
-        if self.attempt == 1:
+    def _replicate_at_new_snapshot(self) -> None:
+        self.unfinished, self.has_started = set(), False
+        with Source(self.settings) as source:
+            found = source.read_catalog(self.types, self.table_names)
             for notice in found.notices:
-                self.observe(Event(kind="notice", message=notice))
-        for name, reason in found.refusals.items():
-            if name not in self.results:
-                self._fail(name, TableError(reason))
-        pending = [table for table in found.tables if table.name not in self.results]
-        points = source.take_points(pending)
+                self._notice(notice)
+            for name, reason in found.refusals.items():
+                if name not in self.results:
+                    self._fail(name, TableError(reason))
+            pending = [table for table in found.tables if table.name not in self.results]
+            tasks = _largest_first(self._prepare(source, pending))
+            with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="table") as pool:
+                for future in [pool.submit(self._replicate, source, task) for task in tasks]:
+                    future.result()
+
+    def _prepare(self, source: Source, tables: Sequence[Table]) -> list[Task]:
+        """Take the points, wait at the fence, take the snapshot, and return what there is to do at it."""
+        points, errors = source.take_points(tables)
+        for name, error in errors.items():
+            self._postpone_or_fail(name, error)
         progress = state.read_progress(self.control)
-        known = [point for table in pending for point in progress.get(table.name, Progress()).points]
+        known = [point for table in tables for point in progress.get(table.name, Progress()).points]
         activity = source.drain([*known, *points.values()])
         source.export_snapshot()
-        tasks = [
+        return [
             Task(
                 table=table,
                 progress=progress.get(table.name, Progress()),
                 point=points.get(table.name),
                 activity=activity,
-                system_identifier=source.system_identifier,
+                position=self.positions.get(table.name),
             )
-            for table in pending
+            for table in tables
+            if table.name not in errors
         ]
-        with ThreadPoolExecutor(self.settings.parallel_tables, thread_name_prefix="table") as pool:
-            for future in [pool.submit(self._replicate, source, task) for task in _largest_first(tasks)]:
-                future.result()
 
     def _replicate(self, source: Source, task: Task) -> None:
         table, started = task.table, time.monotonic()
+        if self.has_started and source.is_expired:
+            self.unfinished.add(table.name)
+            return
+        self.has_started = True
         self.observe(Event(kind="table_started", table_name=table.name, estimated_rows=_expected_rows(task)))
         try:
             with self.lock:
@@ -157,24 +194,38 @@ class _Attempts:
                     watermark=task.progress.watermark,
                     snapshot=source.snapshot,
                     fence_wait_seconds=source.fence_wait_seconds,
-                    retries=self.attempt - 1,
                 )
-            counts, after = replicate_table(self.settings, source, self.run_id, task, self._count)
+            outcome = replicate_table(self.settings, source, self.run_id, task, self._count)
         except EtlError as error:
-            self._postpone_or_fail(table, error)
+            self._postpone_or_fail(table.name, error)
             return
+        with self.lock:
+            self.seconds[table.name] = self.seconds.get(table.name, 0.0) + time.monotonic() - started
+            self.errors.pop(table.name, None)
+        if outcome.is_complete:
+            self._succeed(table.name, outcome)
+        else:
+            self._go_on_later(table.name, outcome)
+
+    def _succeed(self, name: str, outcome: Outcome) -> None:
         result = TableResult(
-            table_name=table.name,
+            table_name=name,
             status="succeeded",
-            counts=self.counts.get(table.name, counts),
-            watermark=after.watermark,
-            seconds=time.monotonic() - started,
-            retries=self.attempt - 1,
+            counts=self.counts.get(name, Counts()),
+            watermark=outcome.progress.watermark,
+            seconds=self.seconds[name],
+            retries=self.retries,
         )
         with self.lock:
-            self.errors.pop(table.name, None)
-            self.results[table.name] = result
-        self.observe(Event(kind="table_finished", table_name=table.name, result=result))
+            self.results[name] = result
+        self.observe(Event(kind="table_finished", table_name=name, result=result))
+
+    def _go_on_later(self, name: str, outcome: Outcome) -> None:
+        with self.lock:
+            self.unfinished.add(name)
+            if outcome.position:
+                self.positions[name] = outcome.position
+        self.observe(Event(kind="table_continued", table_name=name))
 
     def _count(self, event: Event) -> None:
         """Add up a table's batches over all attempts, and pass the event on."""
@@ -183,20 +234,27 @@ class _Attempts:
                 self.counts[event.table_name] = self.counts.get(event.table_name, Counts()) + event.counts
         self.observe(event)
 
-    def _postpone_or_fail(self, table: Table, error: EtlError) -> None:
+    def _postpone_or_fail(self, name: str, error: EtlError) -> None:
         if not error.is_transient:
-            self._fail(table.name, error)
+            self._fail(name, error)
             return
         with self.lock:
-            self.errors[table.name] = error
-        self.observe(Event(kind="table_retried", table_name=table.name, message=str(error)))
+            self.errors[name] = error
+            state.record_retry(self.control, self.run_id, name, str(error), self.retries + 1)
+        self.observe(Event(kind="table_retried", table_name=name, message=str(error)))
+
+    def _notice(self, message: str) -> None:
+        """Say something once a run."""
+        if message not in self.notices:
+            self.notices.add(message)
+            self.observe(Event(kind="notice", message=message))
 
     def _fail(self, name: str, error: EtlError) -> None:
         result = TableResult(
             table_name=name,
             status="failed",
             counts=self.counts.get(name, Counts()),
-            retries=max(self.attempt - 1, 0),
+            retries=self.retries,
             error=str(error),
         )
         with self.lock:

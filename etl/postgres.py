@@ -6,15 +6,17 @@ Sessions on both sides pin the settings that decide how values look as text, so 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import psycopg2
 import psycopg2.errors
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from etl.errors import EtlError, SourceError, TargetError, UnavailableError
+from etl.errors import EtlError, RowRefusedError, SourceError, TargetError, UnavailableError
 
 if TYPE_CHECKING:
     from etl.config import DatabaseUrl, Settings
@@ -31,8 +33,13 @@ PINNED: Mapping[str, str] = {
     "TimeZone": "UTC",
     "extra_float_digits": "3",
     "bytea_output": "hex",
+    "lc_monetary": "C",
+    "xmloption": "content",
     "search_path": "",
 }
+# Set in every session of this process: a session that does not have it has lost the settings above as well.
+MARK_NAME = "tidemark.session"
+MARK = secrets.token_hex(8)
 # Classes of the manual's appendix A in which the same statement may succeed later.
 TRANSIENT_CLASSES = ("08", "40", "53")
 TRANSIENT_STATES = (
@@ -42,6 +49,16 @@ TRANSIENT_STATES = (
     "57P03",  # cannot_connect_now
     "25P03",  # idle_in_transaction_session_timeout
 )
+# Classes that blame a row: data exceptions, constraints, a view's check, and a trigger that raises.
+ROW_CLASSES = ("22", "23", "44", "P0")
+ROW_STATES = ("54000",)  # program_limit_exceeded: a value too large for an index
+HINTS: Mapping[str, str] = {
+    "42501": "grant the role what it lacks (docs/configuration.md)",
+    "53100": "free or add disk space on the {side}",
+    "53300": "raise max_connections of the {side}, or lower ETL_PARALLEL_TABLES",
+    "55P03": "see what holds the lock on the {side} in pg_locks, or raise ETL_LOCK_TIMEOUT_SECONDS",
+    "57014": "raise ETL_STATEMENT_TIMEOUT_SECONDS, or see what slows the {side}",
+}
 # Answers of a server that is there but not ready, or full, when a connection is opened.
 NOT_READY = ("starting up", "shutting down", "recovery", "too many", "remaining connection slots")
 
@@ -67,6 +84,33 @@ def connect_target(settings: Settings) -> Connection:
     return connection
 
 
+def refuse_transaction_pooler(connection: Connection, side: str, connect: Callable[[], Connection]) -> None:
+    """Raise UnavailableError when a pooler hands this session's transactions to changing server sessions.
+
+    A pooler shows in the process id: it tells its clients one of its own. While another session holds the server
+    session that we used last, only a pooler in session mode finds our settings again. `connect` opens that session.
+    """
+    with errors_of(side, "looking for a pooler"), connection.cursor() as cursor:
+        cursor.execute("select pg_catalog.pg_backend_pid()")
+        if cursor.fetchone() == (connection.info.backend_pid,):
+            return
+        with contextlib.closing(connect()) as other, other.cursor() as holding:
+            holding.execute("begin")
+            holding.execute("select 1")
+            check_session(cursor, side)
+
+
+def check_session(cursor: Cursor, side: str) -> None:
+    """Raise UnavailableError when the server session is not the one that was set up."""
+    cursor.execute("select pg_catalog.current_setting(%s, true)", (MARK_NAME,))
+    if cursor.fetchone() != (MARK,):
+        raise UnavailableError(
+            f"the {side} is reached through a pooler in transaction mode, which loses a session's settings and locks "
+            f"between transactions: point {side.upper()}_DATABASE_URL at the server itself, or at a pool in session "
+            "mode"
+        )
+
+
 @contextlib.contextmanager
 def errors_of(side: str, where: str) -> Iterator[None]:
     """Translate driver errors of one side ("source" or "target"); `where` names the table or the step."""
@@ -81,8 +125,11 @@ def translate(error: psycopg2.Error, side: str, where: str) -> EtlError:
     state = error.pgcode
     text = _one_line(str(error)) or type(error).__name__
     kind = SourceError if side == "source" else TargetError
+    if kind is TargetError and _blames_a_row(state):
+        kind = RowRefusedError
     label = f" (SQLSTATE {state})" if state else ""
-    return kind(f"{where}: the {side} answered: {text}{label}", sqlstate=state, is_transient=is_transient(error))
+    hint = f": {HINTS[state].format(side=side)}" if state and state in HINTS else ""
+    return kind(f"{where}: the {side} answered: {text}{label}{hint}", sqlstate=state, is_transient=is_transient(error))
 
 
 def is_transient(error: psycopg2.Error) -> bool:
@@ -91,6 +138,23 @@ def is_transient(error: psycopg2.Error) -> bool:
     if state is None:
         return isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
     return state.startswith(TRANSIENT_CLASSES) or state in TRANSIENT_STATES
+
+
+def _blames_a_row(state: str | None) -> bool:
+    return state is not None and (state.startswith(ROW_CLASSES) or state in ROW_STATES)
+
+
+@contextlib.contextmanager
+def savepoint(cursor: Cursor, name: str) -> Iterator[None]:
+    """Run a block that may fail inside a transaction: on any error of the database, undo the block alone."""
+    cursor.execute(f"savepoint {name}")
+    try:
+        yield
+    except EtlError:
+        with contextlib.suppress(psycopg2.Error):  # a lost connection: its error is on the way
+            cursor.execute(f"rollback to savepoint {name}")
+        raise
+    cursor.execute(f"release savepoint {name}")
 
 
 @contextlib.contextmanager
@@ -144,7 +208,7 @@ def _connect_once(url: DatabaseUrl, side: str, settings: Settings, session: Mapp
             keepalives_count=KEEPALIVE_COUNT,
         )
         connection.autocommit = True
-        pinned = {**PINNED, **session}
+        pinned = {**PINNED, **session, MARK_NAME: MARK}
         with connection.cursor() as cursor:
             calls = ", ".join(["set_config(%s, %s, false)"] * len(pinned))
             cursor.execute(f"select {calls}", [item for pair in pinned.items() for item in pair])

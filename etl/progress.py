@@ -1,6 +1,6 @@
 """Shows a run to a person or to a log collector: bars on a terminal, plain lines elsewhere, or JSON lines.
 
-Everything here goes to standard error; results are printed by `cli`.
+Progress goes to standard error; `print_aligned` is for results, on standard output.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,8 @@ def describe(event: Event) -> str:
         return f"note: {event.message}"
     if event.kind == "table_retried":
         return f"{event.table_name}: will be tried again: {event.message}"
+    if event.kind == "table_continued":
+        return f"{event.table_name}: goes on at a new snapshot, for the last one was held long enough"
     if event.kind == "table_finished" and event.result:
         return describe_result(event.result)
     return ""
@@ -98,10 +101,11 @@ def describe(event: Event) -> str:
 def describe_result(result: TableResult) -> str:
     if result.status != "succeeded":
         return f"{result.table_name}: failed: {result.error}"
+    rejected = f", {result.rows_rejected:,} rejected (see etl.rejected_rows)" if result.rows_rejected else ""
     return (
         f"{result.table_name}: {result.rows_read:,} rows read, {result.rows_inserted:,} inserted, "
         f"{result.rows_updated:,} updated, {result.rows_unchanged:,} unchanged, "
-        f"{result.rows_deleted:,} deleted in {result.seconds:.1f} s"
+        f"{result.rows_deleted:,} deleted{rejected} in {result.seconds:.1f} s"
     )
 
 
@@ -128,8 +132,20 @@ def result_record(result: TableResult) -> dict[str, Any]:
         "rows_updated": result.rows_updated,
         "rows_unchanged": result.rows_unchanged,
         "rows_deleted": result.rows_deleted,
+        "rows_rejected": result.rows_rejected,
         "watermark": result.watermark,
         "seconds": round(result.seconds, 3),
         "retries": result.retries,
         "error": result.error,
     }
+
+
+def print_aligned(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, numbers_from: int | None = None) -> None:
+    """Print a table; columns from `numbers_from` on are numbers, aligned to the right."""
+    widths = [max(len(row[place]) for row in (header, *rows)) for place in range(len(header))]
+    for row in (header, *rows):
+        cells = [
+            cell.ljust(width) if numbers_from is None or place < numbers_from else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())

@@ -5,15 +5,16 @@ Begin at `replicate_table`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from etl import fence
 from etl.config import Settings
-from etl.model import Activity, Counts, Event, Point, Progress, Table
+from etl.errors import RowRefusedError
+from etl.first_load import load_first
+from etl.increment import check_null_watermarks, merge_changes
+from etl.model import Activity, Counts, Event, Outcome, Point, Position, Progress, Table
 from etl.source import Reader, Source, check_progress
-from etl.statements import Window
 from etl.target import Writer, open_writer
 
 Observer = Callable[[Event], None]
@@ -27,58 +28,81 @@ class Task:
     progress: Progress
     point: Point | None
     activity: Activity
-    system_identifier: str
+    position: Position | None = None  # where this run's reading of the whole table was cut
 
 
-def replicate_table(
-    settings: Settings, source: Source, run_id: int, task: Task, observe: Observer
-) -> tuple[Counts, Progress]:
-    """Bring one raw table up to the snapshot; return what was done and where the table stands now.
+def replicate_table(settings: Settings, source: Source, run_id: int, task: Task, observe: Observer) -> Outcome:
+    """Bring one raw table up to the snapshot, or as far as the time for holding it allows.
 
     Each batch commits on its own, with its ledger; the watermark commits with the last one. Raises TableError.
     """
     table = task.table
+
+    def on_commit(counts: Counts) -> None:
+        observe(Event(kind="batch_committed", table_name=table.name, counts=counts))
+
     with open_writer(settings, table, run_id) as writer, source.open_reader(table) as reader:
-        if not writer.has_raw_table():
-            after = _advance(task, Progress())
-            counts = writer.load_first(partial(reader.copy_out, Window()), after)
-            observe(Event(kind="batch_committed", table_name=table.name, counts=counts))
-            return counts, after
-        check_progress(table, task.progress, task.point, task.system_identifier)
-        before = task.progress if task.progress.column == table.watermark else Progress()
-        after = _advance(task, before)
-        counts = Counts()
-        for batch in _merge_changes(reader, writer, table, before, after):
-            counts += batch
-            observe(Event(kind="batch_committed", table_name=table.name, counts=batch))
-        return counts, after
+        check_null_watermarks(reader, table)
+        if writer.fit():
+            check_progress(table, task.progress, task.point, source)
+            before = task.progress if task.progress.column == table.watermark else Progress()
+            _say(observe, table, writer.remarks)
+        else:
+            outcome = _load(
+                settings=settings,
+                source=source,
+                reader=reader,
+                writer=writer,
+                task=task,
+                observe=observe,
+                on_commit=on_commit,
+            )
+            if outcome is not None:
+                return outcome
+            before = Progress()
+        return merge_changes(
+            source=source,
+            reader=reader,
+            writer=writer,
+            before=before,
+            after=_advance(source, task, before),
+            position=task.position,
+            on_commit=on_commit,
+        )
 
 
-def _merge_changes(reader: Reader, writer: Writer, table: Table, before: Progress, after: Progress) -> Iterator[Counts]:
-    """Merge what changed and yield the counts of each batch once it has committed."""
-    *earlier, last = _windows(table, before)
-    for part in (*earlier, last):
-        window, is_full = part, True
-        while is_full:
-            counts = writer.merge_batch(partial(reader.copy_out, window), after if part is last else None)
-            yield counts
-            is_full = counts.read == table.batch_rows
-            if is_full:
-                window = replace(window, after=reader.window_end(window))
+def _load(
+    *,
+    settings: Settings,
+    source: Source,
+    reader: Reader,
+    writer: Writer,
+    task: Task,
+    observe: Observer,
+    on_commit: Callable[[Counts], None],
+) -> Outcome | None:
+    """Load a table for the first time; None when the target refuses rows, which only batches can set aside."""
+    columns = task.table.columns
+    _say(observe, task.table, [f'column "{one.name}" becomes text: {one.remark}' for one in columns if one.remark])
+    after = _advance(source, task, Progress())
+    try:
+        is_complete = load_first(
+            settings=settings, source=source, reader=reader, writer=writer, progress=after, on_commit=on_commit
+        )
+    except RowRefusedError as refusal:
+        _say(observe, task.table, [f"starting over in batches, to set the rows to blame aside: {refusal}"])
+        writer.start_over_empty()
+        return None
+    return Outcome(progress=after if is_complete else Progress(), is_complete=is_complete)
 
 
-def _windows(table: Table, before: Progress) -> list[Window]:
-    """Return the first window of each part to read; rows without a watermark are read every time."""
-    if table.watermark is None or before.watermark is None:
-        return [Window(limit=table.batch_rows)]
-    changed = Window(read_from=before.watermark, limit=table.batch_rows)
-    if not table.column(table.watermark).is_nullable:
-        return [changed]
-    return [changed, Window(is_null_watermark=True, limit=table.batch_rows)]
+def _say(observe: Observer, table: Table, remarks: Sequence[str]) -> None:
+    for remark in remarks:
+        observe(Event(kind="notice", message=f"{table.label}: {remark}"))
 
 
-def _advance(task: Task, before: Progress) -> Progress:
-    started = replace(before, column=task.table.watermark, system_identifier=task.system_identifier)
+def _advance(source: Source, task: Task, before: Progress) -> Progress:
+    started = replace(before, column=task.table.watermark, system_identifier=source.system_identifier)
     if task.table.watermark is None:
-        return replace(started, watermark=None, points=())
+        return replace(started, watermark=None, as_of=None, points=())
     return fence.advance(started, task.point, task.activity)

@@ -7,20 +7,23 @@ its snapshot. Nothing here writes.
 from __future__ import annotations
 
 import datetime as dt
+import io
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
+from psycopg2.sql import Composable
 
 from etl import catalog, fence, postgres, statements
+from etl.column_types import TargetTypes
 from etl.config import Settings
-from etl.errors import SourceChangedError, TableError, UnavailableError
+from etl.errors import EtlError, SourceChangedError, TableError, UnavailableError
 from etl.model import Activity, Point, Progress, Table, WatermarkKind
-from etl.statements import Window
+from etl.statements import BlockRange, Window
 
 DRAIN_POLL_SECONDS = 0.02
 # Clocks are set back by up to one hour in autumn; a local time in that hour happens twice.
@@ -41,10 +44,14 @@ LIST_TRANSACTIONS = """
         and l.pid <> pg_catalog.pg_backend_pid()
         and (a.pid is null or (a.usesysid is not null and a.datname = pg_catalog.current_database()))
 """
+# A walsender is active from the start of its stream on, without a transaction of its own; it counts by xact_start.
 LIST_STARTS = """
     select
         exists (select from pg_catalog.pg_prepared_xacts where database = pg_catalog.current_database()),
-        least(min(a.xact_start), min(a.query_start) filter (where a.state = 'active')),
+        least(
+            min(a.xact_start),
+            min(a.query_start) filter (where a.state = 'active' and a.backend_type is distinct from 'walsender')
+        ),
         pg_catalog.pg_postmaster_start_time()
     from pg_catalog.pg_stat_activity as a
     where a.pid <> pg_catalog.pg_backend_pid()
@@ -52,24 +59,36 @@ LIST_STARTS = """
         and a.datname = pg_catalog.current_database()
 """
 NAME_HOLDERS = """
-    select a.pid, a.usename, a.application_name, a.state,
-        extract(epoch from pg_catalog.clock_timestamp() - a.xact_start)::float8
-    from pg_catalog.pg_locks as l
-    join pg_catalog.pg_stat_activity as a on a.pid = l.pid
-    where l.locktype = 'virtualxid' and l.virtualxid = any (%s)
-    order by a.xact_start
+    select a.pid, a.usename::text, a.application_name, a.state,
+        extract(epoch from pg_catalog.clock_timestamp() - a.xact_start)::float8 as age_seconds
+    from pg_catalog.pg_stat_activity as a
+    where a.pid <> pg_catalog.pg_backend_pid() and a.usesysid is not null
+        and a.datname = pg_catalog.current_database()
+        and (
+            a.xact_start <= %(as_of)s
+            or exists (
+                select from pg_catalog.pg_locks as l
+                where l.pid = a.pid and l.locktype = 'virtualxid' and l.virtualxid = any (%(transactions)s)
+            )
+        )
+    union all
+    select null, p.owner::text, p.gid, 'prepared',
+        extract(epoch from pg_catalog.clock_timestamp() - p.prepared)::float8
+    from pg_catalog.pg_prepared_xacts as p
+    where p.database = pg_catalog.current_database()
+    order by age_seconds desc nulls last
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """A session whose transaction holds a watermark back; unknown parts need pg_read_all_stats."""
+    """A transaction that holds a watermark back; unknown parts need pg_read_all_stats."""
 
-    pid: int
+    pid: int | None  # None: a prepared transaction
     user: str | None
-    application: str | None
+    application: str | None  # of a prepared transaction its global id
     state: str | None
-    age_seconds: float | None
+    age_seconds: float | None  # of a prepared transaction since it was prepared
 
 
 class Source:
@@ -77,21 +96,22 @@ class Source:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._connection = postgres.connect_source(settings, idle_seconds=settings.snapshot_timeout_seconds)
+        self._connection = self._connect()
         try:
+            postgres.refuse_transaction_pooler(self._connection, "source", self._connect)
             with postgres.errors_of("source", "opening the run"), self._connection.cursor() as cursor:
-                self.system_identifier, is_standby = _identify(cursor)
+                self.system_identifier, self.is_standby, self.may_see_all, encoding = _identify(cursor)
+            if encoding == "SQL_ASCII":
+                raise UnavailableError(
+                    f"the database {settings.source_url.address} has encoding SQL_ASCII, which does not say what its "
+                    "text means: copy it with pg_dump --encoding into a database with an encoding, and replicate that"
+                )
         except BaseException:
             self._connection.close()
             raise
-        if is_standby:
-            self._connection.close()
-            raise UnavailableError(
-                f"the source {settings.source_url.address} is a standby, which cannot list the transactions "
-                "open on its primary: point SOURCE_DATABASE_URL at the primary"
-            )
         self.snapshot = ""
         self.fence_wait_seconds = 0.0
+        self._expires_at = float("inf")
 
     def __enter__(self) -> Source:
         return self
@@ -99,25 +119,41 @@ class Source:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def read_catalog(self, known_to_target: Set[str], names: Sequence[str]) -> catalog.Catalog:
+    @property
+    def margin_seconds(self) -> float:
+        """By how much points are set back, which also covers a clock set back by as much."""
+        return self._settings.fence_margin_seconds
+
+    @property
+    def is_expired(self) -> bool:
+        """Tell whether the snapshot has been held for as long as the settings allow."""
+        return time.monotonic() >= self._expires_at
+
+    def read_catalog(self, target: TargetTypes, names: Sequence[str]) -> catalog.Catalog:
         """Describe the configured tables as they are now; `names` limits them."""
         with postgres.errors_of("source", "reading the catalog"), self._connection.cursor() as cursor:
-            return catalog.read_catalog(cursor, self._settings.tables, known_to_target, names)
+            found = catalog.read_catalog(cursor, self._settings.tables, target, names)
+        return _require_lookback(found) if self.is_standby else found
 
-    def take_points(self, tables: Sequence[Table]) -> dict[str, Point]:
+    def take_points(self, tables: Sequence[Table]) -> tuple[dict[str, Point], dict[str, EtlError]]:
         """Take a point for each table with a watermark: the values first, then the list of open transactions.
 
-        Outside any transaction: inside one, the list would be as old as its snapshot.
+        Outside any transaction: inside one, the list would be as old as its snapshot. Returns the points, and the
+        errors of the tables that could not be read, such as one locked by DDL.
         """
+        values: dict[str, str | None] = {}
+        errors: dict[str, EtlError] = {}
         with postgres.errors_of("source", "taking the points"), self._connection.cursor() as cursor:
-            cursor.execute("select pg_catalog.clock_timestamp()")
-            now = _single(cursor)
-            instant = fence.set_back(now, self._settings.fence_margin_seconds)
-            counted = [table for table in tables if table.watermark_kind is WatermarkKind.INTEGER]
-            values = _largest_integers(cursor, counted)
-            values |= {table.name: _clock_value(cursor, table, instant) for table in tables if _is_clocked(table)}
-            activity = _list_activity(cursor)
-        return {
+            instant = self._read_clock(cursor)
+            if instant is None:
+                return {}, {}
+            for table in tables:
+                try:
+                    values[table.name] = _point_value(cursor, table, instant)
+                except EtlError as error:
+                    errors[table.name] = error
+            activity = self._list_activity(cursor)
+        points = {
             name: Point(
                 value=value,
                 as_of=instant,
@@ -127,13 +163,14 @@ class Source:
             for name, value in values.items()
             if value is not None
         }
+        return points, errors
 
     def drain(self, points: Sequence[Point]) -> Activity:
         """Wait up to `fence_wait_seconds` for the points to settle; return the last listing."""
         started = time.monotonic()
         with postgres.errors_of("source", "waiting at the fence"), self._connection.cursor() as cursor:
             while True:
-                activity = _list_activity(cursor)
+                activity = self._list_activity(cursor)
                 self.fence_wait_seconds = time.monotonic() - started
                 if fence.is_drained(points, activity):
                     return activity
@@ -147,16 +184,26 @@ class Source:
             cursor.execute("begin isolation level repeatable read, read only")
             cursor.execute("select pg_catalog.pg_export_snapshot()")
             self.snapshot = _single(cursor)
+        self._expires_at = time.monotonic() + self._settings.max_snapshot_seconds
 
     def name_holders(self, progress: Progress) -> list[Holder]:
-        """Name the sessions whose transactions keep the points of a table from settling."""
+        """Name the transactions that keep the points of a table from settling."""
+        if not progress.points:
+            return []
         held = sorted(set().union(*(point.transactions for point in progress.points)))
         with postgres.errors_of("source", "naming what holds a watermark"), self._connection.cursor() as cursor:
-            cursor.execute(NAME_HOLDERS, (held,))
+            cursor.execute(NAME_HOLDERS, {"transactions": held, "as_of": progress.points[0].as_of})
             return [
                 Holder(pid=pid, user=user, application=application, state=state, age_seconds=age)
                 for pid, user, application, state, age in cursor
             ]
+
+    def read_clock(self) -> dt.datetime:
+        """Return the time of the source's clock."""
+        with postgres.errors_of("source", "reading the clock"), self._connection.cursor() as cursor:
+            cursor.execute("select pg_catalog.clock_timestamp()")
+            now: dt.datetime = _single(cursor)
+        return now
 
     @contextmanager
     def open_reader(self, table: Table) -> Iterator[Reader]:
@@ -170,6 +217,7 @@ class Source:
             with postgres.errors_of("source", table.label), connection.cursor() as cursor:
                 cursor.execute("begin isolation level repeatable read, read only")
                 cursor.execute("set transaction snapshot %s", (self.snapshot,))
+                postgres.check_session(cursor, "source")
                 cursor.execute(statements.lock_source(table))
                 if catalog.read_filenodes(cursor, table.oid) != table.filenodes:
                     raise SourceChangedError(
@@ -179,6 +227,36 @@ class Source:
         finally:
             connection.close()
 
+    def _connect(self) -> Connection:
+        """Open a session that may idle for as long as it holds the snapshot and tables are read in others."""
+        idle_seconds = self._settings.max_snapshot_seconds + self._settings.statement_timeout_seconds
+        return postgres.connect_source(self._settings, idle_seconds=idle_seconds)
+
+    def _read_clock(self, cursor: Cursor) -> dt.datetime | None:
+        """Return the instant of the points to take.
+
+        A standby shows what was committed up to its replay, so its own clock means nothing; None before it has
+        replayed any transaction since its start.
+        """
+        clock = "pg_last_xact_replay_timestamp" if self.is_standby else "clock_timestamp"
+        cursor.execute(f"select pg_catalog.{clock}()")
+        now: dt.datetime | None = _single(cursor)
+        return None if now is None else fence.set_back(now, self._settings.fence_margin_seconds)
+
+    def _list_activity(self, cursor: Cursor) -> Activity:
+        """List what is open: virtual transactions first, so that one that prepares meanwhile shows in either.
+
+        A standby cannot tell what is open on its primary: there the declared lookback has to cover it.
+        """
+        transactions = frozenset() if self.is_standby else _list_transactions(cursor)
+        has_prepared, oldest_start, server_started_at = _list_starts(cursor)
+        return Activity(
+            transactions=transactions,
+            has_prepared=has_prepared and not self.is_standby,
+            oldest_start=None if self.is_standby else oldest_start,
+            server_started_at=server_started_at,
+        )
+
 
 class Reader:
     """One table at one snapshot."""
@@ -187,90 +265,158 @@ class Reader:
         self._connection = connection
         self._table = table
 
-    def copy_out(self, window: Window, into: IO[bytes]) -> None:
-        """Write the rows of a window to a file in COPY format."""
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
-            cursor.copy_expert(statements.copy_out(self._table, window), into)
+    def close(self) -> None:
+        """Leave the snapshot and the lock on the table."""
+        self._connection.close()
+
+    def copy_out(self, table: Table, rows: Window | BlockRange, into: IO[bytes]) -> None:
+        """Write rows to a file in COPY format; `table` says in which form, as the target wants it."""
+        self._copy(statements.copy_out(table, rows), into)
+
+    def copy_out_keys(self, rows: Window | BlockRange, into: IO[bytes]) -> None:
+        """Write the keys of rows to a file in COPY text format."""
+        self._copy(statements.copy_out_keys(self._table, rows), into)
+
+    def text_of(self, window: Window) -> bytes:
+        """Return the rows of a small window in COPY text format, in UTF-8."""
+        return self._copied(statements.copy_out_text(self._table, window))
 
     def window_end(self, window: Window) -> tuple[str, ...]:
         """Return the order values of the last row of a window that was full."""
+        return self._row(statements.window_end(self._table, window))
+
+    def key_of(self, window: Window) -> tuple[str, ...]:
+        """Return the key, as text, of the last row of a window that was full."""
+        return self._row(statements.last_key(self._table, window))
+
+    def lesser_watermark(self, one: str, other: str) -> str:
+        """Return the lesser of two values of the watermark column."""
+        return str(self._row(statements.lesser_watermark(self._table, one, other))[0])
+
+    def has_null_watermark(self) -> bool:
+        """Tell whether any row has no watermark."""
+        return bool(self._row(statements.has_null_watermark(self._table))[0])
+
+    def oldest_xid(self) -> str:
+        """Return the transaction id, an xid8, that no row version written after this snapshot falls below."""
+        return str(self._row("select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())")[0])
+
+    def block_counts(self) -> list[int]:
+        """Return the number of blocks of each partition, or of the table itself."""
         with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
-            cursor.execute(statements.window_end(self._table, window))
+            return catalog.read_block_counts(cursor, self._table.oid)
+
+    def checksum(self) -> tuple[int, str]:
+        """Return the number of rows and a checksum of their text."""
+        rows, checksum = self._row(statements.count_source(self._table))
+        return rows, checksum
+
+    def _row(self, statement: str | Composable) -> tuple[Any, ...]:
+        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            cursor.execute(statement)
             row = cursor.fetchone()
         assert row is not None
         return tuple(row)
 
-    def checksum(self) -> tuple[int, str]:
-        """Return the number of rows and a checksum of their text."""
+    def _copy(self, statement: Composable, into: IO[bytes]) -> None:
         with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
-            cursor.execute(statements.count_source(self._table))
-            rows, checksum = cursor.fetchone() or (0, "0")
-        return rows, checksum
+            cursor.copy_expert(statement, into)
+
+    def _copied(self, statement: Composable) -> bytes:
+        buffer = io.BytesIO()
+        self._copy(statement, buffer)
+        return buffer.getvalue()
 
 
-def check_progress(table: Table, progress: Progress, point: Point | None, system_identifier: str) -> None:
+def check_progress(table: Table, progress: Progress, point: Point | None, source: Source) -> None:
     """Refuse to go on from a watermark that belongs to another source or was overtaken backwards."""
-    if progress.system_identifier not in (None, system_identifier):
+    if progress.system_identifier not in (None, source.system_identifier):
         raise TableError(
             f"{table.label}: the watermark was taken on another source cluster (system identifier "
-            f"{progress.system_identifier}, now {system_identifier}): point SOURCE_DATABASE_URL at the old one, or "
-            f"drop raw.{table.name} to load it anew"
+            f"{progress.system_identifier}, now {source.system_identifier}): point SOURCE_DATABASE_URL at the old "
+            f"one, or drop raw.{table.name} to load it anew"
         )
-    if table.watermark_kind is not WatermarkKind.INTEGER or progress.watermark is None:
+    if table.watermark is None or progress.watermark is None:
         return
-    if point is None or int(point.value) < int(progress.watermark):
+    if table.watermark_kind is WatermarkKind.INTEGER:
+        _check_integer(table, progress.watermark, point)
+    elif point is not None and not source.is_standby:
+        _check_clock(table, progress, point, source.margin_seconds)
+
+
+def _check_integer(table: Table, watermark: str, point: Point | None) -> None:
+    if point is None or int(point.value) < int(watermark):
         found = "no rows" if point is None else f"max({table.watermark}) = {point.value}"
         raise TableError(
-            f"{table.label}: the watermark is {progress.watermark}, but the source has {found}: "
+            f"{table.label}: the watermark is {watermark}, but the source has {found}: "
             f"the sequence was restarted or rows were removed; drop raw.{table.name} to load it anew"
         )
 
 
-def _identify(cursor: Cursor) -> tuple[str, bool]:
-    cursor.execute("select system_identifier::text, pg_catalog.pg_is_in_recovery() from pg_catalog.pg_control_system()")
+def _check_clock(table: Table, progress: Progress, point: Point, margin_seconds: float) -> None:
+    seconds = fence.seconds_set_back(progress, point)
+    if seconds > margin_seconds + table.config.lookback_seconds:
+        raise TableError(
+            f"{table.label}: the source's clock is {seconds:.0f} s behind where it was at an earlier run, so rows "
+            f"written since may be stamped below the watermark {progress.watermark}: declare lookback_seconds of "
+            f"more than that in tables.yml until the clock has caught up, or drop raw.{table.name} to load it anew"
+        )
+
+
+def _require_lookback(found: catalog.Catalog) -> catalog.Catalog:
+    """Refuse, on a standby, the tables that declare no lookback."""
+    refusals = dict(found.refusals)
+    for table in found.tables:
+        if table.watermark is not None and not table.has_lookback:
+            name = "lookback_rows" if table.watermark_kind is WatermarkKind.INTEGER else "lookback_seconds"
+            refusals[table.name] = (
+                f"{table.label}: the source is a standby, which cannot list the transactions open on its primary: "
+                f"declare in tables.yml with {name} how far rows can come late, or point SOURCE_DATABASE_URL at the "
+                "primary"
+            )
+    tables = tuple(table for table in found.tables if table.name not in refusals)
+    return replace(found, tables=tables, refusals=refusals)
+
+
+def _identify(cursor: Cursor) -> tuple[str, bool, bool, str]:
+    cursor.execute(
+        "select system_identifier::text, pg_catalog.pg_is_in_recovery(),"
+        " pg_catalog.pg_has_role('pg_read_all_stats', 'usage'), pg_catalog.current_setting('server_encoding')"
+        " from pg_catalog.pg_control_system()"
+    )
     row = cursor.fetchone()
     assert row is not None
-    return row[0], row[1]
+    return row[0], row[1], row[2], row[3]
 
 
-def _list_activity(cursor: Cursor) -> Activity:
-    """List what is open: virtual transactions first, so that one that prepares meanwhile shows in either."""
+def _list_transactions(cursor: Cursor) -> frozenset[str]:
     cursor.execute(LIST_TRANSACTIONS)
-    transactions = frozenset(row[0] for row in cursor)
+    return frozenset(row[0] for row in cursor)
+
+
+def _list_starts(cursor: Cursor) -> tuple[bool, dt.datetime | None, dt.datetime]:
     cursor.execute(LIST_STARTS)
     row = cursor.fetchone()
     assert row is not None
-    has_prepared, oldest_start, server_started_at = row
-    return Activity(
-        transactions=transactions,
-        has_prepared=has_prepared,
-        oldest_start=oldest_start,
-        server_started_at=server_started_at,
-    )
+    return row[0], row[1], row[2]
 
 
-def _is_clocked(table: Table) -> bool:
-    return table.watermark_kind in POINT_EXPRESSIONS
-
-
-def _clock_value(cursor: Cursor, table: Table, instant: dt.datetime) -> str:
-    assert table.watermark_kind is not None
+def _point_value(cursor: Cursor, table: Table, instant: dt.datetime) -> str | None:
+    """Return the value of a table's point; None without watermark, or for an integer column without rows."""
+    if table.watermark_kind is None:
+        return None
+    if table.watermark_kind is WatermarkKind.INTEGER:
+        with postgres.errors_of("source", table.label):
+            cursor.execute(statements.max_integer(table))
+            largest: str | None = _single(cursor)
+        return largest
     parameters: Mapping[str, Any] = {
         "instant": instant,
         "repeated": fence.set_back(instant, REPEATED_HOUR_SECONDS),
-        "zone": table.time_zone,
+        "zone": table.config.time_zone,
     }
     cursor.execute(f"select {POINT_EXPRESSIONS[table.watermark_kind]}", parameters)
     return str(_single(cursor))
-
-
-def _largest_integers(cursor: Cursor, tables: Sequence[Table]) -> dict[str, str | None]:
-    if not tables:
-        return {}
-    cursor.execute(statements.max_integers(tables))
-    row = cursor.fetchone()
-    assert row is not None
-    return {table.name: value for table, value in zip(tables, row, strict=True)}
 
 
 def _single(cursor: Cursor) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
 from typing import Any
@@ -16,8 +16,8 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from etl.errors import LockHeldError, TableError
-from etl.model import Counts, Point, Progress, TableResult
+from etl.errors import LockHeldError, RowRefusedError, TableError
+from etl.model import Counts, LoadState, Point, Progress, Table, TableResult
 from etl.postgres import errors_of, transaction
 
 # Any constant serves, as long as every run on a database uses the same: "tide" in ASCII.
@@ -30,11 +30,14 @@ NAME_LOCK_HOLDER = """
     where l.locktype = 'advisory' and l.granted and l.classid = 0 and l.objid = %s and l.objsubid = 1
         and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
 """
+LEDGER_VERSION = "Ledger version 2."  # as the comment on etl.runs begins
+
 START_TABLE = """
-    insert into etl.table_runs (run_id, table_name, snapshot, watermark_before, fence_wait_seconds, retries)
-    values (%s, %s, %s, %s, %s, %s)
+    insert into etl.table_runs as t (run_id, table_name, snapshot, watermark_before, fence_wait_seconds)
+    values (%s, %s, %s, %s, %s)
     on conflict (run_id, table_name) do update set
-        snapshot = excluded.snapshot, fence_wait_seconds = excluded.fence_wait_seconds, retries = excluded.retries
+        snapshot = excluded.snapshot, fence_wait_seconds = t.fence_wait_seconds + excluded.fence_wait_seconds,
+        watermark_before = coalesce(t.watermark_before, excluded.watermark_before)
 """
 ADD_BATCH = """
     update etl.table_runs set
@@ -43,15 +46,34 @@ ADD_BATCH = """
         rows_inserted = rows_inserted + %s,
         rows_updated = rows_updated + %s,
         rows_deleted = rows_deleted + %s,
+        rows_rejected = rows_rejected + %s,
         bytes_read = bytes_read + %s
     where run_id = %s and table_name = %s
 """
 SAVE_PROGRESS = """
-    insert into etl.watermarks (table_name, column_name, watermark, points, system_identifier, run_id)
-    values (%s, %s, %s, %s, %s, %s)
+    insert into etl.watermarks (
+        table_name, column_name, watermark, as_of, points, system_identifier, raw_types, run_id
+    )
+    values (%s, %s, %s, %s, %s, %s, %s, %s)
     on conflict (table_name) do update set
-        column_name = excluded.column_name, watermark = excluded.watermark, points = excluded.points,
-        system_identifier = excluded.system_identifier, run_id = excluded.run_id, changed_at = clock_timestamp()
+        column_name = excluded.column_name, watermark = excluded.watermark, as_of = excluded.as_of,
+        points = excluded.points, system_identifier = excluded.system_identifier, raw_types = excluded.raw_types,
+        run_id = excluded.run_id, changed_at = clock_timestamp()
+"""
+SAVE_LOAD = """
+    insert into etl.loads (table_name, filenodes, signature, system_identifier, next_block, oldest_xid, run_id)
+    values (%s, %s, %s, %s, %s, %s, %s)
+    on conflict (table_name) do update set
+        filenodes = excluded.filenodes, signature = excluded.signature, system_identifier = excluded.system_identifier,
+        next_block = excluded.next_block, oldest_xid = excluded.oldest_xid, run_id = excluded.run_id,
+        changed_at = clock_timestamp()
+"""
+ADD_REJECT = """
+    insert into etl.rejected_rows (table_name, key, row_text, sqlstate, message, run_id, first_run_id)
+    values (%(table)s, %(key)s, %(row)s, %(sqlstate)s, %(message)s, %(run_id)s, %(run_id)s)
+    on conflict (table_name, key) do update set
+        row_text = excluded.row_text, sqlstate = excluded.sqlstate, message = excluded.message,
+        run_id = excluded.run_id, rejected_at = clock_timestamp()
 """
 BURY_RUNS = """
     with dead as (
@@ -93,7 +115,9 @@ def prepare(connection: Connection) -> None:
     """Create the schemas and the ledger where they are missing; mark runs that vanished. Under the run lock."""
     ledger = resources.files("etl").joinpath("ledger.sql").read_text(encoding="utf-8")
     with errors_of("target", "preparing the ledger"), connection.cursor() as cursor:
-        if not has_ledger(connection):
+        cursor.execute("select pg_catalog.obj_description(pg_catalog.to_regclass('etl.runs'), 'pg_class')")
+        (comment,) = cursor.fetchone() or (None,)
+        if not (comment or "").startswith(LEDGER_VERSION):
             with transaction(connection):
                 cursor.execute(ledger)
         cursor.execute(BURY_RUNS)
@@ -132,15 +156,18 @@ def end_run(connection: Connection, run_id: int, error: str | None) -> None:
 def read_progress(connection: Connection) -> dict[str, Progress]:
     """Return where every table known to the target stands."""
     with errors_of("target", "reading the watermarks"), connection.cursor() as cursor:
-        cursor.execute("select table_name, column_name, watermark, points, system_identifier from etl.watermarks")
+        cursor.execute(
+            "select table_name, column_name, watermark, as_of, points, system_identifier from etl.watermarks"
+        )
         return {
             name: Progress(
                 watermark=watermark,
                 column=column,
+                as_of=as_of,
                 points=tuple(_read_point(point) for point in points),
                 system_identifier=system_identifier,
             )
-            for name, column, watermark, points, system_identifier in cursor
+            for name, column, watermark, as_of, points, system_identifier in cursor
         }
 
 
@@ -152,11 +179,10 @@ def start_table(
     watermark: str | None,
     snapshot: str,
     fence_wait_seconds: float,
-    retries: int,
 ) -> None:
     """Record that a table's replication begins, or begins again."""
     with errors_of("target", "recording the table"), connection.cursor() as cursor:
-        cursor.execute(START_TABLE, (run_id, table_name, snapshot, watermark, fence_wait_seconds, retries))
+        cursor.execute(START_TABLE, (run_id, table_name, snapshot, watermark, fence_wait_seconds))
 
 
 def guard_run(cursor: Cursor, run_id: int) -> None:
@@ -175,22 +201,137 @@ def add_batch(cursor: Cursor, run_id: int, table_name: str, counts: Counts) -> N
     """Add a batch to the ledger, in its own transaction."""
     cursor.execute(
         ADD_BATCH,
-        (counts.read, counts.inserted, counts.updated, counts.deleted, counts.bytes, run_id, table_name),
+        (
+            counts.read,
+            counts.inserted,
+            counts.updated,
+            counts.deleted,
+            counts.rejected,
+            counts.bytes,
+            run_id,
+            table_name,
+        ),
     )
 
 
-def save_progress(cursor: Cursor, run_id: int, table_name: str, progress: Progress) -> None:
+def save_progress(cursor: Cursor, run_id: int, table: Table, progress: Progress) -> None:
     """Store the watermark and the points, in the transaction of the table's last rows."""
-    points = json.dumps([_write_point(point) for point in progress.points])
+    save_partial_progress(cursor, run_id, table, progress)
+    cursor.execute(
+        "update etl.table_runs set watermark_after = %s, status = 'succeeded', ended_at = clock_timestamp() "
+        "where run_id = %s and table_name = %s",
+        (progress.watermark, run_id, table.name),
+    )
+
+
+def save_partial_progress(cursor: Cursor, run_id: int, table: Table, progress: Progress) -> None:
+    """Store the watermark and the points of a table that the run has not done with yet."""
     cursor.execute(
         SAVE_PROGRESS,
-        (table_name, progress.column, progress.watermark, points, progress.system_identifier, run_id),
+        (
+            table.name,
+            progress.column,
+            progress.watermark,
+            progress.as_of,
+            json.dumps([_write_point(point) for point in progress.points]),
+            progress.system_identifier,
+            json.dumps({column.name: column.raw_type for column in table.columns}),
+            run_id,
+        ),
     )
+
+
+def read_raw_types(cursor: Cursor, table_name: str) -> dict[str, str]:
+    """Return the type in `raw` of each column of the source when the table was last replicated."""
+    cursor.execute("select raw_types from etl.watermarks where table_name = %s", (table_name,))
+    row = cursor.fetchone()
+    return dict(row[0]) if row else {}
+
+
+def read_load(cursor: Cursor, table_name: str) -> LoadState | None:
+    """Return how far a first load in ranges has come; None when there is none."""
     cursor.execute(
-        "update etl.table_runs set watermark_after = %s, status = 'succeeded', ended_at = clock_timestamp(), "
-        "error = null where run_id = %s and table_name = %s",
-        (progress.watermark, run_id, table_name),
+        "select filenodes, signature, system_identifier, next_block, oldest_xid from etl.loads where table_name = %s",
+        (table_name,),
     )
+    row = cursor.fetchone()
+    if row is None:
+        return None
+    filenodes, signature, system_identifier, next_block, oldest_xid = row
+    return LoadState(
+        filenodes=filenodes,
+        signature=signature,
+        system_identifier=system_identifier,
+        next_block=next_block,
+        oldest_xid=oldest_xid,
+    )
+
+
+def save_load(cursor: Cursor, run_id: int, table_name: str, load: LoadState) -> None:
+    """Store how far a first load has come, in the transaction of its rows."""
+    cursor.execute(
+        SAVE_LOAD,
+        (
+            table_name,
+            load.filenodes,
+            load.signature,
+            load.system_identifier,
+            load.next_block,
+            load.oldest_xid,
+            run_id,
+        ),
+    )
+
+
+def delete_load(cursor: Cursor, table_name: str) -> None:
+    """Forget a first load in ranges."""
+    cursor.execute("delete from etl.loads where table_name = %s", (table_name,))
+
+
+def forget_table(cursor: Cursor, table_name: str) -> None:
+    """Forget the watermark, the rejects and the unfinished load of a table whose raw table is made anew."""
+    for known in ("watermarks", "rejected_rows", "loads"):
+        cursor.execute(f"delete from etl.{known} where table_name = %s", (table_name,))
+
+
+def add_reject(
+    cursor: Cursor, run_id: int, table_name: str, *, key: Sequence[str], text: bytes, refusal: RowRefusedError
+) -> int:
+    """Keep a row that the target refused; return how many rows of the table are refused at present."""
+    parameters = {
+        "table": table_name,
+        "key": json.dumps(list(key)),
+        "row": _as_ascii(text.decode("utf-8").removesuffix("\n")),
+        "sqlstate": refusal.sqlstate,
+        "message": _as_ascii(str(refusal)),
+        "run_id": run_id,
+    }
+    cursor.execute(ADD_REJECT, parameters)
+    cursor.execute("select count(*) from etl.rejected_rows where table_name = %s", (table_name,))
+    row = cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def read_rejected_keys(cursor: Cursor, table_name: str) -> tuple[tuple[str, ...], ...]:
+    """Return the keys of the rows that are refused at present."""
+    cursor.execute("select key from etl.rejected_rows where table_name = %s order by key", (table_name,))
+    return tuple(tuple(json.loads(key)) for (key,) in cursor.fetchall())
+
+
+def clear_rejects(cursor: Cursor, run_id: int, table_name: str) -> None:
+    """Forget the rows that this run tried and did not refuse again."""
+    cursor.execute("delete from etl.rejected_rows where table_name = %s and run_id < %s", (table_name, run_id))
+
+
+def record_retry(connection: Connection, run_id: int, table_name: str, error: str, retries: int) -> None:
+    """Record that a table will be tried again, and why, also one that never started."""
+    with errors_of("target", "recording the retry"), connection.cursor() as cursor:
+        cursor.execute(
+            "insert into etl.table_runs (run_id, table_name, error, retries) values (%s, %s, %s, %s) "
+            "on conflict (run_id, table_name) do update set error = excluded.error, retries = excluded.retries",
+            (run_id, table_name, error, retries),
+        )
 
 
 def fail_table(connection: Connection, run_id: int, result: TableResult) -> None:
@@ -217,6 +358,11 @@ def _describe_holder(cursor: Cursor, wait_seconds: float) -> str:
         f"another run is at work on this target ({holder}); waited {wait_seconds:g} s: "
         "run again once it has ended, or wait longer with ETL_LOCK_WAIT_SECONDS"
     )
+
+
+def _as_ascii(text: str) -> str:
+    """Escape what a target of another encoding might not be able to hold."""
+    return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def _write_point(point: Point) -> dict[str, Any]:

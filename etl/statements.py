@@ -5,31 +5,50 @@ Identifiers are composed with psycopg2.sql and values are literals or parameters
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from psycopg2 import sql
 
-from etl.model import Column, Table
+from etl.model import Column, Table, WatermarkKind
 
 RAW_SCHEMA = "raw"
 META_COLUMNS = ("_etl_run_id", "_etl_synced_at", "_etl_deleted_at")
-# Temporary, one a session: the rows of the batch in hand.
+# Temporary, one a session: the rows of the batch in hand, and keys that a load keeps.
 BATCH = sql.Identifier("pg_temp", "etl_batch")
+KEYS = sql.Identifier("pg_temp", "etl_keys")
+SECONDS_PER_DAY = 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """Which rows a batch holds: those after `after` in the order of (watermark, key), `limit` at most.
 
-    `read_from` is the watermark, inclusive; None reads rows of any watermark.
-    `is_null_watermark` reads the rows whose watermark column is NULL, in the order of the key.
+    `read_from` is the watermark, inclusive and less the table's lookback; None reads rows of any watermark.
+    `is_null_watermark` reads the rows whose watermark column is NULL, `keys` those with one of these keys, both in
+    the order of the key. Values are text, as the source writes them.
     """
 
     read_from: str | None = None
     is_null_watermark: bool = False
+    keys: tuple[tuple[str, ...], ...] | None = None
     after: tuple[str, ...] | None = None
-    limit: int | None = None
+    limit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRange:
+    """The rows of the blocks from `start` up to, not including, `end` of a table and of each partition.
+
+    With `since_xid`, a 32-bit transaction id, only row versions written by that transaction or a later one;
+    with `before_xid` only those written by an earlier one.
+    """
+
+    start: int = 0
+    end: int | None = None
+    since_xid: str | None = None
+    before_xid: str | None = None
 
 
 def source_table(table: Table) -> sql.Composable:
@@ -46,33 +65,50 @@ def raw_table(table_name: str) -> sql.Identifier:
     return sql.Identifier(RAW_SCHEMA, table_name)
 
 
-def copy_out(table: Table, window: Window) -> sql.Composable:
-    """Read the rows of a window, as `raw` keeps them, in its order if it is limited."""
-    return sql.SQL("copy ({}) to stdout with (format {})").format(
-        sql.SQL(" ").join(
-            [
-                sql.SQL("select"),
-                _comma(_selected(column) for column in table.columns),
-                sql.SQL("from {} as s").format(source_table(table)),
-                _conditions(table, window),
-                *_order_and_limit(table, window),
-            ]
-        ),
-        _copy_format(table),
-    )
+def loading_table(table: Table) -> sql.Identifier:
+    """Name the table that a first load in ranges fills, out of sight until it is whole."""
+    return sql.Identifier(RAW_SCHEMA, f"_etl_loading_{table.oid}")
+
+
+def copy_out(table: Table, rows: Window | BlockRange) -> sql.Composable:
+    """Read rows as `raw` keeps them, those of a window in its order."""
+    return _copy_to_stdout(table, [_selected(column) for column in table.columns], rows, _copy_format(table))
+
+
+def copy_out_keys(table: Table, rows: Window | BlockRange) -> sql.Composable:
+    """Read only the keys, as text in text format."""
+    keys = [_selected(table.column(name)) for name in table.key]
+    return _copy_to_stdout(table, keys, rows, sql.SQL("text"))
+
+
+def copy_out_text(table: Table, rows: Window) -> sql.Composable:
+    """Read rows in text format, whatever their types."""
+    return _copy_to_stdout(table, [_selected(column) for column in table.columns], rows, sql.SQL("text"))
 
 
 def window_end(table: Table, window: Window) -> sql.Composable:
     """Read the order values, as text, of the last row of a full window, at the same snapshot."""
-    if window.limit is None:
-        raise ValueError("expected a limited window: the last row of an unlimited one has no place")
-    order = _order(table, window)
-    return sql.SQL("select {} from {} as s {} order by {} offset {} limit 1").format(
-        _comma(sql.SQL("{}::text").format(source_column(name)) for name in order),
-        source_table(table),
-        _conditions(table, window),
-        _comma(map(source_column, order)),
-        sql.Literal(window.limit - 1),
+    return _last_of(table, window, _order(table, window))
+
+
+def last_key(table: Table, window: Window) -> sql.Composable:
+    """Read the key, as text, of the last row of a full window."""
+    return _last_of(table, window, table.key)
+
+
+def lesser_watermark(table: Table, one: str, other: str) -> sql.Composable:
+    """Answer the lesser of two values of the watermark column, as text."""
+    assert table.watermark is not None
+    return sql.SQL("select least({}, {})::text").format(
+        _typed(table, table.watermark, one), _typed(table, table.watermark, other)
+    )
+
+
+def has_null_watermark(table: Table) -> sql.Composable:
+    """Answer whether any row has no watermark."""
+    assert table.watermark is not None
+    return sql.SQL("select exists (select from {} as s where {} is null)").format(
+        source_table(table), source_column(table.watermark)
     )
 
 
@@ -85,17 +121,20 @@ def copy_in(table: Table, into: sql.Composable, *, freeze: bool) -> sql.Composab
     )
 
 
-def create_raw(table: Table) -> sql.Composable:
-    """Create the raw table without key and metadata: both are cheaper once it is filled."""
-    return sql.SQL("create table {} ({})").format(raw_table(table.name), _definitions(table.columns))
+def create_raw(table: Table, into: sql.Identifier) -> sql.Composable:
+    """Create a raw table without key and metadata: both are cheaper once it is filled."""
+    # raw_type is what format_type() wrote: a type expression with its identifiers quoted by the server.
+    columns = _comma(
+        sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.raw_type)) for column in table.columns
+    )
+    return sql.SQL("create table {} ({})").format(into, columns)
 
 
-def complete_raw(table: Table, run_id: int) -> sql.Composable:
+def complete_raw(table: Table, into: sql.Identifier, run_id: int) -> sql.Composable:
     """Add metadata, key and index to a raw table just filled.
 
     A constant default of a new column is stored once, not per row (ALTER TABLE, Notes, in the manual).
     """
-    raw = raw_table(table.name)
     return sql.SQL(
         "alter table {raw}"
         " add column _etl_run_id bigint default {run_id},"
@@ -106,15 +145,48 @@ def complete_raw(table: Table, run_id: int) -> sql.Composable:
         " alter column _etl_run_id drop default,"
         " alter column _etl_synced_at drop default;"
         " create index on {raw} (_etl_run_id)"
-    ).format(raw=raw, run_id=sql.Literal(run_id), key=_comma(map(sql.Identifier, table.key)))
+    ).format(raw=into, run_id=sql.Literal(run_id), key=_comma(map(sql.Identifier, table.key)))
+
+
+def publish_raw(table: Table) -> sql.Composable:
+    """Give a table loaded in ranges its name."""
+    return sql.SQL("alter table {} rename to {}").format(loading_table(table), sql.Identifier(table.name))
 
 
 def analyze_raw(table: Table) -> sql.Composable:
     return sql.SQL("analyze {}").format(raw_table(table.name))
 
 
+def drop_loading(table: Table) -> sql.Composable:
+    return sql.SQL("drop table if exists {}").format(loading_table(table))
+
+
+def create_keys(table: Table) -> sql.Composable:
+    return sql.SQL("create temporary table etl_keys on commit drop as select {} from {} with no data").format(
+        _comma(map(sql.Identifier, table.key)), loading_table(table)
+    )
+
+
+def copy_in_keys(table: Table) -> sql.Composable:
+    return sql.SQL("copy {} ({}) from stdin with (format text)").format(KEYS, _comma(map(sql.Identifier, table.key)))
+
+
+def analyze_keys() -> sql.Composable:
+    return sql.SQL("analyze {}").format(KEYS)
+
+
+def drop_other_keys(table: Table) -> sql.Composable:
+    """Delete the rows of a table being loaded whose keys are not among etl_keys."""
+    return sql.SQL("delete from {} as r where not exists (select from {} as k where {})").format(
+        loading_table(table), KEYS, _same_key(table, "k", "r")
+    )
+
+
 def create_batch(table: Table) -> sql.Composable:
-    return sql.SQL("create temporary table etl_batch ({})").format(_definitions(table.columns))
+    """Create the table of a batch, with the types that `raw` has."""
+    return sql.SQL("create temporary table etl_batch as select {} from {} with no data").format(
+        _comma(sql.Identifier(column.name) for column in table.columns), raw_table(table.name)
+    )
 
 
 def merge(table: Table, run_id: int) -> sql.Composable:
@@ -143,24 +215,17 @@ def merge(table: Table, run_id: int) -> sql.Composable:
         batch_columns=_comma(sql.Identifier("b", name) for name in names),
         raw_columns=_comma(sql.Identifier("r", name) for name in names),
         run_id=sql.Literal(run_id),
-        same_key=sql.SQL(" and ").join(
-            sql.SQL("{} = {}").format(sql.Identifier("b", name), sql.Identifier("r", name)) for name in table.key
-        ),
+        same_key=_same_key(table, "b", "r"),
         first_key=sql.Identifier(table.key[0]),
         key=_comma(map(sql.Identifier, table.key)),
         assignments=_comma(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in names),
     )
 
 
-def max_integers(tables: Sequence[Table]) -> sql.Composable:
-    """Answer one row: the largest watermark of each table, as text."""
-    return sql.SQL("select {}").format(
-        _comma(
-            sql.SQL("(select max({})::text from {} as s)").format(source_column(table.watermark), source_table(table))
-            for table in tables
-            if table.watermark is not None
-        )
-    )
+def max_integer(table: Table) -> sql.Composable:
+    """Answer the largest watermark of a table, as text."""
+    assert table.watermark is not None
+    return sql.SQL("select max({})::text from {} as s").format(source_column(table.watermark), source_table(table))
 
 
 def lock_source(table: Table) -> sql.Composable:
@@ -181,7 +246,7 @@ def count_raw(table: Table) -> sql.Composable:
 def _checksum(columns: Sequence[sql.Composable], relation: sql.Composable, condition: sql.Composable) -> sql.Composable:
     # The hash works on the bytes of the text in the server's encoding, which both sides share (UTF-8).
     return sql.SQL(
-        "select count(*), coalesce(sum(hashtextextended(picked::text, 0)::numeric), 0)::text"
+        "select count(*), coalesce(sum(hashtextextended((picked.*)::text, 0)::numeric), 0)::text"
         " from (select {} from {} as s where {}) as picked"
     ).format(_comma(columns), relation, condition)
 
@@ -194,53 +259,109 @@ def _selected(column: Column) -> sql.Composable:
     )
 
 
-def _definitions(columns: Sequence[Column]) -> sql.Composable:
-    # raw_type is what format_type() wrote: a type expression with its identifiers quoted by the server.
-    return _comma(sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.raw_type)) for column in columns)
-
-
 def _copy_format(table: Table) -> sql.SQL:
     return sql.SQL("binary" if table.is_binary else "text")
 
 
+def _last_of(table: Table, window: Window, names: Sequence[str]) -> sql.Composable:
+    return sql.SQL("select {} from {} as s {} order by {} offset {} limit 1").format(
+        _comma(sql.SQL("{}::text").format(source_column(name)) for name in names),
+        source_table(table),
+        _where(table, window),
+        _comma(map(source_column, _order(table, window))),
+        sql.Literal(window.limit - 1),
+    )
+
+
+def _copy_to_stdout(
+    table: Table, columns: Sequence[sql.Composable], rows: Window | BlockRange, copy_format: sql.Composable
+) -> sql.Composable:
+    parts = [sql.SQL("select"), _comma(columns), sql.SQL("from {} as s").format(source_table(table))]
+    if isinstance(rows, Window):
+        order = _comma(map(source_column, _order(table, rows)))
+        parts += [_where(table, rows), sql.SQL("order by {} limit {}").format(order, sql.Literal(rows.limit))]
+    else:
+        parts.append(_in_blocks(rows))
+    return sql.SQL("copy ({}) to stdout with (format {})").format(sql.SQL(" ").join(parts), copy_format)
+
+
 def _order(table: Table, window: Window) -> tuple[str, ...]:
     """Return the columns that a window is ordered by: unique, because the key is among them."""
-    if table.watermark is None or window.is_null_watermark or window.read_from is None:
+    if table.watermark is None or window.read_from is None:
         return table.key
     return (table.watermark, *(name for name in table.key if name != table.watermark))
 
 
-def _conditions(table: Table, window: Window) -> sql.Composable:
+def _where(table: Table, window: Window) -> sql.Composable:
     conditions: list[sql.Composable] = []
     if table.watermark is not None and window.is_null_watermark:
         conditions.append(sql.SQL("{} is null").format(source_column(table.watermark)))
     elif table.watermark is not None and window.read_from is not None:
-        lower = _typed(table, table.watermark, window.read_from)
-        conditions.append(sql.SQL("{} >= {}").format(source_column(table.watermark), lower))
+        conditions.append(
+            sql.SQL("{} >= {}").format(source_column(table.watermark), _less_lookback(table, window.read_from))
+        )
+    if window.keys is not None:
+        conditions.append(
+            sql.SQL("({}) in ({})").format(
+                _comma(map(source_column, table.key)),
+                _comma(sql.SQL("({})").format(_values(table, table.key, key)) for key in window.keys),
+            )
+        )
     if window.after is not None:
         order = _order(table, window)
         conditions.append(
-            sql.SQL("({}) > ({})").format(
-                _comma(map(source_column, order)),
-                _comma(_typed(table, name, value) for name, value in zip(order, window.after, strict=True)),
-            )
+            sql.SQL("({}) > ({})").format(_comma(map(source_column, order)), _values(table, order, window.after))
         )
-    if not conditions:
-        return sql.SQL("")
-    return sql.SQL("where ") + sql.SQL(" and ").join(conditions)
+    return _conjunction(conditions)
 
 
-def _order_and_limit(table: Table, window: Window) -> list[sql.Composable]:
-    if window.limit is None:
-        return []
-    return [
-        sql.SQL("order by {}").format(_comma(map(source_column, _order(table, window)))),
-        sql.SQL("limit {}").format(sql.Literal(window.limit)),
-    ]
+def _in_blocks(blocks: BlockRange) -> sql.Composable:
+    """Condition on the physical place and on the age of row versions ("System Columns" in the manual).
+
+    age() counts from the next transaction id, so that a larger age is an earlier transaction, across the wraparound.
+    """
+    conditions: list[sql.Composable] = []
+    if blocks.start:
+        conditions.append(sql.SQL("s.ctid >= {}::tid").format(sql.Literal(f"({blocks.start},0)")))
+    if blocks.end is not None:
+        conditions.append(sql.SQL("s.ctid < {}::tid").format(sql.Literal(f"({blocks.end},0)")))
+    age = "pg_catalog.age(s.xmin) {} pg_catalog.age({}::xid)"
+    if blocks.since_xid is not None:
+        conditions.append(sql.SQL(age).format(sql.SQL("<="), sql.Literal(blocks.since_xid)))
+    if blocks.before_xid is not None:
+        conditions.append(sql.SQL(age).format(sql.SQL(">"), sql.Literal(blocks.before_xid)))
+    return _conjunction(conditions)
+
+
+def _conjunction(conditions: Sequence[sql.Composable]) -> sql.Composable:
+    return sql.SQL("where ") + sql.SQL(" and ").join(conditions) if conditions else sql.SQL("")
+
+
+def _less_lookback(table: Table, watermark: str) -> sql.Composable:
+    """Return the watermark less the lookback that the table declares, as an expression an index serves."""
+    assert table.watermark is not None
+    value, config = _typed(table, table.watermark, watermark), table.config
+    if not table.has_lookback:
+        return value
+    if table.watermark_kind is WatermarkKind.INTEGER:
+        return sql.SQL("({}::bigint - {})").format(sql.Literal(watermark), sql.Literal(config.lookback_rows))
+    if table.watermark_kind is WatermarkKind.DATE:
+        return sql.SQL("({} - {})").format(value, sql.Literal(math.ceil(config.lookback_seconds / SECONDS_PER_DAY)))
+    return sql.SQL("({} - pg_catalog.make_interval(secs => {}))").format(value, sql.Literal(config.lookback_seconds))
+
+
+def _values(table: Table, names: Sequence[str], values: Sequence[str]) -> sql.Composable:
+    return _comma(_typed(table, name, value) for name, value in zip(names, values, strict=True))
 
 
 def _typed(table: Table, name: str, value: str) -> sql.Composable:
     return sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(table.column(name).source_type))
+
+
+def _same_key(table: Table, one: str, other: str) -> sql.Composable:
+    return sql.SQL(" and ").join(
+        sql.SQL("{} = {}").format(sql.Identifier(one, name), sql.Identifier(other, name)) for name in table.key
+    )
 
 
 def _comma(parts: Iterable[sql.Composable]) -> sql.Composed:

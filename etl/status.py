@@ -1,19 +1,23 @@
-"""Tells where every table stands: its watermark, how old it is, and which sessions hold it back."""
+"""Tells where every table stands: its watermark, how old it is, what holds it back, and what was rejected."""
 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from etl import postgres, state
 from etl.config import Settings
 from etl.errors import UnavailableError
+from etl.model import Progress
 from etl.source import Holder, Source
 
 LIST_LAST_RUNS = """
-    select distinct on (table_name) table_name, status, ended_at, error
-    from etl.table_runs
-    order by table_name, run_id desc
+    select distinct on (t.table_name) t.table_name, t.status, t.ended_at, t.error,
+        (select count(*) from etl.rejected_rows as r where r.table_name = t.table_name)
+    from etl.table_runs as t
+    order by t.table_name, t.run_id desc
 """
 
 
@@ -24,37 +28,53 @@ class TableStatus:
     table_name: str
     watermark_column: str | None
     watermark: str | None
+    lag_seconds: float | None  # how long ago, by the source's clock, nothing below the watermark was still to come
     status: str  # of its last run
     ended_at: dt.datetime | None
     points_waiting: int
     holders: tuple[Holder, ...]
-    error: str | None
+    rejected_rows: int
+    error: str | None  # of its last run, also of one that succeeded when it tried again
 
 
 def read_status(settings: Settings) -> tuple[TableStatus, ...]:
     """Return the status of every table that was ever run; raises UnavailableError before the first run."""
-    control = postgres.connect_target(settings)
-    try:
+    with closing(postgres.connect_target(settings)) as control:
         if not state.has_ledger(control):
             raise UnavailableError(f"the target {settings.target_url.address} has seen no run: run `etl run` first")
         progress = state.read_progress(control)
         with postgres.errors_of("target", "reading the ledger"), control.cursor() as cursor:
             cursor.execute(LIST_LAST_RUNS)
             last_runs = cursor.fetchall()
-    finally:
-        control.close()
     with Source(settings) as source:
-        holders = {name: source.name_holders(where) for name, where in progress.items() if where.points}
+        now = source.read_clock()
+        holders = {name: source.name_holders(where) for name, where in progress.items()}
     return tuple(
-        TableStatus(
-            table_name=name,
-            watermark_column=progress[name].column if name in progress else None,
-            watermark=progress[name].watermark if name in progress else None,
-            status=status,
-            ended_at=ended_at,
-            points_waiting=len(progress[name].points) if name in progress else 0,
-            holders=tuple(holders.get(name, ())),
-            error=error,
-        )
-        for name, status, ended_at, error in last_runs
+        _describe(*last_run, where=progress.get(last_run[0], Progress()), holders=holders, now=now)
+        for last_run in last_runs
+    )
+
+
+def _describe(
+    name: str,
+    status: str,
+    ended_at: dt.datetime | None,
+    error: str | None,
+    rejected_rows: int,
+    *,
+    where: Progress,
+    holders: Mapping[str, Sequence[Holder]],
+    now: dt.datetime,
+) -> TableStatus:
+    return TableStatus(
+        table_name=name,
+        watermark_column=where.column,
+        watermark=where.watermark,
+        lag_seconds=(now - where.as_of).total_seconds() if where.as_of else None,
+        status=status,
+        ended_at=ended_at,
+        points_waiting=len(where.points),
+        holders=tuple(holders.get(name, ())),
+        rejected_rows=rejected_rows,
+        error=error,
     )

@@ -8,18 +8,22 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import IO
 
+import psycopg2
+import psycopg2.errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.sql import Composable
 
 from etl import postgres, state, statements
+from etl.column_types import FIRST_USER_OID, TargetTypes
 from etl.config import Settings
-from etl.errors import TableError
-from etl.model import Counts, Progress, Table
+from etl.errors import RowRefusedError, TableError
+from etl.model import Counts, LoadState, Progress, Table
 
 # psycopg2 asks for 8 kB at a time unless told otherwise; a pipe holds 64 kB.
 CHUNK_BYTES = 1 << 16
@@ -30,16 +34,31 @@ LIST_COLUMNS = """
     where a.attrelid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))
         and a.attnum > 0 and not a.attisdropped
 """
-LIST_TYPES = "select pg_catalog.format_type(oid, null) from pg_catalog.pg_type where typtype in ('b', 'r', 'm')"
+# Built in, or made by an extension: a type that somebody made may mean another thing than its namesake elsewhere.
+LIST_TYPES = """
+    select pg_catalog.format_type(t.oid, null)
+    from pg_catalog.pg_type as t
+    where t.typtype in ('b', 'r', 'm')
+        and (
+            t.oid < %s
+            or exists (
+                select from pg_catalog.pg_depend as d
+                where d.classid = 'pg_catalog.pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
+            )
+        )
+"""
 
 CopyOut = Callable[[IO[bytes]], None]
 
 
-def read_known_types(connection: Connection) -> frozenset[str]:
-    """Return the names of the types that the target has, as format_type() writes them."""
+def read_types(connection: Connection) -> TargetTypes:
+    """Return which types the target can hold."""
     with postgres.errors_of("target", "reading its types"), connection.cursor() as cursor:
-        cursor.execute(LIST_TYPES)
-        return frozenset(row[0] for row in cursor)
+        cursor.execute(LIST_TYPES, (FIRST_USER_OID,))
+        names = {row[0] for row in cursor}
+        if not _reads_xml(cursor):
+            names -= {"xml", "xml[]"}
+    return TargetTypes(names=frozenset(names), major=connection.server_version // 10_000)
 
 
 @contextmanager
@@ -53,69 +72,151 @@ def open_writer(settings: Settings, table: Table, run_id: int) -> Iterator[Write
 
 
 class Writer:
-    """Writes the rows of one table; each public call is one transaction."""
+    """Writes the rows of one table in transactions of its own: those of a first load, or batches."""
 
     def __init__(self, connection: Connection, table: Table, run_id: int) -> None:
         self._connection = connection
-        self._table = table
         self._run_id = run_id
         self._has_batch_table = False
+        self.table = table  # in the form that the raw table wants, once `fit` has been called
+        self.remarks: list[str] = []
 
-    def has_raw_table(self) -> bool:
-        """Tell whether the raw table exists; raises TableError when it cannot hold the source's rows."""
-        with postgres.errors_of("target", self._table.label), self._connection.cursor() as cursor:
-            cursor.execute(LIST_COLUMNS, (self._table.name,))
+    def fit(self) -> bool:
+        """Tell whether the raw table exists, and adapt to types that its owner gave to columns.
+
+        Values of such a column travel as text, so that a row that does not fit is refused instead of bent.
+        Raises TableError when the raw table cannot hold the source's rows.
+        """
+        with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
+            cursor.execute(LIST_COLUMNS, (self.table.name,))
             found = dict(cursor.fetchall())
-        if not found:
-            return False
-        _check_columns(self._table, found)
+            if not found:
+                return False
+            loaded_types = state.read_raw_types(cursor, self.table.name)
+        changed = _changed_by_owner(self.table, found, loaded_types)
+        self.table = replace(
+            self.table,
+            columns=tuple(
+                replace(column, is_binary=False) if column.name in changed else column for column in self.table.columns
+            ),
+        )
+        self.remarks = [
+            f'raw.{self.table.name} has column "{name}" as {found[name]}: rows that do not fit are rejected'
+            for name in changed
+        ]
         return True
 
-    def load_first(self, copy_out: CopyOut, progress: Progress) -> Counts:
-        """Create the raw table with its rows, key and metadata, and store the progress."""
-        table = self._table
-        with self._batch() as cursor:
-            cursor.execute(statements.create_raw(table))
-            rows, size = self._copy(cursor, copy_out, into=statements.raw_table(table.name), freeze=True)
-            cursor.execute(statements.complete_raw(table, self._run_id))
+    def load_whole(self, copy_out: CopyOut, progress: Progress) -> Counts:
+        """Create the raw table with its rows, key and metadata, and store the progress, in one transaction."""
+        table, into = self.table, statements.raw_table(self.table.name)
+        with self._transaction() as cursor:
+            cursor.execute(statements.create_raw(table, into))
+            rows, size = self._copy(cursor, copy_out, into=into, freeze=True)
+            cursor.execute(statements.complete_raw(table, into, self._run_id))
             cursor.execute(statements.analyze_raw(table))
             counts = Counts(read=rows, inserted=rows, bytes=size)
             state.add_batch(cursor, self._run_id, table.name, counts)
-            state.save_progress(cursor, self._run_id, table.name, progress)
+            state.save_progress(cursor, self._run_id, table, progress)
         return counts
 
-    def merge_batch(self, copy_out: CopyOut, progress: Progress | None) -> Counts:
-        """Merge one batch into the raw table.
+    def start_over_empty(self) -> None:
+        """Create the raw table without rows, for a load in batches, and forget what is known of an earlier one."""
+        into = statements.raw_table(self.table.name)
+        with self._transaction() as cursor:
+            cursor.execute(statements.drop_loading(self.table))
+            state.forget_table(cursor, self.table.name)
+            cursor.execute(statements.create_raw(self.table, into))
+            cursor.execute(statements.complete_raw(self.table, into, self._run_id))
 
-        `progress` is stored in the same transaction if the batch turns out to be the last one, with fewer rows
-        than a full batch; None while other parts of the table are still to come.
+    def read_load(self) -> LoadState | None:
+        """Return how far a first load in ranges has come; None when there is none."""
+        with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
+            return state.read_load(cursor, self.table.name)
+
+    def discard_load(self) -> None:
+        """Forget a first load in ranges."""
+        with self._transaction() as cursor:
+            cursor.execute(statements.drop_loading(self.table))
+            state.delete_load(cursor, self.table.name)
+
+    def load_range(self, copy_out: CopyOut, load: LoadState, *, is_first: bool) -> Counts:
+        """Add the rows of a range to the table being loaded, and store how far the load has come with it."""
+        table, into = self.table, statements.loading_table(self.table)
+        with self._transaction() as cursor:
+            if is_first:
+                cursor.execute(statements.drop_loading(table))
+                cursor.execute(statements.create_raw(table, into))
+            rows, size = self._copy(cursor, copy_out, into=into, freeze=is_first)
+            counts = Counts(read=rows, inserted=rows, bytes=size)
+            state.add_batch(cursor, self._run_id, table.name, counts)
+            state.save_load(cursor, self._run_id, table.name, load)
+        return counts
+
+    def renew_load(self, copy_out_kept_keys: CopyOut, copy_out_written: CopyOut, load: LoadState) -> Counts:
+        """Bring the ranges loaded so far to a newer snapshot.
+
+        `copy_out_kept_keys` gives the keys of the rows that are there as they were, `copy_out_written` the rows
+        written since: what is loaded and has no such key was changed, moved or deleted, and goes.
         """
-        table = self._table
-        with self._batch() as cursor:
+        table, into = self.table, statements.loading_table(self.table)
+        with self._transaction() as cursor:
+            cursor.execute(statements.create_keys(table))
+            copy_keys = statements.copy_in_keys(table)
+            pipe(copy_out_kept_keys, lambda file: cursor.copy_expert(copy_keys, file, CHUNK_BYTES))
+            cursor.execute(statements.analyze_keys())
+            cursor.execute(statements.drop_other_keys(table))
+            dropped = cursor.rowcount
+            rows, size = self._copy(cursor, copy_out_written, into=into, freeze=False)
+            counts = Counts(read=rows, inserted=rows - dropped, bytes=size)
+            state.add_batch(cursor, self._run_id, table.name, counts)
+            state.save_load(cursor, self._run_id, table.name, load)
+        return counts
+
+    def publish_load(self, progress: Progress) -> None:
+        """Give a table loaded in ranges its key, metadata and name, and store the progress."""
+        table, into = self.table, statements.loading_table(self.table)
+        with self._transaction() as cursor:
+            cursor.execute(statements.complete_raw(table, into, self._run_id))
+            cursor.execute(statements.publish_raw(table))
+            cursor.execute(statements.analyze_raw(table))
+            state.delete_load(cursor, table.name)
+            state.save_progress(cursor, self._run_id, table, progress)
+
+    def save_progress(self, progress: Progress) -> None:
+        """Store how far a table has come that is not done yet."""
+        with self._transaction() as cursor:
+            state.save_partial_progress(cursor, self._run_id, self.table, progress)
+
+    def read_rejected_keys(self) -> tuple[tuple[str, ...], ...]:
+        """Return the keys of the rows that the target refused."""
+        with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
+            return state.read_rejected_keys(cursor, self.table.name)
+
+    @contextmanager
+    def open_batch(self) -> Iterator[Batch]:
+        """Open the transaction of a batch; it commits at the end of the block, with the batch's ledger."""
+        with self._transaction() as cursor:
+            cursor.execute("set constraints all immediate")
             if self._has_batch_table:
                 cursor.execute("truncate pg_temp.etl_batch")
             else:
-                cursor.execute(statements.create_batch(table))
-            rows, size = self._copy(cursor, copy_out, into=statements.BATCH, freeze=False)
-            inserted, updated = self._merge(cursor) if rows else (0, 0)
-            counts = Counts(read=rows, inserted=inserted, updated=updated, bytes=size)
-            state.add_batch(cursor, self._run_id, table.name, counts)
-            if progress is not None and rows < table.batch_rows:
-                state.save_progress(cursor, self._run_id, table.name, progress)
+                cursor.execute(statements.create_batch(self.table))
+            batch = Batch(cursor, self.table, self._run_id)
+            yield batch
+            state.add_batch(cursor, self._run_id, self.table.name, batch.counts)
         self._has_batch_table = True
-        return counts
 
     def checksum(self) -> tuple[int, str]:
         """Return the number of rows that are not tombstones and a checksum of their text."""
-        with postgres.errors_of("target", self._table.label), self._connection.cursor() as cursor:
-            cursor.execute(statements.count_raw(self._table))
+        with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
+            cursor.execute(statements.count_raw(self.table))
             rows, checksum = cursor.fetchone() or (0, "0")
         return rows, checksum
 
     @contextmanager
-    def _batch(self) -> Iterator[Cursor]:
+    def _transaction(self) -> Iterator[Cursor]:
         with (
-            postgres.errors_of("target", self._table.label),
+            postgres.errors_of("target", self.table.label),
             postgres.transaction(self._connection),
             self._connection.cursor() as cursor,
         ):
@@ -123,15 +224,68 @@ class Writer:
             yield cursor
 
     def _copy(self, cursor: Cursor, copy_out: CopyOut, *, into: Composable, freeze: bool) -> tuple[int, int]:
-        statement = statements.copy_in(self._table, into, freeze=freeze)
-        size = pipe(copy_out, lambda file: cursor.copy_expert(statement, file, CHUNK_BYTES))
-        return cursor.rowcount, size
+        return _copy(cursor, self.table, copy_out, into=into, freeze=freeze)
 
-    def _merge(self, cursor: Cursor) -> tuple[int, int]:
-        cursor.execute(statements.merge(self._table, self._run_id))
-        row = cursor.fetchone()
-        assert row is not None
-        return row[0], row[1]
+
+class Batch:
+    """The transaction of one batch: rows are merged in parts, and a part that fails leaves the others."""
+
+    def __init__(self, cursor: Cursor, table: Table, run_id: int) -> None:
+        self._cursor = cursor
+        self._table = table
+        self._run_id = run_id
+        self._is_empty = True
+        self.counts = Counts()
+
+    def merge(self, copy_out: CopyOut) -> Counts:
+        """Merge rows; raises RowRefusedError, with this part undone, when the target refuses any of them."""
+        with postgres.errors_of("target", self._table.label):
+            with postgres.savepoint(self._cursor, "part"), postgres.errors_of("target", self._table.label):
+                counts = self._merge(copy_out)
+            self._is_empty = self._is_empty and not counts.read
+        self.counts += counts
+        return counts
+
+    def reject(self, key: Sequence[str], text: bytes, refusal: RowRefusedError) -> None:
+        """Keep a row that the target refused; raises TableError when the table has more of them than it may."""
+        limit = self._table.config.max_rejected_rows
+        with postgres.errors_of("target", self._table.label):
+            rejected = state.add_reject(
+                self._cursor, self._run_id, self._table.name, key=key, text=text, refusal=refusal
+            )
+        self.counts += Counts(read=1, rejected=1)
+        if rejected > limit:
+            raise TableError(
+                f"{self._table.label}: the target refuses more than max_rejected_rows = {limit} rows, the last one "
+                f"{_describe_key(self._table, key)}: {refusal}; mend the rows or raw.{self._table.name}, or raise "
+                "max_rejected_rows in tables.yml"
+            )
+
+    def clear_rejects(self) -> None:
+        """Forget the rows that were refused by earlier runs: all of them have been tried again in this one."""
+        with postgres.errors_of("target", self._table.label):
+            state.clear_rejects(self._cursor, self._run_id, self._table.name)
+
+    def save_progress(self, progress: Progress) -> None:
+        """Store the progress of a table that is done with this batch."""
+        with postgres.errors_of("target", self._table.label):
+            state.save_progress(self._cursor, self._run_id, self._table, progress)
+
+    def _merge(self, copy_out: CopyOut) -> Counts:
+        if not self._is_empty:
+            self._cursor.execute("truncate pg_temp.etl_batch")
+        rows, size = _copy(self._cursor, self._table, copy_out, into=statements.BATCH, freeze=False)
+        if not rows:
+            return Counts(bytes=size)
+        self._cursor.execute(statements.merge(self._table, self._run_id))
+        inserted, updated = self._cursor.fetchone() or (0, 0)
+        return Counts(read=rows, inserted=inserted, updated=updated, bytes=size)
+
+
+def _copy(cursor: Cursor, table: Table, copy_out: CopyOut, *, into: Composable, freeze: bool) -> tuple[int, int]:
+    statement = statements.copy_in(table, into, freeze=freeze)
+    size = pipe(copy_out, lambda file: cursor.copy_expert(statement, file, CHUNK_BYTES))
+    return cursor.rowcount, size
 
 
 def pipe(write: CopyOut, read: CopyOut) -> int:
@@ -190,18 +344,38 @@ class _Tap:
         return chunk
 
 
-def _check_columns(table: Table, found: dict[str, str]) -> None:
-    """Refuse a raw table that lacks a column or has one of another type; extra columns stay as they are."""
-    expected = {column.name: column.raw_type for column in table.columns}
-    faults = [
-        f'expected column "{name}" of type {kind}, found {found.get(name, "none")}'
-        for name, kind in expected.items()
-        if found.get(name) != kind
-    ]
-    missing = [name for name in statements.META_COLUMNS if name not in found]
-    faults += [f'expected column "{name}", found none' for name in missing]
+def _changed_by_owner(table: Table, found: Mapping[str, str], loaded_types: Mapping[str, str]) -> list[str]:
+    """Return the columns to which the owner of `raw` gave another type; extra columns stay as they are.
+
+    `loaded_types` are the types that the source's columns had in `raw` when the table was last replicated. Raises
+    TableError where a column is missing, or the source has changed its type.
+    """
+    faults, changed = [], []
+    for column in table.columns:
+        kind = found.get(column.name)
+        if kind == column.raw_type:
+            continue
+        if kind is not None and loaded_types.get(column.name) == column.raw_type:
+            changed.append(column.name)
+        else:
+            faults.append(f'expected column "{column.name}" of type {column.raw_type}, found {kind or "none"}')
+    faults += [f'expected column "{name}", found none' for name in statements.META_COLUMNS if name not in found]
     if faults:
         raise TableError(
             f"raw.{table.name} does not fit {table.label}: {'; '.join(faults)}; "
             f"load it anew: drop table raw.{table.name} cascade, then run again"
         )
+    return changed
+
+
+def _describe_key(table: Table, key: Sequence[str]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in zip(table.key, key, strict=True))
+
+
+def _reads_xml(cursor: Cursor) -> bool:
+    """Tell whether the server was built with libxml, without which it has the type but reads no value."""
+    try:
+        cursor.execute("select '<a/>'::xml")
+    except psycopg2.errors.FeatureNotSupported:
+        return False
+    return True

@@ -35,11 +35,11 @@ def verify(settings: Settings, table_names: Sequence[str] = ()) -> tuple[Compari
             raise UnavailableError(
                 f"the target {settings.target_url.address} holds no replicated tables: run `etl run` first"
             )
-        known_to_target = target.read_known_types(control)
+        types = target.read_types(control)
     finally:
         control.close()
     with Source(settings) as source:
-        found = source.read_catalog(known_to_target, table_names)
+        found = source.read_catalog(types, table_names)
         source.export_snapshot()
         compared = [_compare(settings, source, table) for table in found.tables]
     refused = [_failure(name, reason) for name, reason in found.refusals.items()]
@@ -49,7 +49,7 @@ def verify(settings: Settings, table_names: Sequence[str] = ()) -> tuple[Compari
 def _compare(settings: Settings, source: Source, table: Table) -> Comparison:
     try:
         with target.open_writer(settings, table, run_id=0) as writer, source.open_reader(table) as reader:
-            if not writer.has_raw_table():
+            if not writer.fit():
                 raise TableError(f"expected raw.{table.name} on the target, found none: run `etl run {table.name}`")
             in_source, in_raw = reader.checksum(), writer.checksum()
     except EtlError as error:

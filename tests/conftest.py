@@ -21,6 +21,16 @@ TEST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "6
 _numbers = itertools.count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="play the long form of the tests that have one")
+
+
+@pytest.fixture(scope="session")
+def is_long(request: pytest.FixtureRequest) -> bool:
+    """Whether tests marked `has_long_form` shall play it."""
+    return bool(request.config.getoption("--long"))
+
+
 def pytest_report_header() -> list[str]:
     return [
         f"databases: embedded servers, source PostgreSQL {SOURCE_MAJOR}, target PostgreSQL {TARGET_MAJOR}; "

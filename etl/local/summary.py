@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg2
@@ -10,6 +9,7 @@ from psycopg2 import sql
 
 from etl.local.databases import Databases
 from etl.model import RunResult
+from etl.progress import print_aligned
 
 QUERY = "select order_date, count(*), sum(total_usd) from marts.fct_orders group by 1 order by 1 desc limit 7"
 
@@ -34,9 +34,9 @@ def print_summary(databases: Databases, result: RunResult, timings: Timings) -> 
         for table in result.tables
     ]
     print(f"\nRun {result.run_id}: source to raw in {timings.replicate:.1f} s")
-    print_aligned(header, rows)
+    print_aligned(header, rows, numbers_from=1)
     print(f"\nMarts: built and tested in {timings.build:.1f} s")
-    print_aligned(("mart", "rows"), [(name, f"{rows:,}") for name, rows in count_marts(databases)])
+    print_aligned(("mart", "rows"), [(name, f"{rows:,}") for name, rows in count_marts(databases)], numbers_from=1)
     print(f"\nQuery them:\n  {_query_line(databases)}")
 
 
@@ -56,14 +56,6 @@ def count_marts(databases: Databases) -> list[tuple[str, int]]:
             return counts
     finally:
         connection.close()
-
-
-def print_aligned(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table: the first column to the left, the others to the right."""
-    widths = [max(len(row[place]) for row in (header, *rows)) for place in range(len(header))]
-    for row in (header, *rows):
-        numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        print("  " + "  ".join([row[0].ljust(widths[0]), *numbers]))
 
 
 def _query_line(databases: Databases) -> str:

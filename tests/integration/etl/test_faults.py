@@ -128,13 +128,13 @@ def test_a_run_that_was_taken_for_dead_cannot_write_any_more(orders, monkeypatch
 
     orders.run_one("orders")
     orders.on_source("update orders set note = 'new', updated_at = clock_timestamp()")
-    merge = Writer.merge_batch
+    open_batch = Writer.open_batch
 
-    def merge_after_takeover(self, *arguments):
+    def open_after_takeover(self):
         orders.on_target("update etl.runs set status = 'died', ended_at = now() where status = 'running'")
-        return merge(self, *arguments)
+        return open_batch(self)
 
-    monkeypatch.setattr(Writer, "merge_batch", merge_after_takeover)
+    monkeypatch.setattr(Writer, "open_batch", open_after_takeover)
 
     (result,) = orders.run("orders").tables
 

@@ -26,7 +26,7 @@ def take_max_points(self, tables):
                 points[table.name] = Point(
                     value=value, as_of=long_ago, transactions=frozenset(), server_started_at=started_at
                 )
-    return points
+    return points, {}
 
 
 @pytest.fixture(params=["with pg_read_all_stats", "without pg_read_all_stats"])

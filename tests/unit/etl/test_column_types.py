@@ -2,10 +2,10 @@
 
 import pytest
 
-from etl.column_types import RawType, SourceType, map_type
+from etl.column_types import SourceType, TargetTypes, map_type
 
 
-def source_type(oid, name, kind="b", element=0, base=0, base_name="", has_binary=True):
+def source_type(oid, name, kind="b", element=0, base=0, base_name="", has_binary=True, is_extension=False):
     return SourceType(
         oid=oid,
         name=name,
@@ -15,6 +15,7 @@ def source_type(oid, name, kind="b", element=0, base=0, base_name="", has_binary
         base_oid=base,
         base_name=base_name,
         has_binary=has_binary,
+        is_extension=is_extension,
     )
 
 
@@ -26,21 +27,25 @@ TYPES = {
         source_type(1700, "numeric"),
         source_type(142, "xml"),
         source_type(2205, "regclass"),
+        source_type(2210, "regclass[]", element=2205),
         source_type(1033, "aclitem", has_binary=False),
+        source_type(1186, "interval"),
+        source_type(20012, "public.own"),
         source_type(20001, "public.mood", "e"),
         source_type(20002, "public.mood[]", element=20001),
         source_type(20003, "public.amount", "d", base=1700, base_name="numeric(12,2)"),
         source_type(20004, "public.amount[]", element=20003),
         source_type(20005, "public.address", "c"),
         source_type(20006, "public.address[]", element=20005),
-        source_type(20007, "public.vector"),
-        source_type(20008, "public.strange"),
+        source_type(20007, "public.vector", is_extension=True),
+        source_type(20008, "public.strange", is_extension=True),
         source_type(20009, "public.vector[]", element=20007),
         source_type(20010, "public.floatrange", "r"),
         source_type(20011, "public.big_amount", "d", base=20003, base_name="public.amount"),
     ]
 }
-KNOWN = {"integer", "integer[]", "numeric", "xml", "regclass", "aclitem", "public.vector", "public.vector[]"}
+BUILT_IN = {"integer", "integer[]", "numeric", "xml", "regclass", "regclass[]", "aclitem", "interval"}
+KNOWN = TargetTypes(names=BUILT_IN | {"public.vector", "public.own"}, major=18)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,10 @@ KNOWN = {"integer", "integer[]", "numeric", "xml", "regclass", "aclitem", "publi
         (1700, "numeric(5,1)", ("numeric(5,1)", False, True)),
         (142, "xml", ("xml", False, False)),
         (2205, "regclass", ("text", True, True)),
-        (1033, "aclitem", ("aclitem", False, False)),
+        (1033, "aclitem", ("text", True, True)),
+        (2210, "regclass[]", ("text[]", True, True)),
+        (1186, "interval", ("interval", False, True)),
+        (20012, "public.own", ("text", True, True)),
         (20001, "public.mood", ("text", True, True)),
         (20002, "public.mood[]", ("text[]", True, True)),
         (20003, "public.amount", ("numeric(12,2)", True, True)),
@@ -66,6 +74,28 @@ KNOWN = {"integer", "integer[]", "numeric", "xml", "regclass", "aclitem", "publi
     ],
 )
 def test_a_type_maps_to_what_the_target_can_hold(oid, formatted, expected):
-    name, is_cast, is_binary = expected
+    found = map_type(oid, formatted, TYPES, KNOWN)
 
-    assert map_type(oid, formatted, TYPES, KNOWN) == RawType(name=name, is_cast=is_cast, is_binary=is_binary)
+    assert (found.name, found.is_cast, found.is_binary) == expected
+
+
+def test_an_infinite_interval_travels_as_text_to_a_server_that_has_none():
+    """PostgreSQL 16 takes the binary form for 178,956,970 years."""
+    older = TargetTypes(names=BUILT_IN, major=16)
+
+    assert not map_type(1186, "interval", TYPES, older).is_binary
+
+
+@pytest.mark.parametrize(
+    ("oid", "expected"),
+    [
+        (20001, ""),
+        (20005, "composite types become text"),
+        (20008, "the target has no type public.strange"),
+        (20010, "public.floatrange is a type of the source's own"),
+        (2205, "its values mean objects of one server"),
+        (23, ""),
+    ],
+)
+def test_a_type_that_becomes_text_says_why(oid, expected):
+    assert map_type(oid, TYPES[oid].name, TYPES, KNOWN).remark == expected

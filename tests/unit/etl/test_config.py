@@ -2,8 +2,9 @@
 
 import pytest
 
-from etl.config import DatabaseUrl, TableConfig, load_settings, parse_tables
+from etl.config import DatabaseUrl, load_settings, parse_tables
 from etl.errors import ConfigurationError
+from etl.model import TableConfig
 
 ENVIRONMENT = {
     "SOURCE_DATABASE_URL": "postgresql://reader:secret@127.0.0.1:5433/source",

@@ -1,0 +1,121 @@
+"""The first load of one table: in one transaction, or in ranges of blocks with recorded progress.
+
+A load in ranges that broke, or whose snapshot grew too old, goes on at a newer snapshot. What lies in the ranges read
+so far may have changed, moved or gone meanwhile, also without touching the watermark column. `_renew` brings them to
+the newer snapshot exactly: a row version that was written since has the transaction id of the older snapshot's
+oldest transaction or a later one (xmin, "System Columns" in the manual); every other version was there before, and
+is loaded. So versions written since are copied, and loaded rows whose key has no older version any more are dropped.
+Begin at `load_first`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from etl.config import Settings
+from etl.model import Counts, LoadState, Progress, Table
+from etl.source import Reader, Source
+from etl.statements import BlockRange
+from etl.target import Writer
+
+XID_MODULUS = 2**32
+# Half of the circle of 32-bit transaction ids: beyond it, age() cannot tell older from newer.
+MAX_XID_DISTANCE = 2**31
+
+
+def load_first(
+    *,
+    settings: Settings,
+    source: Source,
+    reader: Reader,
+    writer: Writer,
+    progress: Progress,
+    on_commit: Callable[[Counts], None],
+) -> bool:
+    """Load a table that `raw` does not have; tell whether it is done, or the snapshot expired before.
+
+    The table appears in `raw` with its last rows and `progress`. Raises TableError; what was loaded until then stays.
+    """
+    load = _usable_load(source, reader, writer)
+    step = _range_blocks(settings, reader, writer.table)
+    if load is None and step is None:
+        on_commit(writer.load_whole(partial(reader.copy_out, writer.table, BlockRange()), progress))
+        return True
+    load = _begin(source, reader, writer) if load is None else _renew(reader, writer, load, on_commit)
+    while load.next_block is not None:
+        load = _load_range(reader, writer, load, step, on_commit)
+        if load.next_block is not None and source.is_expired:
+            return False
+    reader.close()  # building the key takes long, and needs nothing of the source
+    writer.publish_load(progress)
+    return True
+
+
+def _begin(source: Source, reader: Reader, writer: Writer) -> LoadState:
+    return LoadState(
+        filenodes=writer.table.filenodes,
+        signature=_signature(writer.table),
+        system_identifier=source.system_identifier,
+        next_block=0,
+        oldest_xid=reader.oldest_xid(),
+    )
+
+
+def _load_range(
+    reader: Reader, writer: Writer, load: LoadState, step: int | None, on_commit: Callable[[Counts], None]
+) -> LoadState:
+    """Load the next range; the last one has no upper end, for the table may have grown."""
+    start = load.next_block
+    assert start is not None
+    is_last = step is None or start + step >= max(reader.block_counts())
+    end = None if step is None or is_last else start + step
+    after = replace(load, next_block=end)
+    rows = BlockRange(start=start, end=end)
+    on_commit(writer.load_range(partial(reader.copy_out, writer.table, rows), after, is_first=start == 0))
+    return after
+
+
+def _renew(reader: Reader, writer: Writer, load: LoadState, on_commit: Callable[[Counts], None]) -> LoadState:
+    """Bring the ranges read so far, up to `next_block`, to the reader's snapshot."""
+    xid = str(int(load.oldest_xid) % XID_MODULUS)
+    kept = BlockRange(end=load.next_block, before_xid=xid)
+    written = BlockRange(end=load.next_block, since_xid=xid)
+    after = replace(load, oldest_xid=reader.oldest_xid())
+    counts = writer.renew_load(
+        partial(reader.copy_out_keys, kept), partial(reader.copy_out, writer.table, written), after
+    )
+    on_commit(counts)
+    return after
+
+
+def _usable_load(source: Source, reader: Reader, writer: Writer) -> LoadState | None:
+    """Return a load to go on with; one that no longer fits the source's table is discarded."""
+    load = writer.read_load()
+    if load is None:
+        return None
+    fits = (
+        load.filenodes == writer.table.filenodes
+        and load.signature == _signature(writer.table)
+        and load.system_identifier == source.system_identifier
+        and 0 <= int(reader.oldest_xid()) - int(load.oldest_xid) < MAX_XID_DISTANCE
+    )
+    if fits:
+        return load
+    writer.discard_load()
+    return None
+
+
+def _range_blocks(settings: Settings, reader: Reader, table: Table) -> int | None:
+    """Return how many blocks of each partition make a range; None when one range holds all of the table."""
+    counts = reader.block_counts()
+    if not table.has_blocks or sum(counts) <= settings.load_range_blocks:
+        return None
+    return max(settings.load_range_blocks // len(counts), 1)
+
+
+def _signature(table: Table) -> str:
+    columns = [(column.name, column.source_type, column.raw_type) for column in table.columns]
+    return json.dumps({"columns": columns, "key": table.key})
