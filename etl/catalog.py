@@ -67,17 +67,21 @@ LIST_TABLES = f"""
 LIST_COLUMNS = """
     select
         a.attrelid, a.attname, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), not a.attnotnull,
-        s.seqcache, s.seqincrement, d.objid::regclass::text,
+        s.seqcache, s.seqincrement, s.seqrelid::regclass::text,
         exists (
             select from pg_catalog.pg_index as i
             where i.indrelid = a.attrelid and i.indkey[0] = a.attnum and i.indisvalid and i.indpred is null
         )
     from pg_catalog.pg_attribute as a
-    left join pg_catalog.pg_depend as d
-        on d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
-        and d.classid = 'pg_catalog.pg_class'::regclass and d.deptype in ('a', 'i')
-        and exists (select from pg_catalog.pg_sequence as q where q.seqrelid = d.objid)
-    left join pg_catalog.pg_sequence as s on s.seqrelid = d.objid
+    left join lateral (
+        select q.*
+        from pg_catalog.pg_depend as d
+        join pg_catalog.pg_sequence as q on q.seqrelid = d.objid
+        where d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
+            and d.classid = 'pg_catalog.pg_class'::regclass and d.deptype in ('a', 'i')
+        order by d.deptype desc, q.seqcache desc, q.seqincrement desc
+        limit 1
+    ) as s on true
     where a.attrelid = any (%s) and a.attnum > 0 and not a.attisdropped
     order by a.attrelid, a.attnum
 """

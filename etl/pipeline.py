@@ -130,9 +130,10 @@ class _Attempts:
 
     def _attempt(self) -> bool:
         """Replicate what is pending; tell whether something is left that may succeed later."""
+        self.errors = {}
         try:
             self._replicate_at_new_snapshot()
-            while self.unfinished and not self.errors:
+            while self.unfinished:
                 self._replicate_at_new_snapshot()
         except (UnavailableError, TableError) as error:
             is_last = self.retries + 1 >= self.settings.max_attempts
@@ -151,7 +152,7 @@ class _Attempts:
             for name, reason in found.refusals.items():
                 if name not in self.results:
                     self._fail(name, TableError(reason))
-            pending = [table for table in found.tables if table.name not in self.results]
+            pending = [table for table in found.tables if table.name not in self.results.keys() | self.errors.keys()]
             tasks = _largest_first(self._prepare(source, pending))
             with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="table") as pool:
                 for future in [pool.submit(self._replicate, source, task) for task in tasks]:
@@ -201,7 +202,6 @@ class _Attempts:
             return
         with self.lock:
             self.seconds[table.name] = self.seconds.get(table.name, 0.0) + time.monotonic() - started
-            self.errors.pop(table.name, None)
         if outcome.is_complete:
             self._succeed(table.name, outcome)
         else:

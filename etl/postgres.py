@@ -26,6 +26,7 @@ CONNECT_ATTEMPTS = 3
 KEEPALIVE_IDLE_SECONDS = 30
 KEEPALIVE_INTERVAL_SECONDS = 10
 KEEPALIVE_COUNT = 3
+MAX_TIMEOUT_MILLISECONDS = 2**31 - 1  # what the server takes
 # Both sides must write and read values alike (https://www.postgresql.org/docs/current/runtime-config-client.html).
 PINNED: Mapping[str, str] = {
     "DateStyle": "ISO, YMD",
@@ -181,7 +182,7 @@ def _bounds(settings: Settings, idle_seconds: float | None) -> dict[str, str]:
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{int(seconds * 1000)}ms"
+    return f"{min(int(seconds * 1000), MAX_TIMEOUT_MILLISECONDS)}ms"
 
 
 def _connect(url: DatabaseUrl, side: str, settings: Settings, session: Mapping[str, str]) -> Connection:

@@ -130,7 +130,7 @@ def create_raw(table: Table, into: sql.Identifier) -> sql.Composable:
     return sql.SQL("create table {} ({})").format(into, columns)
 
 
-def complete_raw(table: Table, into: sql.Identifier, run_id: int) -> sql.Composable:
+def complete_raw(table: Table, run_id: int) -> sql.Composable:
     """Add metadata, key and index to a raw table just filled.
 
     A constant default of a new column is stored once, not per row (ALTER TABLE, Notes, in the manual).
@@ -145,7 +145,7 @@ def complete_raw(table: Table, into: sql.Identifier, run_id: int) -> sql.Composa
         " alter column _etl_run_id drop default,"
         " alter column _etl_synced_at drop default;"
         " create index on {raw} (_etl_run_id)"
-    ).format(raw=into, run_id=sql.Literal(run_id), key=_comma(map(sql.Identifier, table.key)))
+    ).format(raw=raw_table(table.name), run_id=sql.Literal(run_id), key=_comma(map(sql.Identifier, table.key)))
 
 
 def publish_raw(table: Table) -> sql.Composable:

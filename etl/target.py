@@ -112,7 +112,7 @@ class Writer:
         with self._transaction() as cursor:
             cursor.execute(statements.create_raw(table, into))
             rows, size = self._copy(cursor, copy_out, into=into, freeze=True)
-            cursor.execute(statements.complete_raw(table, into, self._run_id))
+            cursor.execute(statements.complete_raw(table, self._run_id))
             cursor.execute(statements.analyze_raw(table))
             counts = Counts(read=rows, inserted=rows, bytes=size)
             state.add_batch(cursor, self._run_id, table.name, counts)
@@ -126,7 +126,7 @@ class Writer:
             cursor.execute(statements.drop_loading(self.table))
             state.forget_table(cursor, self.table.name)
             cursor.execute(statements.create_raw(self.table, into))
-            cursor.execute(statements.complete_raw(self.table, into, self._run_id))
+            cursor.execute(statements.complete_raw(self.table, self._run_id))
 
     def read_load(self) -> LoadState | None:
         """Return how far a first load in ranges has come; None when there is none."""
@@ -174,10 +174,10 @@ class Writer:
 
     def publish_load(self, progress: Progress) -> None:
         """Give a table loaded in ranges its key, metadata and name, and store the progress."""
-        table, into = self.table, statements.loading_table(self.table)
+        table = self.table
         with self._transaction() as cursor:
-            cursor.execute(statements.complete_raw(table, into, self._run_id))
             cursor.execute(statements.publish_raw(table))
+            cursor.execute(statements.complete_raw(table, self._run_id))
             cursor.execute(statements.analyze_raw(table))
             state.delete_load(cursor, table.name)
             state.save_progress(cursor, self._run_id, table, progress)
