@@ -1,11 +1,16 @@
 """Configuration is validated at once, and its secrets stay out of sight."""
 
+import dataclasses
+import re
+from pathlib import Path
+
 import pytest
 
-from etl.config import DatabaseUrl, load_settings, parse_tables
+from etl.config import DatabaseUrl, Settings, load_settings, parse_tables
 from etl.errors import ConfigurationError
 from etl.model import TableConfig
 
+ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {
     "SOURCE_DATABASE_URL": "postgresql://reader:secret@127.0.0.1:5433/source",
     "TARGET_DATABASE_URL": "postgresql://loader:secret@127.0.0.1:5434/warehouse",
@@ -53,6 +58,10 @@ def test_a_tables_file_that_is_missing_is_named(tmp_path):
         ("table: {}", "did you mean 'tables'?"),
         ("defaults: {batch_rows: true}", "expected a whole number of 1 or more, found True"),
         ("tables: {orders: {on_schema_change: maybe}}", "expected evolve or freeze, found 'maybe'"),
+        ("defaults: {null_watermarks: skip}", "expected read or refuse, found 'skip'"),
+        ("defaults: {lookback_seconds: -1}", "expected a number of seconds, 0 or more, found -1"),
+        ("defaults: {lookback_rows: 1.5}", "expected a whole number of 0 or more, found 1.5"),
+        ("tables: {orders: {max_rejected_rows: no}}", "expected a whole number of 0 or more, found False"),
         ("- a", "the file: expected a mapping"),
         ("tables: {orders: ", "is not YAML"),
     ],
@@ -76,3 +85,41 @@ def test_a_table_inherits_the_defaults_it_does_not_state():
     assert faults == []
     assert tables.table("a") == TableConfig(watermark=None, batch_rows=7)
     assert tables.table("b") == tables.table("c") == TableConfig(batch_rows=7)
+
+
+def test_one_connection_is_too_few_for_the_source():
+    with pytest.raises(ConfigurationError, match="expected 2 or more"):
+        load_settings({**ENVIRONMENT, "ETL_MAX_CONNECTIONS_SOURCE": "1"})
+
+
+def test_the_connections_of_the_source_bound_the_tables_at_work():
+    settings = load_settings({**ENVIRONMENT, "ETL_MAX_CONNECTIONS_SOURCE": "4", "ETL_PARALLEL_TABLES": "8"})
+
+    assert settings.workers == 3
+    assert dataclasses.replace(settings, parallel_tables=2).workers == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern"),
+    [
+        (".env.example", r"^# (ETL_\w+)=(.*)$"),
+        ("docs/configuration.md", r"^\| `(ETL_\w+)` \|.*\| ([^|]+) \|$"),
+    ],
+)
+def test_every_setting_is_documented_with_its_default(path, pattern):
+    documented = dict(re.findall(pattern, (ROOT / path).read_text(), flags=re.MULTILINE))
+    documented.pop("ETL_TABLES", None)
+
+    settings = [setting for setting in dataclasses.fields(Settings) if setting.default is not dataclasses.MISSING]
+    assert {name: float(value) for name, value in documented.items()} == {
+        f"ETL_{setting.name.upper()}": float(setting.default) for setting in settings
+    }
+
+
+def test_every_entry_of_the_tables_file_is_documented_with_its_default():
+    text = (ROOT / "docs/configuration.md").read_text()
+    documented = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", text, flags=re.MULTILINE))
+
+    for entry in dataclasses.fields(TableConfig):
+        default = str(entry.default).lower() if isinstance(entry.default, bool) else str(entry.default)
+        assert documented[entry.name].strip("`").removesuffix(".0") == default.removesuffix(".0")

@@ -48,6 +48,14 @@ def test_a_restart_of_the_server_ends_transactions_whose_ids_it_uses_again():
     assert fence.is_settled(point(transactions=["3/1"]), activity(["3/1"], server_started_at=NOON))
 
 
+def test_a_clock_that_was_set_back_is_noticed_from_any_earlier_point():
+    progress = Progress(as_of=NOON, points=(point(as_of=NOON + dt.timedelta(seconds=60)),))
+
+    assert fence.seconds_set_back(progress, point(as_of=NOON + dt.timedelta(seconds=20))) == 40
+    assert fence.seconds_set_back(progress, point(as_of=NOON + dt.timedelta(seconds=61))) == 0
+    assert fence.seconds_set_back(Progress(), point()) == 0
+
+
 def test_an_instant_without_time_zone_is_refused():
     with pytest.raises(ValueError, match="naive"):
         fence.set_back(dt.datetime(2026, 1, 1), 5)
