@@ -11,7 +11,8 @@ Begin at `load_first`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -40,18 +41,31 @@ def load_first(
     The table appears in `raw` with its last rows and `progress`. Raises TableError; what was loaded until then stays.
     """
     load = _usable_load(source, reader, writer)
-    step = _range_blocks(settings, reader, writer.table)
-    if load is None and step is None:
+    counts, limit = reader.block_counts(), settings.load_range_blocks
+    if load is None and (not writer.table.has_blocks or range_end(counts, 0, limit) is None):
         on_commit(writer.load_whole(partial(reader.copy_out, writer.table, BlockRange()), progress))
         return True
     load = _begin(source, reader, writer) if load is None else _renew(reader, writer, load, on_commit)
     while load.next_block is not None:
-        load = _load_range(reader, writer, load, step, on_commit)
+        load = _load_range(reader, writer, load, limit, on_commit)
         if load.next_block is not None and source.is_expired:
             return False
     reader.close()  # building the key takes long, and needs nothing of the source
     writer.publish_load(progress)
     return True
+
+
+def range_end(counts: Sequence[int], start: int, limit: int) -> int | None:
+    """Return the block at which a range from `start` ends, so that it has `limit` blocks at most, but one of each.
+
+    `counts` are the numbers of blocks of the partitions, all of which are read from block `start` on. None when the
+    range reaches the end of all of them: it has no upper end then, for they may have grown.
+    """
+    last = max(counts, default=0)
+    fitting = range(start + 1, last + 1)
+    place = bisect_right(fitting, limit, key=lambda end: sum(min(n, end) - min(n, start) for n in counts))
+    end = start + max(place, 1)
+    return end if end < last else None
 
 
 def _begin(source: Source, reader: Reader, writer: Writer) -> LoadState:
@@ -65,13 +79,11 @@ def _begin(source: Source, reader: Reader, writer: Writer) -> LoadState:
 
 
 def _load_range(
-    reader: Reader, writer: Writer, load: LoadState, step: int | None, on_commit: Callable[[Counts], None]
+    reader: Reader, writer: Writer, load: LoadState, limit: int, on_commit: Callable[[Counts], None]
 ) -> LoadState:
-    """Load the next range; the last one has no upper end, for the table may have grown."""
     start = load.next_block
     assert start is not None
-    is_last = step is None or start + step >= max(reader.block_counts())
-    end = None if step is None or is_last else start + step
+    end = range_end(reader.block_counts(), start, limit)
     after = replace(load, next_block=end)
     rows = BlockRange(start=start, end=end)
     on_commit(writer.load_range(partial(reader.copy_out, writer.table, rows), after, is_first=start == 0))
@@ -106,14 +118,6 @@ def _usable_load(source: Source, reader: Reader, writer: Writer) -> LoadState | 
         return load
     writer.discard_load()
     return None
-
-
-def _range_blocks(settings: Settings, reader: Reader, table: Table) -> int | None:
-    """Return how many blocks of each partition make a range; None when one range holds all of the table."""
-    counts = reader.block_counts()
-    if not table.has_blocks or sum(counts) <= settings.load_range_blocks:
-        return None
-    return max(settings.load_range_blocks // len(counts), 1)
 
 
 def _signature(table: Table) -> str:

@@ -85,7 +85,7 @@ def _windows(
     Rows that were refused are tried again each run, for what was wrong may have been mended on the target alone.
     """
     limit = table.config.batch_rows
-    retried = [Window(keys=rejected, limit=max(limit, len(rejected) + 1))] if rejected else []
+    retried = [Window(keys=rejected, limit=len(rejected) + 1)] if rejected else []
     if table.watermark is None or before.watermark is None:
         return [*retried, Window(limit=limit, after=position.after if position else None)]
     unmarked = [Window(is_null_watermark=True, limit=limit)] if table.column(table.watermark).is_nullable else []

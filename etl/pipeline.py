@@ -228,7 +228,10 @@ class _Attempts:
         self.observe(Event(kind="table_continued", table_name=name))
 
     def _count(self, event: Event) -> None:
-        """Add up a table's batches over all attempts, and pass the event on."""
+        """Add up a table's batches over all attempts, and pass the event on; what is said, once a run."""
+        if event.kind == "notice":
+            self._notice(event.message)
+            return
         if event.table_name and event.counts:
             with self.lock:
                 self.counts[event.table_name] = self.counts.get(event.table_name, Counts()) + event.counts
@@ -245,8 +248,10 @@ class _Attempts:
 
     def _notice(self, message: str) -> None:
         """Say something once a run."""
-        if message not in self.notices:
+        with self.lock:
+            is_new = message not in self.notices
             self.notices.add(message)
+        if is_new:
             self.observe(Event(kind="notice", message=message))
 
     def _fail(self, name: str, error: EtlError) -> None:
