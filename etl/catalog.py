@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
-from etl.column_types import SourceType, TargetTypes, map_type
+from etl.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_type
 from etl.config import TablesConfig
 from etl.errors import ConfigurationError
 from etl.model import Column, Table, WatermarkKind
@@ -66,7 +66,7 @@ LIST_TABLES = f"""
 """
 LIST_COLUMNS = """
     select
-        a.attrelid, a.attname, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), not a.attnotnull,
+        a.attrelid, a.attname, a.attnum, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), not a.attnotnull,
         s.seqcache, s.seqincrement, s.seqrelid::regclass::text,
         exists (
             select from pg_catalog.pg_index as i
@@ -103,6 +103,10 @@ LIST_TYPES = """
         exists (
             select from pg_catalog.pg_depend as d
             where d.classid = 'pg_catalog.pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
+        ),
+        exists (
+            select from pg_catalog.pg_cast as c
+            where c.castsource = t.oid and c.casttarget = 'pg_catalog.text'::regtype
         )
     from used as u
     join pg_catalog.pg_type as t on t.oid = u.oid
@@ -139,6 +143,7 @@ class _Attribute:
     """A row of LIST_COLUMNS, without the table."""
 
     name: str
+    number: int
     type_oid: int
     formatted: str
     is_nullable: bool
@@ -231,8 +236,9 @@ def _read_types(cursor: Cursor, attributes: Mapping[int, Sequence[_Attribute]]) 
             base_name=base_name or "",
             has_binary=has_binary,
             is_extension=is_extension,
+            has_own_cast=has_text_cast and oid >= FIRST_USER_OID,
         )
-        for oid, name, kind, is_array, element, base, base_name, has_binary, is_extension in cursor
+        for oid, name, kind, is_array, element, base, base_name, has_binary, is_extension, has_text_cast in cursor
     }
 
 
@@ -316,12 +322,14 @@ def _describe_column(attribute: _Attribute, types: Mapping[int, SourceType], tar
     raw = map_type(attribute.type_oid, attribute.formatted, types, target)
     return Column(
         name=attribute.name,
+        number=attribute.number,
         source_type=attribute.formatted,
         raw_type=raw.name,
         is_nullable=attribute.is_nullable,
         is_cast=raw.is_cast,
         is_binary=raw.is_binary,
         remark=raw.remark,
+        has_own_cast=raw.has_own_cast,
     )
 
 

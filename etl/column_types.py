@@ -7,7 +7,7 @@ Begin at `map_type`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # The first oid that initdb does not assign (FirstNormalObjectId): types below are the same on every server.
 FIRST_USER_OID = 16384
@@ -25,8 +25,11 @@ BOUND_TO_A_SERVER = frozenset(
         "pg_node_tree",
     }
 )
-# Older servers read the binary form of an infinite interval as 178,956,970 years; as text they refuse it.
+# Older servers read the binary form of an infinite interval as 178,956,970 years; as text they refuse it. Newer ones
+# take that very interval of an older server for an infinite one, in either form.
 INFINITE_INTERVALS_SINCE = 17
+# Input functions that refuse the binary form of some values that exist: those that are empty, or hold a NULL.
+READ_AS_TEXT_ONLY = frozenset({"int2vector", "oidvector", "tsquery"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class SourceType:
     base_name: str  # of a domain: its base type with the modifier that the domain states
     has_binary: bool
     is_extension: bool  # made by an extension, so that the same name means the same on another server
+    has_own_cast: bool  # somebody defined what a cast to text does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,29 +64,32 @@ class RawType:
     is_cast: bool
     is_binary: bool
     remark: str = ""  # why it became text, where a person should know
+    has_own_cast: bool = False  # the cast would not give the value's text
 
 
 def map_type(oid: int, formatted: str, types: Mapping[int, SourceType], target: TargetTypes) -> RawType:
     """Return the raw type of a column; `formatted` is its type with its modifier, as format_type() writes it."""
     found = types[oid]
     if found.kind == "d":
-        base = map_type(found.base_oid, found.base_name, types, target)
-        return RawType(name=base.name, is_cast=True, is_binary=base.is_binary, remark=base.remark)
-    if found.is_array and (found.element_oid >= FIRST_USER_OID or _is_bound(types[found.element_oid])):
-        return _map_array(found, formatted, types, target)
+        return replace(map_type(found.base_oid, found.base_name, types, target), is_cast=True)
+    if found.is_array:
+        element = types[found.element_oid]
+        if element.oid >= FIRST_USER_OID or element.kind in "cd" or _is_bound(element):
+            return _map_array(element, formatted, types, target)
     remark = _why_text(found, target)
     if remark is not None:
-        return RawType(name=TEXT, is_cast=True, is_binary=True, remark=remark)
+        return RawType(name=TEXT, is_cast=True, is_binary=True, remark=remark, has_own_cast=found.has_own_cast)
     is_binary = found.oid < FIRST_USER_OID and found.has_binary and _is_same(found, target)
     return RawType(name=formatted, is_cast=False, is_binary=is_binary)
 
 
-def _map_array(found: SourceType, formatted: str, types: Mapping[int, SourceType], target: TargetTypes) -> RawType:
-    element = types[found.element_oid]
-    mapped = map_type(found.element_oid, element.name, types, target)
+def _map_array(element: SourceType, formatted: str, types: Mapping[int, SourceType], target: TargetTypes) -> RawType:
+    mapped = map_type(element.oid, element.name, types, target)
+    if mapped.name.endswith("[]"):  # the array of an array would be one array of more dimensions
+        return RawType(name=TEXT, is_cast=True, is_binary=True, remark="arrays of domains over arrays become text")
     if not mapped.is_cast:
         return RawType(name=formatted, is_cast=False, is_binary=False)
-    return RawType(name=f"{mapped.name}[]", is_cast=True, is_binary=mapped.is_binary, remark=mapped.remark)
+    return replace(mapped, name=f"{mapped.name}[]")
 
 
 def _why_text(found: SourceType, target: TargetTypes) -> str | None:
@@ -105,4 +112,6 @@ def _is_bound(found: SourceType) -> bool:
 def _is_same(found: SourceType, target: TargetTypes) -> bool:
     """Tell whether both servers read the binary form alike; that of xml depends on its encoding."""
     element = found.name.removesuffix("[]")
-    return element != "xml" and (element != "interval" or target.major >= INFINITE_INTERVALS_SINCE)
+    if element == "interval":
+        return target.major >= INFINITE_INTERVALS_SINCE
+    return element != "xml" and element not in READ_AS_TEXT_ONLY

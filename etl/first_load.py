@@ -121,5 +121,5 @@ def _usable_load(source: Source, reader: Reader, writer: Writer) -> LoadState | 
 
 
 def _signature(table: Table) -> str:
-    columns = [(column.name, column.source_type, column.raw_type) for column in table.columns]
+    columns = [(column.number, column.name, column.source_type, column.raw_type) for column in table.columns]
     return json.dumps({"columns": columns, "key": table.key})

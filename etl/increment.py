@@ -54,7 +54,7 @@ def _merge_window(
     with writer.open_batch() as batch:
         is_full = _merge(reader, batch, writer.table, window).read == window.limit
         if not is_full and window.keys is not None:
-            batch.clear_rejects()
+            batch.clear_rejects(window.keys)
         if not is_full and final is not None:
             batch.save_progress(final)
     on_commit(batch.counts)

@@ -37,12 +37,14 @@ class Column:
     """One column, as the source has it and as `raw` keeps it."""
 
     name: str
+    number: int  # attnum on the source: another one is another column, also under the same name
     source_type: str  # as format_type() writes it on the source, schema-qualified
     raw_type: str  # the type in `raw`: enums are text, domains their base type
     is_nullable: bool
     is_cast: bool  # the SELECT casts it to raw_type
     is_binary: bool  # its binary COPY form means the same on both sides
     remark: str = ""  # why `raw` has another type, where that is worth saying
+    has_own_cast: bool = False  # somebody defined what its cast to text does
 
 
 @dataclass(frozen=True, kw_only=True)

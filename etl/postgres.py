@@ -36,6 +36,8 @@ PINNED: Mapping[str, str] = {
     "bytea_output": "hex",
     "lc_monetary": "C",
     "xmloption": "content",
+    "array_nulls": "on",
+    "quote_all_identifiers": "off",
     "search_path": "",
 }
 # Set in every session of this process: a session that does not have it has lost the settings above as well.
@@ -69,7 +71,8 @@ def connect_source(settings: Settings, *, idle_seconds: float | None = None) -> 
 
     `idle_seconds` bounds how long it may idle inside a transaction; the default is the statement timeout.
     """
-    session = _bounds(settings, idle_seconds) | {"default_transaction_read_only": "on"}
+    # Rows that a policy hides would be lost in silence: with row_security off, the server refuses to read instead.
+    session = _bounds(settings, idle_seconds) | {"default_transaction_read_only": "on", "row_security": "off"}
     return _connect(settings.source_url, "source", settings, session)
 
 

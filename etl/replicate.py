@@ -84,14 +84,22 @@ def _load(
     """Load a table for the first time; None when the target refuses rows, which only batches can set aside."""
     columns = task.table.columns
     _say(observe, task.table, [f'column "{one.name}" becomes text: {one.remark}' for one in columns if one.remark])
-    after = _advance(source, task, Progress())
+    after, loaded = _advance(source, task, Progress()), Counts()
+
+    def on_range(counts: Counts) -> None:
+        nonlocal loaded
+        loaded += counts
+        on_commit(counts)
+
     try:
         is_complete = load_first(
-            settings=settings, source=source, reader=reader, writer=writer, progress=after, on_commit=on_commit
+            settings=settings, source=source, reader=reader, writer=writer, progress=after, on_commit=on_range
         )
     except RowRefusedError as refusal:
         _say(observe, task.table, [f"starting over in batches, to set the rows to blame aside: {refusal}"])
-        writer.start_over_empty()
+        discarded = Counts(read=-loaded.read, inserted=-loaded.inserted)
+        writer.start_over_empty(discarded)
+        on_commit(discarded)
         return None
     return Outcome(progress=after if is_complete else Progress(), is_complete=is_complete)
 

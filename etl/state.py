@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
 from typing import Any
@@ -296,17 +296,26 @@ def forget_table(cursor: Cursor, table_name: str) -> None:
 
 def add_reject(
     cursor: Cursor, run_id: int, table_name: str, *, key: Sequence[str], text: bytes, refusal: RowRefusedError
-) -> int:
-    """Keep a row that the target refused; return how many rows of the table are refused at present."""
+) -> int | None:
+    """Keep a row that the target refused; return the last run that refused it before, None for a row new here."""
     parameters = {
         "table": table_name,
-        "key": json.dumps(list(key)),
+        "key": _write_key(key),
         "row": _as_ascii(text.decode("utf-8").removesuffix("\n")),
         "sqlstate": refusal.sqlstate,
         "message": _as_ascii(str(refusal)),
         "run_id": run_id,
     }
+    cursor.execute(
+        "select run_id from etl.rejected_rows where table_name = %s and key = %s", (table_name, parameters["key"])
+    )
+    before = cursor.fetchone()
     cursor.execute(ADD_REJECT, parameters)
+    return before[0] if before else None
+
+
+def count_rejects(cursor: Cursor, table_name: str) -> int:
+    """Return how many rows of the table are refused at present."""
     cursor.execute("select count(*) from etl.rejected_rows where table_name = %s", (table_name,))
     row = cursor.fetchone()
     assert row is not None
@@ -319,9 +328,12 @@ def read_rejected_keys(cursor: Cursor, table_name: str) -> tuple[tuple[str, ...]
     return tuple(tuple(json.loads(key)) for (key,) in cursor.fetchall())
 
 
-def clear_rejects(cursor: Cursor, run_id: int, table_name: str) -> None:
-    """Forget the rows that this run tried and did not refuse again."""
-    cursor.execute("delete from etl.rejected_rows where table_name = %s and run_id < %s", (table_name, run_id))
+def clear_rejects(cursor: Cursor, table_name: str, keys: Iterable[Sequence[str]]) -> None:
+    """Forget rows that were refused and are not any more."""
+    cursor.execute(
+        "delete from etl.rejected_rows where table_name = %s and key = any (%s)",
+        (table_name, [_write_key(key) for key in keys]),
+    )
 
 
 def record_retry(connection: Connection, run_id: int, table_name: str, error: str, retries: int) -> None:
@@ -330,19 +342,23 @@ def record_retry(connection: Connection, run_id: int, table_name: str, error: st
         cursor.execute(
             "insert into etl.table_runs (run_id, table_name, error, retries) values (%s, %s, %s, %s) "
             "on conflict (run_id, table_name) do update set error = excluded.error, retries = excluded.retries",
-            (run_id, table_name, error, retries),
+            (run_id, table_name, _storable(connection, error), retries),
         )
 
 
 def fail_table(connection: Connection, run_id: int, result: TableResult) -> None:
-    """Record that a table failed, also one that never started."""
+    """Record that a table failed, also one that never started.
+
+    What a target of another encoding cannot hold is escaped, in the message and in the table's name.
+    """
+    name, error = (_storable(connection, text or "") for text in (result.table_name, result.error))
     with errors_of("target", "recording the failure"), connection.cursor() as cursor:
         cursor.execute(
             "insert into etl.table_runs (run_id, table_name, status, ended_at, error, retries) "
             "values (%s, %s, 'failed', clock_timestamp(), %s, %s) "
             "on conflict (run_id, table_name) do update set "
             "status = 'failed', ended_at = excluded.ended_at, error = excluded.error, retries = excluded.retries",
-            (run_id, result.table_name, result.error, result.retries),
+            (run_id, name, error, result.retries),
         )
 
 
@@ -360,9 +376,17 @@ def _describe_holder(cursor: Cursor, wait_seconds: float) -> str:
     )
 
 
+def _write_key(key: Sequence[str]) -> str:
+    return json.dumps(list(key))
+
+
 def _as_ascii(text: str) -> str:
     """Escape what a target of another encoding might not be able to hold."""
     return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _storable(connection: Connection, text: str) -> str:
+    return text if connection.info.parameter_status("server_encoding") == "UTF8" else _as_ascii(text)
 
 
 def _write_point(point: Point) -> dict[str, Any]:

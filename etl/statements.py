@@ -5,6 +5,7 @@ Identifiers are composed with psycopg2.sql and values are literals or parameters
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -66,8 +67,12 @@ def raw_table(table_name: str) -> sql.Identifier:
 
 
 def loading_table(table: Table) -> sql.Identifier:
-    """Name the table that a first load in ranges fills, out of sight until it is whole."""
-    return sql.Identifier(RAW_SCHEMA, f"_etl_loading_{table.oid}")
+    """Name the table that a first load in ranges fills, out of sight until it is whole.
+
+    The name follows from the table's, so that a load is found also after the table was made anew.
+    """
+    digest = hashlib.sha256(table.name.encode()).hexdigest()
+    return sql.Identifier(RAW_SCHEMA, f"_etl_loading_{digest[:32]}")
 
 
 def copy_out(table: Table, rows: Window | BlockRange) -> sql.Composable:
@@ -244,7 +249,7 @@ def count_raw(table: Table) -> sql.Composable:
 
 
 def _checksum(columns: Sequence[sql.Composable], relation: sql.Composable, condition: sql.Composable) -> sql.Composable:
-    # The hash works on the bytes of the text in the server's encoding, which both sides share (UTF-8).
+    # The hash works on the bytes of the text in the server's encoding: two encodings are told apart.
     return sql.SQL(
         "select count(*), coalesce(sum(hashtextextended((picked.*)::text, 0)::numeric), 0)::text"
         " from (select {} from {} as s where {}) as picked"
@@ -254,9 +259,20 @@ def _checksum(columns: Sequence[sql.Composable], relation: sql.Composable, condi
 def _selected(column: Column) -> sql.Composable:
     if not column.is_cast:
         return source_column(column.name)
-    return sql.SQL("{}::{} as {}").format(
-        source_column(column.name), sql.SQL(column.raw_type), sql.Identifier(column.name)
-    )
+    return sql.SQL("{} as {}").format(_cast(column), sql.Identifier(column.name))
+
+
+def _cast(column: Column) -> sql.Composable:
+    """A source column in the type that `raw` has.
+
+    concat() writes a value with its type's output function, as COPY does, where a cast would do something else.
+    """
+    name, raw_type = source_column(column.name), sql.SQL(column.raw_type)
+    if column.has_own_cast:
+        return sql.SQL("(case pg_catalog.num_nulls({0}) when 0 then pg_catalog.concat({0}) end)::{1}").format(
+            name, raw_type
+        )
+    return sql.SQL("{}::{}").format(name, raw_type)
 
 
 def _copy_format(table: Table) -> sql.SQL:

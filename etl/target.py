@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import IO
@@ -84,7 +84,8 @@ class Writer:
     def fit(self) -> bool:
         """Tell whether the raw table exists, and adapt to types that its owner gave to columns.
 
-        Values of such a column travel as text, so that a row that does not fit is refused instead of bent.
+        Values of such a column travel as text and are read as its type reads them: what is finer is rounded, and a
+        row that does not fit is refused.
         Raises TableError when the raw table cannot hold the source's rows.
         """
         with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
@@ -101,7 +102,8 @@ class Writer:
             ),
         )
         self.remarks = [
-            f'raw.{self.table.name} has column "{name}" as {found[name]}: rows that do not fit are rejected'
+            f'raw.{self.table.name} has column "{name}" as {found[name]}, which rounds what is finer and '
+            "rejects what does not fit"
             for name in changed
         ]
         return True
@@ -115,16 +117,21 @@ class Writer:
             cursor.execute(statements.complete_raw(table, self._run_id))
             cursor.execute(statements.analyze_raw(table))
             counts = Counts(read=rows, inserted=rows, bytes=size)
+            state.forget_table(cursor, table.name)
             state.add_batch(cursor, self._run_id, table.name, counts)
             state.save_progress(cursor, self._run_id, table, progress)
         return counts
 
-    def start_over_empty(self) -> None:
-        """Create the raw table without rows, for a load in batches, and forget what is known of an earlier one."""
+    def start_over_empty(self, discarded: Counts) -> None:
+        """Create the raw table without rows, for a load in batches, and forget what is known of an earlier one.
+
+        `discarded`, what this run had loaded of the table, is taken from its ledger.
+        """
         into = statements.raw_table(self.table.name)
         with self._transaction() as cursor:
             cursor.execute(statements.drop_loading(self.table))
             state.forget_table(cursor, self.table.name)
+            state.add_batch(cursor, self._run_id, self.table.name, discarded)
             cursor.execute(statements.create_raw(self.table, into))
             cursor.execute(statements.complete_raw(self.table, self._run_id))
 
@@ -179,7 +186,7 @@ class Writer:
             cursor.execute(statements.publish_raw(table))
             cursor.execute(statements.complete_raw(table, self._run_id))
             cursor.execute(statements.analyze_raw(table))
-            state.delete_load(cursor, table.name)
+            state.forget_table(cursor, table.name)
             state.save_progress(cursor, self._run_id, table, progress)
 
     def save_progress(self, progress: Progress) -> None:
@@ -235,6 +242,7 @@ class Batch:
         self._table = table
         self._run_id = run_id
         self._is_empty = True
+        self._refusals: dict[tuple[str, ...], RowRefusedError] = {}
         self.counts = Counts()
 
     def merge(self, copy_out: CopyOut) -> Counts:
@@ -247,29 +255,43 @@ class Batch:
         return counts
 
     def reject(self, key: Sequence[str], text: bytes, refusal: RowRefusedError) -> None:
-        """Keep a row that the target refused; raises TableError when the table has more of them than it may."""
-        limit = self._table.config.max_rejected_rows
+        """Keep a row that the target refused; raises TableError when it is one more than the table may have."""
         with postgres.errors_of("target", self._table.label):
-            rejected = state.add_reject(
+            refused_by = state.add_reject(
                 self._cursor, self._run_id, self._table.name, key=key, text=text, refusal=refusal
             )
-        self.counts += Counts(read=1, rejected=1)
-        if rejected > limit:
-            raise TableError(
-                f"{self._table.label}: the target refuses more than max_rejected_rows = {limit} rows, the last one "
-                f"{_describe_key(self._table, key)}: {refusal}; mend the rows or raw.{self._table.name}, or raise "
-                "max_rejected_rows in tables.yml"
-            )
+        self._refusals[tuple(key)] = refusal
+        if refused_by != self._run_id:  # a row that a run reads twice counts once
+            self.counts += Counts(read=1, rejected=1)
+        if refused_by is None:
+            self._check_rejects()
 
-    def clear_rejects(self) -> None:
-        """Forget the rows that were refused by earlier runs: all of them have been tried again in this one."""
+    def clear_rejects(self, retried: Iterable[tuple[str, ...]]) -> None:
+        """Forget those of the rows refused before that this batch has not refused again.
+
+        Raises TableError when more are left than the table may have.
+        """
         with postgres.errors_of("target", self._table.label):
-            state.clear_rejects(self._cursor, self._run_id, self._table.name)
+            state.clear_rejects(self._cursor, self._table.name, set(retried) - self._refusals.keys())
+        self._check_rejects()
 
     def save_progress(self, progress: Progress) -> None:
         """Store the progress of a table that is done with this batch."""
         with postgres.errors_of("target", self._table.label):
             state.save_progress(self._cursor, self._run_id, self._table, progress)
+
+    def _check_rejects(self) -> None:
+        limit = self._table.config.max_rejected_rows
+        with postgres.errors_of("target", self._table.label):
+            is_within = state.count_rejects(self._cursor, self._table.name) <= limit
+        if is_within or not self._refusals:
+            return
+        key, refusal = list(self._refusals.items())[-1]
+        raise TableError(
+            f"{self._table.label}: the target refuses more than max_rejected_rows = {limit} rows, the last one "
+            f"{_describe_key(self._table, key)}: {refusal}; mend the rows or raw.{self._table.name}, or raise "
+            "max_rejected_rows in tables.yml"
+        )
 
     def _merge(self, copy_out: CopyOut) -> Counts:
         if not self._is_empty:

@@ -92,7 +92,7 @@ def columns(url, table):
 
 def summary(text):
     """Return the numbers of each table in a printed summary."""
-    rows = [line.split() for line in text.splitlines() if line.startswith("  ")]
+    rows = [line.split() for line in text.splitlines()]
     return {
         row[0]: [int(cell.replace(",", "")) for cell in row[1:5]] for row in rows if len(row) == 6 and row[0] in TABLES
     }

@@ -1,6 +1,7 @@
 """A source, a target and the runs between them."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -58,7 +59,7 @@ class Replication:
             for row in self.on_source(
                 "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0 and not attisdropped "
                 "order by attnum",
-                f'public."{table_name}"',
+                sql.Identifier("public", table_name).as_string(self.source),
             )
         ]
         columns = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in names)
@@ -114,27 +115,39 @@ def _connect(url: str) -> Connection:
 
 
 @pytest.fixture
-def replication(source_url: str, target_url: str, tmp_path: Path) -> Iterator[Replication]:
-    source, target = _connect(source_url), _connect(target_url)
-    settings = Settings(
-        source_url=DatabaseUrl(source_url),
-        target_url=DatabaseUrl(target_url),
-        tables=parse_tables({}, []),
-        fence_wait_seconds=0.05,
-        fence_margin_seconds=0.0,
-        lock_wait_seconds=1.0,
-    )
-    found = Replication(
-        source_url=source_url,
-        target_url=target_url,
-        source=source,
-        target=target,
-        settings=settings,
-        folder=tmp_path,
-    )
-    yield found
-    source.close()
-    target.close()
+def replicate_between(tmp_path: Path) -> Iterator[Callable[[str, str], Replication]]:
+    """A function that returns the replication from one URL to another."""
+    made = []
+
+    def make(source_url: str, target_url: str) -> Replication:
+        settings = Settings(
+            source_url=DatabaseUrl(source_url),
+            target_url=DatabaseUrl(target_url),
+            tables=parse_tables({}, []),
+            fence_wait_seconds=0.05,
+            fence_margin_seconds=0.0,
+            lock_wait_seconds=1.0,
+        )
+        found = Replication(
+            source_url=source_url,
+            target_url=target_url,
+            source=_connect(source_url),
+            target=_connect(target_url),
+            settings=settings,
+            folder=tmp_path,
+        )
+        made.append(found)
+        return found
+
+    yield make
+    for found in made:
+        found.source.close()
+        found.target.close()
+
+
+@pytest.fixture
+def replication(source_url: str, target_url: str, replicate_between: Callable[[str, str], Replication]) -> Replication:
+    return replicate_between(source_url, target_url)
 
 
 def make_orders(replication: Replication, rows: int) -> None:
@@ -170,6 +183,50 @@ def orders(replication: Replication) -> Replication:
     """A replication whose source has 1,000 orders."""
     make_orders(replication, 1000)
     return replication
+
+
+@pytest.fixture
+def create_orders() -> Callable[[Replication, int], None]:
+    """A function that makes the table of orders, with this many rows."""
+    return make_orders
+
+
+@pytest.fixture
+def read_as_role(replication: Replication) -> Iterator[Callable[[bool], None]]:
+    """A function that makes runs read as a role of their own, with pg_read_all_stats or without.
+
+    With the privilege, two rules of the fence cover for each other. The role may read the tables of schema public.
+    """
+    (database,) = replication.on_source("select current_database()")[0]
+    names: list[str] = []
+
+    def read_as(may_see_all: bool) -> None:
+        name = f"reader_{database}_{len(names)}"
+        names.append(name)
+        replication.on_source(f"create role {name} login password 'r'; grant usage on schema public to {name}")
+        replication.on_source(f"grant select on all tables in schema public to {name}")
+        replication.on_source(f"alter default privileges in schema public grant select on tables to {name}")
+        if may_see_all:
+            replication.on_source(f"grant pg_read_all_stats to {name}")
+        url = re.sub(r"//[^@]*@", f"//{name}:r@", replication.source_url)
+        replication.settings = replace(replication.settings, source_url=DatabaseUrl(url))
+
+    yield read_as
+    for name in names:
+        replication.on_source(f"drop owned by {name}; drop role {name}")
+
+
+@pytest.fixture(params=["with pg_read_all_stats", "without pg_read_all_stats"])
+def may_see_all(request: pytest.FixtureRequest) -> bool:
+    """Whether the source's role has pg_read_all_stats: a test that asks for it is played both ways."""
+    return str(request.param).startswith("with ")
+
+
+@pytest.fixture
+def reader(orders: Replication, read_as_role: Callable[[bool], None], may_see_all: bool) -> Replication:
+    """The orders, read by a role of its own."""
+    read_as_role(may_see_all)
+    return orders
 
 
 @pytest.fixture

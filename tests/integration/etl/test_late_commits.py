@@ -1,13 +1,10 @@
 """The fence: a row that becomes visible late, with an old watermark, still arrives."""
 
-import dataclasses
 import datetime as dt
-import re
 import threading
 
 import pytest
 
-from etl.config import DatabaseUrl
 from etl.model import Point
 from etl.source import Source
 
@@ -27,20 +24,6 @@ def take_max_points(self, tables):
                     value=value, as_of=long_ago, transactions=frozenset(), server_started_at=started_at
                 )
     return points, {}
-
-
-@pytest.fixture(params=["with pg_read_all_stats", "without pg_read_all_stats"])
-def reader(orders, request):
-    """The orders, read by a role of its own: with the privilege, two rules of the fence cover for each other."""
-    name = "reader_" + orders.on_source("select current_database()")[0][0]
-    orders.on_source(f"create role {name} login password 'r'; grant usage on schema public to {name}")
-    orders.on_source(f"grant select on all tables in schema public to {name}")
-    if request.param.startswith("with "):
-        orders.on_source(f"grant pg_read_all_stats to {name}")
-    url = re.sub(r"//[^@]*@", f"//{name}:r@", orders.source_url)
-    orders.settings = dataclasses.replace(orders.settings, source_url=DatabaseUrl(url))
-    yield orders
-    orders.on_source(f"revoke pg_read_all_stats from {name}; drop owned by {name}; drop role {name}")
 
 
 def commit_across_a_run(orders):

@@ -16,6 +16,7 @@ def source_type(oid, name, kind="b", element=0, base=0, base_name="", has_binary
         base_name=base_name,
         has_binary=has_binary,
         is_extension=is_extension,
+        has_own_cast=False,
     )
 
 
@@ -41,10 +42,15 @@ TYPES = {
         source_type(20008, "public.strange", is_extension=True),
         source_type(20009, "public.vector[]", element=20007),
         source_type(20010, "public.floatrange", "r"),
+        source_type(20013, "public.numbers", "d", base=1007, base_name="integer[]"),
+        source_type(20014, "public.numbers[]", element=20013),
+        source_type(3615, "tsquery"),
+        source_type(75, "pg_class", "c"),
+        source_type(273, "pg_class[]", element=75),
         source_type(20011, "public.big_amount", "d", base=20003, base_name="public.amount"),
     ]
 }
-BUILT_IN = {"integer", "integer[]", "numeric", "xml", "regclass", "regclass[]", "aclitem", "interval"}
+BUILT_IN = {found.name for found in TYPES.values() if found.oid < 16384}
 KNOWN = TargetTypes(names=BUILT_IN | {"public.vector", "public.own"}, major=18)
 
 
@@ -70,6 +76,10 @@ KNOWN = TargetTypes(names=BUILT_IN | {"public.vector", "public.own"}, major=18)
         (20008, "public.strange", ("text", True, True)),
         (20009, "public.vector[]", ("public.vector[]", False, False)),
         (20010, "public.floatrange", ("text", True, True)),
+        (20013, "public.numbers", ("integer[]", True, True)),
+        (20014, "public.numbers[]", ("text", True, True)),
+        (3615, "tsquery", ("tsquery", False, False)),
+        (273, "pg_class[]", ("text[]", True, True)),
         (20011, "public.big_amount", ("numeric(12,2)", True, True)),
     ],
 )

@@ -1,0 +1,670 @@
+"""The fence in the situations of a real source: what holds a watermark, what must not, and what is refused."""
+
+import datetime as dt
+import itertools
+import json
+import os
+import pwd
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import Any
+
+import psycopg2
+import pytest
+from psycopg2 import sql
+
+import etl.source
+from etl import fence
+from etl.local.servers import UNPRIVILEGED_USER, Server, find_binaries, make_private_folder
+from etl.model import WatermarkKind
+
+MAJOR = 16
+# wal_level logical serves physical and logical walsenders alike.
+SERVER_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "64MB",
+    "max_connections": "60",
+    "wal_level": "logical",
+}
+LOOKBACK = {"lookback_seconds": 60}
+
+
+@contextmanager
+def serve(server: Server) -> Iterator[Server]:
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="module")
+def source_server(servers_home, free_port):
+    """The source of all tests here: a server of their own, that others can follow."""
+    found = Server(
+        name="primary", folder=servers_home / "primary", port=free_port(), major=MAJOR, settings=SERVER_SETTINGS
+    )
+    with serve(found) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def standby_server(source_server, servers_home, free_port):
+    """A hot standby of the source."""
+    folder = servers_home / "standby"
+    server = Server(name="standby", folder=folder, port=free_port(), major=MAJOR, settings=SERVER_SETTINGS)
+    make_private_folder(folder)
+    (folder / "password").write_text(source_server.password())
+    with open_program(
+        source_server, "pg_basebackup", "-D", str(server.data), "-d", source_server.url(), "-R", "-c", "fast"
+    ) as copying:
+        assert copying.wait(60) == 0
+    with serve(server):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def restartable_server(servers_home, free_port):
+    """Another cluster, on which no fixture keeps a session open."""
+    found = Server(
+        name="restartable", folder=servers_home / "restartable", port=free_port(), major=MAJOR, settings=SERVER_SETTINGS
+    )
+    with serve(found) as server:
+        yield server
+
+
+@contextmanager
+def open_program(server: Server, program: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program of the server's installation as the server's user, and end it."""
+    binary = find_binaries(server.major, server.folder.parent) / "bin" / program
+    with open_as_nobody([str(binary), *arguments]) as process:
+        yield process
+
+
+@contextmanager
+def open_as_nobody(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    user = pwd.getpwnam(UNPRIVILEGED_USER) if os.getuid() == 0 else None
+    identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
+    process = subprocess.Popen(
+        command, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **identity
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def watermarks_of(replication, table_name="orders"):
+    """Return the watermark, its instant and the points that wait."""
+    (found,) = replication.on_target(
+        "select watermark, as_of, points from etl.watermarks where table_name = %s", table_name
+    )
+    return found
+
+
+def assert_equal(replication, *table_names):
+    for table_name in table_names:
+        source, raw = replication.rows(table_name)
+        assert source
+        assert source == raw
+
+
+def failure_of(replication, table_name, **changes):
+    """Run one table, which has to fail, and return its error."""
+    (result,) = replication.run(table_name, **changes).tables
+    assert result.status == "failed"
+    return result.error
+
+
+def notices_of(replication):
+    return [event.message for event in replication.events if event.kind == "notice"]
+
+
+def remedy_in(message):
+    """Return the statement that a message asks to run, as a person would copy it."""
+    return re.search(r"run on the source: ([^;]*)", message)[1]
+
+
+def add_order(connection, note):
+    with connection.cursor() as cursor:
+        cursor.execute("insert into orders (total, note) values (1, %s)", (note,))
+
+
+def has_order(replication, note):
+    return replication.on_target("select count(*) from raw.orders where note = %s", note) == [(1,)]
+
+
+@pytest.fixture
+def open_session() -> Iterator[Callable[..., Any]]:
+    """A function that opens a session that is closed at the end, whatever happens."""
+    sessions = []
+
+    def open_one(replication, *, autocommit=False, **parameters):
+        session = psycopg2.connect(replication.source_url, **parameters)
+        session.autocommit = autocommit
+        sessions.append(session)
+        return session
+
+    yield open_one
+    for session in sessions:
+        session.close()
+
+
+# --- Several transactions of one session ---
+
+WAIT_AT_COMMIT = """
+    create function wait_at_commit() returns trigger language plpgsql
+        as 'begin perform pg_advisory_lock(1); return null; end';
+    create constraint trigger wait_at_commit after insert on orders deferrable initially deferred
+        for each row when (new.note = 'one') execute function wait_at_commit()
+"""
+INSERT = "insert into orders (total, note) values (1, '{}')"
+# Two transactions of which the second takes its now() from before the first has ended. The first waits for
+# advisory lock 1 while it is open, the second for lock 2.
+TWO_TRANSACTIONS = {
+    "in one message": [
+        f"begin; {INSERT.format('one')}; select pg_advisory_lock(1); commit; "
+        f"begin; select pg_advisory_lock(2); {INSERT.format('two')}; commit"
+    ],
+    "by commit and chain": [
+        WAIT_AT_COMMIT,
+        f"begin; {INSERT.format('one')}",
+        "commit and chain",
+        f"select pg_advisory_lock(2); {INSERT.format('two')}; commit",
+    ],
+}
+two_transactions = pytest.mark.parametrize("way", TWO_TRANSACTIONS)
+
+
+def execute_all(connection, statements):
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+def run_between_two_transactions(orders, way, wait_until):
+    """Run while the first transaction is open, run while the second is, and run after it."""
+    orders.run_one("orders")
+    gate, writer = orders.open_source(), orders.open_source()
+    gate.autocommit = writer.autocommit = True
+
+    def wait_for_gate(number):
+        waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted and objid = %s"
+        wait_until(lambda: orders.on_source(waiting, number) == [(1,)])
+
+    # Closed from the right: the gate first, for the writer waits at it.
+    with ThreadPoolExecutor(1) as pool, closing(writer), closing(gate):
+        execute_all(gate, ["select pg_advisory_lock(1), pg_advisory_lock(2)"])
+        writing = pool.submit(execute_all, writer, TWO_TRANSACTIONS[way])
+        wait_for_gate(1)
+        add_order(orders.source, "younger")
+        orders.run_one("orders")
+        execute_all(gate, ["select pg_advisory_unlock(1)"])
+        wait_for_gate(2)
+        orders.run_one("orders")
+        execute_all(gate, ["select pg_advisory_unlock(2)"])
+        writing.result(timeout=20)
+    orders.run_one("orders")
+
+
+@two_transactions
+def test_a_second_transaction_with_an_old_start_is_seen_with_pg_read_all_stats(orders, read_as_role, way, wait_until):
+    read_as_role(True)
+
+    run_between_two_transactions(orders, way, wait_until)
+
+    assert has_order(orders, "two")
+    assert_equal(orders, "orders")
+    assert not [notice for notice in notices_of(orders) if "pg_read_all_stats" in notice]
+
+
+@two_transactions
+def test_without_pg_read_all_stats_it_is_missed_until_a_lookback_is_declared(orders, read_as_role, way, wait_until):
+    read_as_role(False)
+
+    run_between_two_transactions(orders, way, wait_until)
+    is_missed = not has_order(orders, "two")
+    orders.configure({"tables": {"orders": LOOKBACK}})
+    orders.run_one("orders")
+
+    assert is_missed
+    assert_equal(orders, "orders")
+
+
+@two_transactions
+def test_a_declared_lookback_covers_it_from_the_start(orders, read_as_role, way, wait_until):
+    read_as_role(False)
+    orders.configure({"tables": {"orders": LOOKBACK}})
+
+    run_between_two_transactions(orders, way, wait_until)
+
+    assert_equal(orders, "orders")
+
+
+def test_a_run_without_pg_read_all_stats_recommends_the_grant_once(orders, read_as_role):
+    read_as_role(False)
+
+    orders.run_one("orders")
+
+    (notice,) = [notice for notice in notices_of(orders) if "pg_read_all_stats" in notice]
+    assert remedy_in(notice) == "grant pg_read_all_stats to the role of SOURCE_DATABASE_URL"
+
+
+def prepare_between_listings(monkeypatch, writer):
+    """Let the writer prepare its transaction between the two listings by which a run settles points.
+
+    Whatever their order: a run lists once to take its points, then once more with `fence_wait_seconds` 0.
+    """
+    listings = itertools.count(1)
+
+    def spied(listing):
+        def listing_and_prepare(cursor):
+            found = listing(cursor)
+            if next(listings) == 3:
+                execute_all(writer, ["prepare transaction 'between listings'"])
+            return found
+
+        return listing_and_prepare
+
+    for name in ("_list_transactions", "_list_starts"):
+        monkeypatch.setattr(etl.source, name, spied(getattr(etl.source, name)))
+
+
+def test_a_transaction_that_prepares_between_the_two_listings_is_seen(orders, read_as_role, open_session, monkeypatch):
+    read_as_role(False)
+    orders.run_one("orders")
+    writer = open_session(orders, autocommit=True)
+    execute_all(writer, ["begin", INSERT.format("prepared")])
+    add_order(orders.source, "younger")
+    orders.run_one("orders")
+    held = watermarks_of(orders)[0]
+
+    with monkeypatch.context() as patching:
+        prepare_between_listings(patching, writer)
+        orders.run_one("orders", fence_wait_seconds=0.0)
+    prepared = orders.on_source("select gid from pg_prepared_xacts where database = current_database()")
+    during = watermarks_of(orders)[0]
+    orders.on_source("commit prepared 'between listings'")
+    orders.run_one("orders")
+
+    assert prepared == [("between listings",)]
+    assert during == held
+    assert has_order(orders, "prepared")
+    assert_equal(orders, "orders")
+
+
+# --- Integer watermarks ---
+
+
+def make_events(replication, options, name="events", **config):
+    replication.on_source(
+        sql.SQL(f"create table {{}} (event_id bigint {options} primary key, note text)").format(sql.Identifier(name))
+    )
+    replication.configure({"tables": {name: {"watermark": "event_id", **config}}})
+
+
+def add_event(connection, name="events"):
+    """Insert an event that takes its number from the sequence; return the number."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql.SQL("insert into {} (note) values ('') returning event_id").format(sql.Identifier(name)))
+        return cursor.fetchone()[0]
+
+
+@pytest.mark.parametrize("name", ["events", 'Odd "Events"'])
+@pytest.mark.parametrize("options", ["cache 20", "increment by 2"])
+def test_a_sequence_out_of_order_is_refused_until_the_statement_of_the_message_is_run(
+    replication, open_session, name, options
+):
+    make_events(replication, f"generated always as identity ({options})", name)
+    one, two = open_session(replication, autocommit=True), open_session(replication, autocommit=True)
+    before = [add_event(one, name), add_event(two, name)]
+
+    error = failure_of(replication, name)
+    statement = remedy_in(error)
+    execute_all(open_session(replication, autocommit=True), [statement])
+    replication.run_one(name)
+    after = [add_event(one, name), add_event(two, name), add_event(one, name)]
+    replication.run_one(name)
+
+    assert "an integer watermark needs numbers handed out in order" in error
+    assert statement.startswith("alter sequence public.")
+    assert statement.endswith("cache 1 increment by 1")
+    assert after == sorted(after)
+    assert after[0] > before[-1]
+    assert_equal(replication, name)
+
+
+@pytest.mark.parametrize(("lookback_rows", "arrives"), [(1, False), (20, True)])
+def test_numbers_out_of_order_arrive_as_far_as_lookback_rows_reaches(replication, open_session, lookback_rows, arrives):
+    make_events(replication, "generated always as identity (cache 20)", lookback_rows=lookback_rows)
+    one, two = open_session(replication, autocommit=True), open_session(replication, autocommit=True)
+    numbers = [add_event(one), add_event(two)]
+    replication.run_one("events")
+    numbers += [add_event(one), add_event(two)]
+    replication.run_one("events")
+
+    found = replication.on_target("select event_id from raw.events order by event_id")
+
+    assert numbers == [1, 21, 2, 22]
+    assert ((2,) in found) is arrives
+    assert (22,) in found
+
+
+def test_numbers_made_by_the_application_are_refused_until_lookback_rows_is_declared(replication):
+    make_events(replication, "")
+    replication.on_source("insert into events values (10)")
+
+    error = failure_of(replication, "events")
+    replication.configure({"tables": {"events": {"watermark": "event_id", "lookback_rows": 5}}})
+    replication.run_one("events")
+    replication.on_source("insert into events values (6)")
+    replication.run_one("events")
+
+    assert "no sequence of its own" in error
+    assert "lookback_rows" in error
+    assert_equal(replication, "events")
+
+
+def test_lookback_rows_brings_lower_integers_that_come_later(replication):
+    make_events(replication, "generated by default as identity")
+    replication.on_source("insert into events select n, '' from generate_series(10, 20) as n")
+    replication.run_one("events")
+    replication.on_source("insert into events values (5, 'lower')")
+    replication.run_one("events")
+    without = replication.on_target("select count(*) from raw.events where note = 'lower'")
+
+    replication.configure({"tables": {"events": {"watermark": "event_id", "lookback_rows": 15}}})
+    replication.run_one("events")
+
+    assert without == [(0,)]
+    assert_equal(replication, "events")
+
+
+def test_a_restarted_sequence_stops_its_table_and_the_others_go_on(orders):
+    make_events(orders, "generated always as identity")
+    orders.on_source("insert into events (note) select '' from generate_series(1, 5)")
+    orders.run()
+    orders.on_source("truncate events; alter sequence events_event_id_seq restart")
+    orders.on_source("insert into events (note) values ('first again')")
+    add_order(orders.source, "another")
+
+    events, others = orders.run().tables
+    kept = orders.on_target("select count(*) from raw.events")
+    watermark = watermarks_of(orders, "events")[0]
+    orders.on_target("drop table raw.events")
+    orders.run_one("events")
+
+    assert (events.status, others.status) == ("failed", "succeeded")
+    assert "the watermark is 5, but the source has max(event_id) = 1" in events.error
+    assert "drop raw.events to load it anew" in events.error
+    assert (kept, watermark) == ([(5,)], "5")
+    assert_equal(orders, "events", "orders")
+
+
+# --- Times that the source does not stamp in order ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "lag", "lookback_seconds"),
+    [
+        ("timestamptz", "30 seconds", 60),
+        ("timestamp", "90 minutes", 7200),  # points are set back by an hour for the autumn anyhow
+        ("date", "2 days", 3 * 86_400),
+    ],
+)
+def test_rows_stamped_by_a_clock_that_lags_arrive_within_the_lookback(replication, kind, lag, lookback_seconds):
+    replication.on_source(f"create table notes (note_id int primary key, updated_at {kind} not null default now())")
+    replication.on_source("insert into notes values (1)")
+    replication.run_one("notes")
+    replication.on_source(f"insert into notes values (2, now() - interval '{lag}')")
+    replication.run_one("notes")
+    without = replication.on_target("select count(*) from raw.notes")
+
+    replication.configure({"tables": {"notes": {"lookback_seconds": lookback_seconds}}})
+    replication.run_one("notes")
+
+    assert without == [(1,)]
+    assert_equal(replication, "notes")
+
+
+def simulate_clock_set_back(replication, seconds):
+    """Leave the target as if the last run had read a clock that was ahead of the present one."""
+    replication.on_target(
+        "update etl.watermarks set as_of = as_of + make_interval(secs => %s),"
+        " watermark = (watermark::timestamptz + make_interval(secs => %s))::text",
+        seconds,
+        seconds,
+    )
+
+
+def test_a_source_clock_that_was_set_back_stops_the_table_until_a_lookback_is_declared(orders):
+    orders.run_one("orders")
+    simulate_clock_set_back(orders, 3600)
+    add_order(orders.source, "by the new clock")
+
+    error = failure_of(orders, "orders", fence_margin_seconds=5.0)
+    is_missing = not has_order(orders, "by the new clock")
+    orders.configure({"tables": {"orders": {"lookback_seconds": 4000}}})
+    orders.run_one("orders", fence_margin_seconds=5.0)
+
+    assert "lookback_seconds" in error
+    assert re.search(r"the source's clock is 36\d\d s behind", error)
+    assert is_missing
+    assert_equal(orders, "orders")
+
+
+def test_a_source_clock_that_was_set_back_by_less_than_the_margin_is_covered(orders):
+    orders.run_one("orders", fence_margin_seconds=5.0)
+    simulate_clock_set_back(orders, 4)
+    add_order(orders.source, "by the new clock")
+
+    orders.run_one("orders", fence_margin_seconds=5.0)
+
+    assert_equal(orders, "orders")
+
+
+@pytest.mark.parametrize("kind", [WatermarkKind.TIMESTAMP, WatermarkKind.DATE])
+@pytest.mark.parametrize("zone", ["Europe/Rome", "America/St_Johns", "Australia/Lord_Howe", "UTC"])
+def test_a_point_in_local_time_is_never_above_a_row_that_is_written_later(replication, kind, zone):
+    """Minute by minute over a year's end of summer time, when local times happen twice."""
+    night = {
+        "Europe/Rome": dt.datetime(2026, 10, 25, 1, tzinfo=dt.UTC),
+        "America/St_Johns": dt.datetime(2026, 11, 1, 4, 30, tzinfo=dt.UTC),
+        "Australia/Lord_Howe": dt.datetime(2026, 4, 4, 15, tzinfo=dt.UTC),
+        "UTC": dt.datetime(2026, 10, 25, 1, tzinfo=dt.UTC),
+    }[zone]
+    minutes = [night + dt.timedelta(minutes=minute) for minute in range(-150, 150)]
+    local_type = "date" if kind is WatermarkKind.DATE else "timestamp"
+    points, rows = [], []
+    for instant in minutes:
+        parameters = {
+            "instant": instant,
+            "repeated": fence.set_back(instant, etl.source.REPEATED_HOUR_SECONDS),
+            "zone": zone,
+        }
+        with replication.source.cursor() as cursor:
+            cursor.execute(
+                f"select ({etl.source.POINT_EXPRESSIONS[kind]})::{local_type}, "
+                f"(%(instant)s::timestamptz at time zone %(zone)s)::{local_type}",
+                parameters,
+            )
+            point, row = cursor.fetchone()
+        points.append(point)
+        rows.append(row)
+
+    assert len(points) == 300
+    assert (sorted(rows) != rows) is (kind is WatermarkKind.TIMESTAMP and zone != "UTC")
+    for place, point in enumerate(points):
+        assert point <= min(rows[place:])
+
+
+# --- What must not hold a watermark ---
+
+
+def assert_settles_at_once(replication, is_still_there):
+    """Run beside something that goes on; the point of that very run has to settle."""
+    add_order(replication.source, "fresh")
+    before = watermarks_of(replication)[0]
+    assert is_still_there()
+    replication.run_one("orders")
+    watermark, _, points = watermarks_of(replication)
+    assert is_still_there()
+    assert watermark > before
+    assert points == []
+    assert_equal(replication, "orders")
+
+
+def test_an_autovacuum_worker_does_not_hold_the_watermark(reader, wait_until):
+    in_progress = (
+        "select count(*) from pg_stat_progress_vacuum as p join pg_stat_activity as a using (pid)"
+        " join pg_locks as l on l.pid = a.pid and l.locktype = 'virtualxid'"
+        " where a.backend_type = 'autovacuum worker' and a.datname = current_database()"
+    )
+
+    def is_vacuuming():
+        return reader.on_source(in_progress) == [(1,)]
+
+    reader.run_one("orders")
+    reader.on_source("alter system set autovacuum_naptime = '1s'")
+    reader.on_source("select pg_reload_conf()")
+    try:
+        # With one unit of work for each pause of 100 ms, the table's few pages last for seconds.
+        reader.on_source(
+            "alter table orders set (autovacuum_vacuum_threshold = 0, autovacuum_vacuum_scale_factor = 0,"
+            " autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)"
+        )
+        reader.on_source("update orders set note = note || '.', updated_at = now(); select pg_stat_force_next_flush()")
+        wait_until(is_vacuuming)
+
+        assert_settles_at_once(reader, is_vacuuming)
+    finally:
+        reader.on_source("alter system reset autovacuum_naptime")
+        reader.on_source("select pg_reload_conf()")
+
+
+def test_a_long_logical_replication_stream_does_not_hold_the_watermark(reader, source_server, wait_until):
+    reader.run_one("orders")
+    reader.on_source("create publication everything for all tables")
+    reader.on_source("select pg_create_logical_replication_slot('stream', 'pgoutput')")
+
+    def is_streaming():
+        return reader.on_source("select count(*) from pg_stat_replication where state = 'streaming'") == [(1,)]
+
+    try:
+        with open_program(
+            source_server, "pg_recvlogical", "-d", reader.source_url, "--slot", "stream", "--start", "-f", "-",
+            "-o", "proto_version=1", "-o", "publication_names=everything",
+        ):  # fmt: skip
+            wait_until(is_streaming)
+            add_order(reader.source, "streamed")
+
+            assert_settles_at_once(reader, is_streaming)
+    finally:
+        wait_until(lambda: reader.on_source("select active from pg_replication_slots") == [(False,)])
+        reader.on_source("select pg_drop_replication_slot('stream')")
+
+
+def test_a_physical_walsender_does_not_hold_the_watermark(reader, source_server, wait_until):
+    reader.run_one("orders")
+
+    def is_streaming():
+        streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
+        return reader.on_source(f"{streaming} and application_name = 'pg_receivewal'") == [(1,)]
+
+    folder = source_server.folder / f"wal_{os.getpid()}"
+    with open_as_nobody(["mkdir", "-p", str(folder)]) as making:
+        assert making.wait(20) == 0
+    with open_program(source_server, "pg_receivewal", "-D", str(folder), "--no-loop", "-d", source_server.url()):
+        wait_until(is_streaming)
+
+        assert_settles_at_once(reader, is_streaming)
+
+
+# --- What holds a watermark, and who it is ---
+
+
+def status_of(replication, table_name="orders"):
+    finished = replication.command("status", "--json")
+    assert finished.returncode == 0, finished.stderr
+    return next(table for table in json.loads(finished.stdout) if table["table_name"] == table_name)
+
+
+def test_a_long_pg_dump_holds_the_watermark_and_is_named_while_fresh_rows_arrive(
+    reader, may_see_all, source_server, wait_until, insert_orders
+):
+    insert_orders(reader.source, 2000)
+    reader.run_one("orders")
+    before = watermarks_of(reader)[0]
+
+    def find_dump():
+        return reader.on_source(
+            "select a.pid from pg_stat_activity as a join pg_locks as l using (pid)"
+            " where a.application_name = 'pg_dump' and l.relation = 'orders'::regclass"
+        )
+
+    # Nobody reads its output, so it stops once the pipe is full, amid the rows of orders.
+    with open_program(source_server, "pg_dump", "-d", reader.source_url) as dump:
+        wait_until(lambda: len(find_dump()) == 1)
+        ((pid,),) = find_dump()
+        add_order(reader.source, "fresh")
+        reader.run_one("orders")
+        has_fresh = has_order(reader, "fresh")
+        reader.run_one("orders")
+        held = watermarks_of(reader)[0]
+        reader.source_url, usual = str(reader.settings.source_url), reader.source_url
+        (holder,) = status_of(reader)["holders"]
+        line = reader.command("status").stdout
+        reader.source_url = usual
+        assert find_dump() == [(pid,)]
+        dump.stdout.read()
+        assert dump.wait(20) == 0
+    reader.run_one("orders")
+
+    assert has_fresh
+    assert held == before
+    assert (holder["pid"], holder["application"], holder["user"]) == (pid, "pg_dump", "postgres")
+    assert (holder["age_seconds"] is not None) is may_see_all
+    assert f"pid {pid} pg_dump, user postgres" in line
+    assert watermarks_of(reader)[0] > before
+    assert_equal(reader, "orders")
+
+
+def test_status_tells_the_watermark_its_lag_its_holders_and_the_rows_rejected(orders, open_session):
+    orders.run_one("orders")
+    watermark = watermarks_of(orders)[0]
+    orders.on_target("alter table raw.orders add check (note <> 'bad')")
+    add_order(orders.source, "bad")
+    writer = open_session(orders, application_name="billing")
+    add_order(writer, "open")
+    pid = writer.info.backend_pid
+    preparer = open_session(orders, autocommit=True)
+    execute_all(preparer, ["begin", INSERT.format("prepared"), "prepare transaction 'invoice 7'"])
+    orders.run_one("orders")
+
+    status = status_of(orders)
+    line = orders.command("status").stdout
+    writer.rollback()
+    orders.on_source("rollback prepared 'invoice 7'")
+    orders.run_one("orders")
+    after = status_of(orders)
+
+    session, prepared = status["holders"]
+    assert status["watermark"] == watermark
+    assert (session["pid"], session["application"], session["user"]) == (pid, "billing", "postgres")
+    assert (prepared["pid"], prepared["application"], prepared["user"]) == (None, "invoice 7", "postgres")
+    assert 0 <= prepared["age_seconds"] <= session["age_seconds"] < 60
+    assert 0 < status["lag_seconds"] < 60
+    assert status["rejected_rows"] == 1
+    assert f"updated_at >= {watermark}" in line
+    assert re.search(
+        rf"pid {pid} billing, user postgres \(\d+ s\); "
+        r"prepared transaction invoice 7, user postgres \(\d+ s\)",
+        line,
+    )
+    assert (after["holders"], after["points_waiting"]) == ([], 0)
+    assert after["watermark"] > watermark
