@@ -38,9 +38,7 @@ def run(settings: Settings, table_names: Sequence[str] = (), *, observe: Observe
         postgres.refuse_transaction_pooler(control, "target", partial(postgres.connect_target, settings))
         with state.run_lock(control, settings.lock_wait_seconds):
             types = _start(control)
-            with Source(settings) as source:
-                source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded
-                _say_what_is_unseen(source, observe)
+            _look_at_source(settings, types, table_names, observe)
             run_id = state.begin_run(control)
             attempts = _Attempts(settings, control, run_id, table_names, types, observe)
             error: str | None = "interrupted"
@@ -59,6 +57,16 @@ def _start(control: Connection) -> TargetTypes:
     try:
         state.prepare(control)
         return target.read_types(control)
+    except TableError as error:
+        raise UnavailableError(f"the run cannot start: {error}") from error
+
+
+def _look_at_source(settings: Settings, types: TargetTypes, table_names: Sequence[str], observe: Observer) -> None:
+    """Stop before a run is recorded when the source cannot be read, or names are wrong."""
+    try:
+        with Source(settings) as source:
+            source.read_catalog(types, table_names)
+            _say_what_is_unseen(source, observe)
     except TableError as error:
         raise UnavailableError(f"the run cannot start: {error}") from error
 
@@ -107,6 +115,7 @@ class _Attempts:
     unfinished: set[str] = field(default_factory=set)  # tables whose time at the last snapshot was over
     positions: dict[str, Position] = field(default_factory=dict)  # where reading a whole table was cut
     retries: int = 0
+    attempt_error: EtlError | None = None  # of the last attempt, when it was that of no table
     has_started: bool = False  # a table, at the present snapshot
     notices: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -139,6 +148,7 @@ class _Attempts:
             is_last = self.retries + 1 >= self.settings.max_attempts
             if self.control.closed or is_last or not error.is_transient:
                 raise
+            self.attempt_error = error
             self._notice(f"attempt {self.retries + 1} failed, trying again: {error}")
             return True
         return bool(self.errors)
@@ -155,8 +165,12 @@ class _Attempts:
             pending = [table for table in found.tables if table.name not in self.results.keys() | self.errors.keys()]
             tasks = _largest_first(self._prepare(source, pending))
             with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="table") as pool:
-                for future in [pool.submit(self._replicate, source, task) for task in tasks]:
-                    future.result()
+                try:
+                    for future in [pool.submit(self._replicate, source, task) for task in tasks]:
+                        future.result()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)  # tables at work end their statement in hand
+                    raise
 
     def _prepare(self, source: Source, tables: Sequence[Table]) -> list[Task]:
         """Take the points, wait at the fence, take the snapshot, and return what there is to do at it."""
@@ -166,7 +180,7 @@ class _Attempts:
         progress = state.read_progress(self.control)
         known = [point for table in tables for point in progress.get(table.name, Progress()).points]
         activity = source.drain([*known, *points.values()])
-        source.export_snapshot()
+        source.export_snapshot({table.name for table in tables} - errors.keys())
         return [
             Task(
                 table=table,
@@ -180,6 +194,12 @@ class _Attempts:
         ]
 
     def _replicate(self, source: Source, task: Task) -> None:
+        try:
+            self._replicate_table(source, task)
+        finally:
+            source.leave_snapshot(task.table.name)
+
+    def _replicate_table(self, source: Source, task: Task) -> None:
         table, started = task.table, time.monotonic()
         if self.has_started and source.is_expired:
             self.unfinished.add(table.name)
@@ -196,6 +216,8 @@ class _Attempts:
                     snapshot=source.snapshot,
                     fence_wait_seconds=source.fence_wait_seconds,
                 )
+                if self.attempt_error:
+                    state.record_retry(self.control, self.run_id, table.name, str(self.attempt_error), self.retries)
             outcome = replicate_table(self.settings, source, self.run_id, task, self._count)
         except EtlError as error:
             self._postpone_or_fail(table.name, error)
@@ -238,7 +260,7 @@ class _Attempts:
         self.observe(event)
 
     def _postpone_or_fail(self, name: str, error: EtlError) -> None:
-        if not error.is_transient:
+        if not error.is_transient or self.retries + 1 >= self.settings.max_attempts:
             self._fail(name, error)
             return
         with self.lock:

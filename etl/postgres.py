@@ -133,14 +133,20 @@ def translate(error: psycopg2.Error, side: str, where: str) -> EtlError:
         kind = RowRefusedError
     label = f" (SQLSTATE {state})" if state else ""
     hint = f": {HINTS[state].format(side=side)}" if state and state in HINTS else ""
+    if "row-level security" in text:  # rows that a policy hides would be missed
+        hint = f": alter role ... bypassrls on the {side}, or skip the table in tables.yml"
     return kind(f"{where}: the {side} answered: {text}{label}{hint}", sqlstate=state, is_transient=is_transient(error))
 
 
 def is_transient(error: psycopg2.Error) -> bool:
-    """Tell whether the same statement may succeed later; a lost connection has no SQLSTATE."""
+    """Tell whether the same statement may succeed later.
+
+    A lost connection has no SQLSTATE; amid COPY it shows as a DatabaseError of no further kind.
+    """
     state = error.pgcode
     if state is None:
-        return isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
+        is_lost_in_copy = type(error) is psycopg2.DatabaseError
+        return is_lost_in_copy or isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
     return state.startswith(TRANSIENT_CLASSES) or state in TRANSIENT_STATES
 
 

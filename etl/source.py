@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import IO, Any
 
+import psycopg2
+import psycopg2.errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.sql import Composable
@@ -26,6 +30,12 @@ from etl.model import Activity, Point, Progress, Table, WatermarkKind
 from etl.statements import BlockRange, Window
 
 DRAIN_POLL_SECONDS = 0.02
+# What a server answers to the name of a snapshot whose transaction has ended; the last one since version 17.
+SNAPSHOT_IS_GONE = (
+    psycopg2.errors.InvalidParameterValue,
+    psycopg2.errors.ObjectNotInPrerequisiteState,
+    psycopg2.errors.UndefinedObject,
+)
 # Clocks are set back by up to one hour in autumn; a local time in that hour happens twice.
 REPEATED_HOUR_SECONDS = 3600.0
 POINT_EXPRESSIONS = {
@@ -110,6 +120,8 @@ class Source:
             self._connection.close()
             raise
         self.snapshot = ""
+        self._readers: set[str] = set()  # tables that are still to be read at the snapshot
+        self._lock = threading.Lock()
         self.fence_wait_seconds = 0.0
         self._expires_at = float("inf")
 
@@ -178,13 +190,23 @@ class Source:
                     return activity
                 time.sleep(DRAIN_POLL_SECONDS)
 
-    def export_snapshot(self) -> None:
-        """Open the transaction whose snapshot every reader of this attempt shares; it stays open until close."""
+    def export_snapshot(self, table_names: Collection[str]) -> None:
+        """Open the transaction whose snapshot every reader of this attempt shares, until each has left it."""
+        self._readers = set(table_names)
         with postgres.errors_of("source", "exporting the snapshot"), self._connection.cursor() as cursor:
             cursor.execute("begin isolation level repeatable read, read only")
             cursor.execute("select pg_catalog.pg_export_snapshot()")
             self.snapshot = _single(cursor)
         self._expires_at = time.monotonic() + self._settings.max_snapshot_seconds
+
+    def leave_snapshot(self, table_name: str) -> None:
+        """Say that a table needs the snapshot no more; with the last one, the source is free of it."""
+        with self._lock:
+            is_last = self._readers == {table_name}
+            self._readers.discard(table_name)
+        if is_last:
+            with suppress(psycopg2.Error), self._connection.cursor() as cursor:  # lost: it holds nothing any more
+                cursor.execute("rollback")
 
     def name_holders(self, progress: Progress) -> list[Holder]:
         """Name the transactions that keep the points of a table from settling."""
@@ -216,16 +238,24 @@ class Source:
         try:
             with postgres.errors_of("source", table.label), connection.cursor() as cursor:
                 cursor.execute("begin isolation level repeatable read, read only")
-                cursor.execute("set transaction snapshot %s", (self.snapshot,))
+                self._import_snapshot(cursor, table)
                 postgres.check_session(cursor, "source")
                 cursor.execute(statements.lock_source(table))
                 if catalog.read_filenodes(cursor, table.oid) != table.filenodes:
                     raise SourceChangedError(
                         f"{table.label} was truncated or rewritten after the snapshot was taken; read again"
                     )
-            yield Reader(connection, table)
+            yield Reader(connection, table, on_close=partial(self.leave_snapshot, table.name))
         finally:
             connection.close()
+
+    def _import_snapshot(self, cursor: Cursor, table: Table) -> None:
+        try:
+            cursor.execute("set transaction snapshot %s", (self.snapshot,))
+        except SNAPSHOT_IS_GONE as error:
+            raise SourceChangedError(
+                f"{table.label}: the session that held the snapshot is gone from the source; read again"
+            ) from error
 
     def _connect(self) -> Connection:
         """Open a session that may idle for as long as it holds the snapshot and tables are read in others."""
@@ -261,13 +291,15 @@ class Source:
 class Reader:
     """One table at one snapshot."""
 
-    def __init__(self, connection: Connection, table: Table) -> None:
+    def __init__(self, connection: Connection, table: Table, *, on_close: Callable[[], None]) -> None:
         self._connection = connection
         self._table = table
+        self._on_close = on_close
 
     def close(self) -> None:
         """Leave the snapshot and the lock on the table."""
         self._connection.close()
+        self._on_close()
 
     def copy_out(self, table: Table, rows: Window | BlockRange, into: IO[bytes]) -> None:
         """Write rows to a file in COPY format; `table` says in which form, as the target wants it."""

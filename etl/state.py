@@ -151,6 +151,11 @@ def end_run(connection: Connection, run_id: int, error: str | None) -> None:
             "where run_id = %s and status = 'running'",
             (status, error, run_id),
         )
+        cursor.execute(
+            "update etl.table_runs set status = 'failed', ended_at = clock_timestamp(), error = coalesce(%s, error) "
+            "where run_id = %s and status = 'running'",
+            (error, run_id),
+        )
 
 
 def read_progress(connection: Connection) -> dict[str, Progress]:

@@ -40,7 +40,7 @@ def verify(settings: Settings, table_names: Sequence[str] = ()) -> tuple[Compari
         control.close()
     with Source(settings) as source:
         found = source.read_catalog(types, table_names)
-        source.export_snapshot()
+        source.export_snapshot({table.name for table in found.tables})
         compared = [_compare(settings, source, table) for table in found.tables]
     refused = [_failure(name, reason) for name, reason in found.refusals.items()]
     return tuple(sorted([*compared, *refused], key=lambda comparison: comparison.table_name))

@@ -1,0 +1,597 @@
+"""The ledger in schema `etl` tells what every run did, and is carried over from its first version."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import psycopg2
+import psycopg2.errors
+import pytest
+
+from etl import pipeline, state
+from etl.errors import ConfigurationError, LockHeldError, UnavailableError
+
+LEDGER_V1 = Path(__file__).with_name("ledger_v1.sql")
+# What version 1 wrote for a run over one table, which had 30 rows, of which 20 were new and 4 had changed.
+RUN_V1 = """
+    insert into etl.runs default values;
+    insert into etl.table_runs (run_id, table_name, snapshot, watermark_before, fence_wait_seconds, retries)
+    values (1, 'items', '00000003-0000001B-1', null, 0.25, 1);
+    update etl.table_runs set
+        batches = batches + 1, rows_read = rows_read + 30, rows_inserted = rows_inserted + 20,
+        rows_updated = rows_updated + 4, rows_deleted = rows_deleted + 0, bytes_read = bytes_read + 831
+    where run_id = 1 and table_name = 'items';
+    insert into etl.watermarks (table_name, column_name, watermark, points, system_identifier, run_id)
+    values ('items', 'updated_at', %(watermark)s, %(points)s, %(system_identifier)s, 1);
+    update etl.table_runs set
+        watermark_after = %(watermark)s, status = 'succeeded', ended_at = clock_timestamp(), error = null
+    where run_id = 1 and table_name = 'items';
+    update etl.runs set status = 'succeeded', ended_at = clock_timestamp(), error = null where run_id = 1;
+"""
+TABLE_RUN = """
+    select status, snapshot, watermark_before, watermark_after, fence_wait_seconds, batches, rows_read, rows_inserted,
+        rows_updated, rows_unchanged, rows_rejected, rows_deleted, bytes_read, retries, error, started_at, ended_at
+    from etl.table_runs where run_id = %s and table_name = %s
+"""
+WATERMARKS = "select table_name, watermark from etl.watermarks order by table_name"
+# Everything about the tables but the order of their columns, which an upgrade cannot give.
+DEFINITIONS = """
+    select 'column' as what, a.attrelid::regclass::text as relation, a.attname::text as name,
+        format_type(a.atttypid, a.atttypmod) as definition, a.attnotnull::text as detail, a.attidentity::text,
+        a.attgenerated::text, pg_get_expr(d.adbin, d.adrelid), col_description(a.attrelid, a.attnum)
+    from pg_attribute as a
+    join pg_class as c on c.oid = a.attrelid and c.relkind = 'r' and c.relnamespace = 'etl'::regnamespace
+    left join pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
+    where a.attnum > 0 and not a.attisdropped
+    union all
+    select 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid), null, null, null, null, null
+    from pg_constraint where connamespace = 'etl'::regnamespace and contype <> 'n'
+    union all
+    select 'table', c.oid::regclass::text, null, obj_description(c.oid, 'pg_class'), null, null, null, null, null
+    from pg_class as c where c.relkind = 'r' and c.relnamespace = 'etl'::regnamespace
+    order by 1, 2, 3, 4
+"""
+# The versions of all catalog rows about the ledger: any DDL, also one that changes nothing, makes new ones.
+CATALOG_VERSIONS = """
+    select 'class', oid, 0, xmin::text from pg_class where relnamespace = 'etl'::regnamespace
+    union all
+    select 'attribute', a.attrelid, a.attnum, a.xmin::text from pg_attribute as a
+    join pg_class as c on c.oid = a.attrelid and c.relnamespace = 'etl'::regnamespace
+    union all
+    select 'description', d.objoid, d.objsubid, d.xmin::text from pg_description as d
+    join pg_class as c on c.oid = d.objoid and d.classoid = 'pg_class'::regclass
+        and c.relnamespace = 'etl'::regnamespace
+    union all
+    select 'constraint', oid, 0, xmin::text from pg_constraint where connamespace = 'etl'::regnamespace
+    order by 1, 2, 3
+"""
+
+
+def make_table(replication, name, rows):
+    replication.on_source(
+        f"create table {name} (item_id int primary key, note text not null default '', "
+        f"updated_at timestamptz not null default clock_timestamp()); create index on {name} (updated_at)"
+    )
+    add_rows(replication, name, 1, rows)
+
+
+def add_rows(replication, name, first, last):
+    replication.on_source(f"insert into {name} (item_id) select generate_series(%s, %s)", first, last)
+
+
+def change(replication, name, last):
+    replication.on_source(
+        f"update {name} set note = note || '!', updated_at = clock_timestamp() where item_id <= %s", last
+    )
+
+
+def configure(replication, **defaults):
+    replication.configure({"defaults": defaults})
+
+
+def table_run(replication, run_id, table_name):
+    """Return a row of etl.table_runs by the names of its columns."""
+    with replication.target.cursor() as cursor:
+        cursor.execute(TABLE_RUN, (run_id, table_name))
+        (row,) = cursor.fetchall()
+        return dict(zip([column.name for column in cursor.description], row, strict=True))
+
+
+def pick(row, *names):
+    return tuple(row[name] for name in names)
+
+
+def runs(replication):
+    return replication.on_target("select run_id, status, error from etl.runs order by run_id")
+
+
+@pytest.fixture
+def items(replication):
+    """A source with two tables, of 30 and of 5 rows."""
+    make_table(replication, "items", 30)
+    make_table(replication, "others", 5)
+    return replication
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The waits between attempts, in seconds, which are recorded instead of spent."""
+    found = []
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=found.append))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a run leaves
+
+
+def test_a_first_load_leaves_a_row_for_the_run_and_one_for_each_table(items):
+    result = items.run()
+
+    (run,) = items.on_target("select run_id, status, error, started_at, ended_at from etl.runs")
+    watermarks = dict(items.on_target(WATERMARKS))
+    assert run[:3] == (result.run_id, "succeeded", None)
+    assert items.on_target("select run_id, table_name from etl.table_runs order by 2") == [
+        (result.run_id, "items"),
+        (result.run_id, "others"),
+    ]
+    for name, rows in (("items", 30), ("others", 5)):
+        found = table_run(items, result.run_id, name)
+        assert pick(found, "status", "batches", "retries", "error") == ("succeeded", 1, 0, None)
+        assert pick(found, "rows_read", "rows_inserted", "rows_updated", "rows_unchanged") == (rows, rows, 0, 0)
+        assert pick(found, "rows_rejected", "rows_deleted") == (0, 0)
+        assert found["watermark_before"] is None
+        assert found["watermark_after"] == watermarks[name]
+        assert found["bytes_read"] > rows * 8
+        assert run[3] <= found["started_at"] <= found["ended_at"] <= run[4]
+
+
+def test_the_tables_of_a_run_name_the_snapshot_they_share(items):
+    first, second = items.run(), items.run()
+
+    snapshots = [
+        items.on_target("select distinct snapshot from etl.table_runs where run_id = %s", run.run_id)
+        for run in (first, second)
+    ]
+    assert [len(found) for found in snapshots] == [1, 1]
+    assert snapshots[0] != snapshots[1]
+    assert all(found[0][0] for found in snapshots)
+
+
+def test_a_later_run_tells_what_it_found_changed(items):
+    """Rows are new, changed, as they were, or refused; together they are those that were read."""
+    configure(items, batch_rows=10, lookback_seconds=3600)
+    items.run()
+    items.on_target("alter table raw.items add check (item_id <> 31) not valid")
+    add_rows(items, "items", 31, 33)
+    change(items, "items", 4)
+    before = dict(items.on_target(WATERMARKS))
+
+    result = items.run()
+
+    found = table_run(items, result.run_id, "items")
+    after = dict(items.on_target(WATERMARKS))
+    assert pick(found, "rows_read", "rows_inserted", "rows_updated", "rows_unchanged") == (33, 2, 4, 26)
+    assert pick(found, "rows_rejected", "rows_deleted", "batches") == (1, 0, 4)
+    assert found["watermark_before"] == before["items"]
+    assert found["watermark_after"] == after["items"]
+    assert before["items"] < after["items"]
+
+
+@pytest.mark.parametrize("load_range_blocks", [1, 131_072], ids=["in ranges", "in one transaction"])
+def test_the_result_of_a_run_is_what_its_ledger_says(items, load_range_blocks):
+    make_table(items, "large", 2000)
+    items.configure({"defaults": {"batch_rows": 300}, "tables": {"missing": {}}})
+
+    for _ in range(2):
+        result = items.run(load_range_blocks=load_range_blocks, max_snapshot_seconds=0)
+        for table in result.tables:
+            found = table_run(items, result.run_id, table.table_name)
+            names = ("rows_read", "rows_inserted", "rows_updated", "rows_unchanged", "rows_rejected", "rows_deleted")
+            assert pick(found, "status", "error", "retries", *names) == (
+                table.status,
+                table.error,
+                table.retries,
+                *(getattr(table, name) for name in names),
+            )
+            assert (found["bytes_read"], found["watermark_after"]) == (table.counts.bytes, table.watermark)
+        assert [table.status for table in result.tables] == ["succeeded", "succeeded", "failed", "succeeded"]
+        for name in ("items", "others", "large"):
+            change(items, name, 1000)
+
+
+def test_rows_unchanged_can_only_be_computed(items):
+    items.run()
+
+    with pytest.raises(psycopg2.errors.GeneratedAlways):
+        items.on_target("update etl.table_runs set rows_unchanged = 1")
+    items.on_target("update etl.table_runs set rows_read = 100, rows_updated = 20, rows_rejected = 3")
+
+    assert items.on_target("select table_name, rows_unchanged from etl.table_runs order by 1") == [
+        ("items", 100 - 30 - 20 - 3),
+        ("others", 100 - 5 - 20 - 3),
+    ]
+
+
+def test_a_run_that_finds_nothing_new_still_leaves_its_rows(items):
+    items.run()
+    first = dict(items.on_target(WATERMARKS))
+
+    result = items.run()
+
+    found = table_run(items, result.run_id, "items")
+    assert pick(found, "status", "rows_read", "rows_inserted", "rows_updated") == ("succeeded", 0, 0, 0)
+    assert found["watermark_before"] == first["items"]
+    assert runs(items) == [(1, "succeeded", None), (2, "succeeded", None)]
+
+
+def test_a_table_that_fails_tells_why_and_keeps_its_watermark(items):
+    items.run()
+    change(items, "items", 30)
+    items.on_target("alter table raw.items drop column note")
+    before = dict(items.on_target(WATERMARKS))
+
+    result = items.run()
+
+    failed, succeeded = table_run(items, 2, "items"), table_run(items, 2, "others")
+    assert pick(failed, "status", "error") == ("failed", result.tables[0].error)
+    assert "raw.items does not fit public.items" in failed["error"]
+    assert pick(failed, "watermark_before", "watermark_after") == (before["items"], None)
+    assert pick(failed, "batches", "rows_read", "bytes_read") == (0, 0, 0)
+    assert failed["ended_at"] >= failed["started_at"]
+    assert pick(succeeded, "status", "error") == ("succeeded", None)
+    assert runs(items)[1:] == [(2, "failed", "failed: items")]
+    assert dict(items.on_target(WATERMARKS))["items"] == before["items"]
+
+
+def test_a_table_that_could_not_begin_has_a_row_too(items):
+    items.configure({"tables": {"missing": {}}})
+
+    result = items.run()
+
+    found = table_run(items, result.run_id, "missing")
+    assert pick(found, "status", "snapshot", "batches", "rows_read") == ("failed", None, 0, 0)
+    assert "found none" in found["error"]
+    assert runs(items) == [(1, "failed", "failed: missing")]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The wait at the fence
+
+
+def test_the_wait_at_the_fence_is_told(items):
+    items.run()
+    waiting = items.open_source()
+    with waiting, waiting.cursor() as cursor:
+        cursor.execute("insert into others (item_id) values (99)")
+        held = items.run(fence_wait_seconds=0.2)
+    waiting.close()
+    free = items.run(fence_wait_seconds=0.2)
+
+    found = [table_run(items, run.run_id, "items")["fence_wait_seconds"] for run in (held, free)]
+    assert found[0] >= 0.2
+    assert found[1] < 0.2
+    assert items.on_target("select count(*) from raw.others where item_id = 99") == [(1,)]
+
+
+def test_the_waits_of_all_attempts_add_up(items, waits):
+    items.run()
+    locker = items.open_source()
+    with locker, locker.cursor() as cursor:
+        cursor.execute("lock table items in access exclusive mode")
+        result = items.run("items", fence_wait_seconds=0.1, lock_timeout_seconds=0.05, max_attempts=3)
+    locker.close()
+
+    found = table_run(items, result.run_id, "items")
+    assert pick(found, "status", "retries") == ("failed", len(waits)) == ("failed", 2)
+    assert found["fence_wait_seconds"] >= 0.3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs in a row, and runs that end otherwise
+
+
+def test_run_ids_are_serial_and_runs_that_could_not_begin_take_none(items):
+    items.run()
+    with pytest.raises(ConfigurationError):
+        items.run("nothing")
+    items.on_target("select pg_advisory_lock(%s)", state.RUN_LOCK_KEY)
+    with pytest.raises(LockHeldError):
+        items.run(lock_wait_seconds=0.05)
+    items.on_target("select pg_advisory_unlock(%s)", state.RUN_LOCK_KEY)
+
+    items.run("items")
+    items.run()
+
+    assert [row[0] for row in runs(items)] == [1, 2, 3]
+    assert items.on_target("select run_id, count(*) from etl.table_runs group by 1 order by 1") == [
+        (1, 2),
+        (2, 1),
+        (3, 2),
+    ]
+    assert items.on_target(
+        "select count(*) from etl.runs as one join etl.runs as other on one.run_id < other.run_id "
+        "where one.ended_at > other.started_at"
+    ) == [(0,)]
+
+
+def test_a_run_that_died_is_marked_by_the_next(items, wait_until):
+    """The first table is done when the run is killed, the second is at work."""
+    items.run()
+    for name in ("items", "others"):
+        change(items, name, 30)
+    holder = psycopg2.connect(items.target_url)
+    with holder, holder.cursor() as cursor:
+        cursor.execute("lock table raw.others in exclusive mode")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "etl", "run"],
+            env={**items.environment, "ETL_PARALLEL_TABLES": "1"},
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: items.on_target("select count(*) from pg_locks where not granted") == [(1,)])
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    holder.close()
+    left = runs(items)
+
+    result = items.run(lock_wait_seconds=15)
+
+    assert left[1] == (2, "running", None)
+    assert not result.has_failures
+    assert runs(items) == [(1, "succeeded", None), (2, "died", "the run vanished"), (3, "succeeded", None)]
+    assert items.on_target("select ended_at >= started_at from etl.runs") == [(True,)] * 3
+    finished, died = table_run(items, 2, "items"), table_run(items, 2, "others")
+    assert pick(finished, "status", "rows_updated") == ("succeeded", 30)
+    assert pick(died, "status", "rows_updated", "watermark_after") == ("died", 0, None)
+    assert died["ended_at"] >= died["started_at"]
+    assert pick(table_run(items, 3, "others"), "status", "rows_updated") == ("succeeded", 5)
+
+
+def interrupt(event):
+    if event.kind == "batch_committed":
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_was_interrupted_leaves_nothing_running(items):
+    configure(items, batch_rows=10)
+    items.run()
+    change(items, "items", 30)
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(items.settings, ("items",), observe=interrupt)
+
+    found = table_run(items, 2, "items")
+    assert runs(items)[1:] == [(2, "failed", "interrupted")]
+    assert pick(found, "batches", "rows_updated", "watermark_after") == (1, 10, None)
+    assert found["status"] in ("failed", "died")
+    assert found["ended_at"] is not None
+
+
+def test_a_run_that_was_interrupted_begins_no_further_table(items, wait_until):
+    """The signal comes while the first of two tables is at work, which has more batches to go."""
+    configure(items, batch_rows=3)
+    items.run()
+    change(items, "items", 30)
+    main_thread = threading.get_ident()
+    received = []
+
+    def receive(*_):
+        received.append(True)
+        raise KeyboardInterrupt
+
+    def send(event):
+        if event.kind == "batch_committed" and not received:
+            signal.pthread_kill(main_thread, signal.SIGINT)
+            wait_until(lambda: received == [True])
+
+    settings = dataclasses.replace(items.settings, parallel_tables=1)
+    before = signal.signal(signal.SIGINT, receive)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(settings, (), observe=send)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    assert items.on_target("select table_name from etl.table_runs where run_id = 2") == [("items",)]
+    assert runs(items)[1:] == [(2, "failed", "interrupted")]
+
+
+def test_a_run_that_could_not_go_on_leaves_nothing_running(items, read_as_role, waits):
+    """After the first batch, the source lets its role connect no more."""
+    configure(items, batch_rows=10)
+    items.run()
+    change(items, "items", 30)
+    read_as_role(True)
+    ((name,),) = items.on_source("select rolname from pg_roles where rolname ^@ ('reader_' || current_database())")
+
+    def observe(event):
+        if event.kind == "batch_committed":
+            items.on_source(f"alter role {name} connection limit 0")
+
+    settings = dataclasses.replace(items.settings, max_attempts=1, max_snapshot_seconds=0)
+    with pytest.raises(UnavailableError, match="cannot connect to the source"):
+        pipeline.run(settings, ("items",), observe=observe)
+
+    found = table_run(items, 2, "items")
+    ((_, status, error),) = runs(items)[1:]
+    assert waits
+    assert status == "failed"
+    assert "too many connections for role" in error
+    assert pick(found, "batches", "rows_updated") == (1, 10)
+    assert found["status"] in ("failed", "died")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tables of the ledger themselves
+
+
+def test_every_table_of_the_ledger_says_what_it_is(items):
+    items.run()
+
+    found = dict(
+        items.on_target(
+            "select relname, obj_description(oid, 'pg_class') from pg_class "
+            "where relkind = 'r' and relnamespace = 'etl'::regnamespace"
+        )
+    )
+    assert set(found) == {"runs", "table_runs", "watermarks", "loads", "rejected_rows"}
+    assert all(found.values())
+    assert found["runs"].startswith("Ledger version 2.")
+
+
+def test_preparing_the_ledger_again_changes_nothing(items):
+    items.run()
+    catalog, contents = items.on_target(CATALOG_VERSIONS), contents_of_ledger(items)
+
+    state.prepare(items.target)
+
+    assert len(catalog) > 50
+    assert items.on_target(CATALOG_VERSIONS) == catalog
+    assert contents_of_ledger(items) == contents
+
+
+def contents_of_ledger(replication):
+    names = ("runs", "table_runs", "watermarks", "loads", "rejected_rows")
+    return [replication.on_target(f"select xmin::text, one::text from etl.{name} as one") for name in names]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The first version
+
+
+def put_ledger_v1(replication, *, watermark=None):
+    """Replace the ledger by one that version 1 left, and return the point that had not settled then."""
+    (found,) = replication.on_target(
+        "select watermark, as_of::text, system_identifier from etl.watermarks where table_name = 'items'"
+    )
+    point = {
+        "value": found[0],
+        "as_of": found[1],
+        "transactions": ["3/17"],
+        "server_started_at": "2026-01-02T03:04:05.678901+00:00",
+    }
+    parameters = {
+        "watermark": watermark or found[0],
+        "points": json.dumps([point]),
+        "system_identifier": found[2],
+    }
+    replication.on_target("drop schema etl cascade")
+    replication.on_target(LEDGER_V1.read_text(encoding="utf-8"))
+    with replication.target.cursor() as cursor:
+        cursor.execute(RUN_V1, parameters)
+    return point
+
+
+@pytest.fixture
+def items_v1(items):
+    """The items replicated by version 1."""
+    items.run_one("items")
+    put_ledger_v1(items)
+    return items
+
+
+def test_a_ledger_of_version_1_is_carried_over_with_what_it_says(items):
+    items.run_one("items")
+    point = put_ledger_v1(items)
+    names = "run_id, status, started_at, ended_at, error"
+    before = items.on_target(f"select {names} from etl.runs")
+    table_names = names + (
+        ", table_name, snapshot, watermark_before, watermark_after, fence_wait_seconds, batches, rows_read, "
+        "rows_inserted, rows_updated, rows_unchanged, rows_deleted, bytes_read, retries"
+    )
+    tables_before = items.on_target(f"select {table_names} from etl.table_runs")
+    watermarks_before = items.on_target(
+        "select table_name, column_name, watermark, points, system_identifier, run_id, changed_at from etl.watermarks"
+    )
+
+    state.prepare(items.target)
+
+    assert items.on_target(f"select {names} from etl.runs") == before
+    assert items.on_target(f"select {table_names} from etl.table_runs") == tables_before
+    assert pick(table_run(items, 1, "items"), "rows_unchanged", "rows_rejected") == (6, 0)
+    assert (
+        items.on_target(
+            "select table_name, column_name, watermark, points, system_identifier, run_id, changed_at "
+            "from etl.watermarks"
+        )
+        == watermarks_before
+    )
+    assert watermarks_before[0][3] == [point]
+    assert items.on_target("select as_of, raw_types from etl.watermarks") == [(None, {})]
+    assert items.on_target("select obj_description('etl.runs'::regclass)")[0][0].startswith("Ledger version 2.")
+
+
+def test_a_run_after_version_1_goes_on_from_its_watermark_and_loads_nothing_twice(items_v1):
+    versions = "select item_id, xmin::text from raw.items where item_id > 3 order by item_id"
+    before = items_v1.on_target(versions)
+    (watermark,) = items_v1.on_target("select watermark from etl.watermarks")[0]
+    change(items_v1, "items", 3)
+
+    result = items_v1.run_one("items")
+
+    found = table_run(items_v1, 2, "items")
+    source, raw = items_v1.rows("items")
+    assert (result.rows_read, result.rows_inserted, result.rows_updated) == (3, 0, 3)
+    assert pick(found, "status", "watermark_before", "rows_read", "rows_updated") == ("succeeded", watermark, 3, 3)
+    assert items_v1.on_target(versions) == before
+    assert source == raw
+    assert runs(items_v1) == [(1, "succeeded", None), (2, "succeeded", None)]
+
+
+def test_what_version_1_has_read_already_changes_nothing_when_it_is_read_again(items):
+    items.run_one("items")
+    put_ledger_v1(items, watermark="2000-01-01 00:00:00+00")
+    before = items.on_target("select item_id, xmin::text from raw.items order by item_id")
+
+    result = items.run_one("items")
+
+    assert (result.rows_read, result.rows_unchanged) == (30, 30)
+    assert items.on_target("select item_id, xmin::text from raw.items order by item_id") == before
+
+
+def test_a_run_of_version_1_that_died_is_marked(items_v1):
+    items_v1.on_target("insert into etl.runs default values")
+    items_v1.on_target("insert into etl.table_runs (run_id, table_name) values (2, 'items')")
+
+    items_v1.run_one("items")
+
+    assert runs(items_v1) == [(1, "succeeded", None), (2, "died", "the run vanished"), (3, "succeeded", None)]
+    assert table_run(items_v1, 2, "items")["status"] == "died"
+
+
+def test_a_ledger_carried_over_is_the_same_as_a_new_one(items):
+    items.run_one("items")
+    new = items.on_target(DEFINITIONS)
+    put_ledger_v1(items)
+    old = items.on_target(DEFINITIONS)
+
+    state.prepare(items.target)
+    carried_over = items.on_target(DEFINITIONS)
+    catalog = items.on_target(CATALOG_VERSIONS)
+    state.prepare(items.target)
+
+    assert old != new
+    assert carried_over == new
+    assert items.on_target(CATALOG_VERSIONS) == catalog
+
+
+def test_an_upgrade_that_fails_leaves_version_1_whole(items_v1):
+    """Nothing of it is done, and the run cannot begin; what was in the way is named."""
+    items_v1.on_target("create view public.report as select rows_unchanged from etl.table_runs")
+    before = items_v1.on_target(DEFINITIONS), contents_of_ledger_v1(items_v1)
+
+    finished = items_v1.command("run")
+
+    assert finished.returncode == 3
+    assert "view public.report depends on column rows_unchanged" in finished.stderr
+    assert (items_v1.on_target(DEFINITIONS), contents_of_ledger_v1(items_v1)) == before
+
+
+def contents_of_ledger_v1(replication):
+    names = ("runs", "table_runs", "watermarks")
+    return [replication.on_target(f"select one::text from etl.{name} as one") for name in names]
