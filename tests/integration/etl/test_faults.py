@@ -1,18 +1,72 @@
-"""Faults, injected for real. After each, one more run makes both sides equal and leaves nothing behind."""
+"""Faults, injected for real. After each, one more run makes both sides equal and leaves nothing behind.
+
+Here are the faults of runs, connections and other sessions; test_server_faults.py has those of servers and disks.
+Moments are numbers of bytes or messages that a proxy has passed on, or conditions to wait for, so that a seed finds
+its moment again.
+"""
 
 import os
 import random
+import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
-import time
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 
+import psycopg2
 import pytest
 
+from etl import pipeline
+from etl.config import DatabaseUrl
+from etl.errors import EtlError, UnavailableError
 
-def start_run(replication, **environment):
+CHUNK_BYTES = 1 << 16
+BATCHES = "defaults: {batch_rows: 500}\n"
+# Rows of `orders` in the shop, and what they weigh on the way; all else that a run says is less than the margin.
+COPIED_ROWS = 9_000
+COPIED_BYTES = 780_000
+MARGIN_BYTES = 100_000
+SIDES = ("source", "target")
+
+COUNT_SESSIONS = """
+    select count(*) from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
+        and (application_name = 'tidemark' or xact_start is not null)
+"""
+COUNT_LOCKS = """
+    select count(*) from pg_locks as l
+    left join pg_stat_activity as a on a.pid = l.pid
+    where l.pid is distinct from pg_backend_pid() and a.backend_type is distinct from 'autovacuum worker'
+        and l.database = (select oid from pg_database where datname = current_database())
+"""
+COUNT_PREPARED = "select count(*) from pg_prepared_xacts where database = current_database()"
+COUNT_TEMPORARY = "select count(*) from pg_class where relpersistence = 't'"
+COUNT_LOADING = "select count(*) from pg_class where starts_with(relname, '_etl_loading_')"
+COUNT_UNFINISHED = """
+    select
+        (select count(*) from etl.loads),
+        (select count(*) from etl.runs where status = 'running'),
+        (select count(*) from etl.table_runs where status = 'running')
+"""
+
+
+def pytest_generate_tests(metafunc):
+    """Give a test that asks for `kill` 8 seeds, or 50 in the long form, and one that asks for `cut` 3 or 12."""
+    is_long = metafunc.config.getoption("--long")
+    for name, short, long in (("kill", 8, 50), ("cut", 3, 12)):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, range(long if is_long else short))
+
+
+def start_run(replication, *arguments, **environment):
     return subprocess.Popen(
-        [sys.executable, "-m", "etl", "run"],
+        [sys.executable, "-m", "etl", "run", *arguments],
         env={**replication.environment, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -20,60 +74,327 @@ def start_run(replication, **environment):
     )
 
 
+def is_there(replication, name):
+    return replication.on_target("select to_regclass(%s) is not null", name) == [(True,)]
+
+
+def has_no_sessions(replication):
+    return replication.on_source(COUNT_SESSIONS) == replication.on_target(COUNT_SESSIONS) == [(0,)]
+
+
 def assert_whole(replication, wait_until):
-    """Both sides are equal, nothing is twice, and no session, lock or temporary table is left."""
-    source, raw = replication.rows("orders")
-    assert len(source) == len(set(source))
-    assert source == raw
-    wait_until(
-        lambda: (
-            replication.on_target(
-                "select count(*) from pg_stat_activity where application_name = 'tidemark' "
-                "and datname = current_database()"
-            )
-            == [(0,)]
+    """Both sides are equal, nothing is twice, and nothing is left of any run."""
+    names = [row[0] for row in replication.on_source("select tablename from pg_tables where schemaname = 'public'")]
+    assert names
+    for name in names:
+        source, raw = replication.rows(name)
+        assert Counter(raw) - Counter(source) == Counter()
+        assert Counter(source) - Counter(raw) == Counter()
+    assert_nothing_left(replication, wait_until)
+
+
+def assert_nothing_left(replication, wait_until):
+    """No session, transaction, lock or temporary table on either side, and nothing unfinished in the ledger."""
+    wait_until(lambda: has_no_sessions(replication))
+    for read in (replication.on_source, replication.on_target):
+        wait_until(lambda read=read: read(COUNT_TEMPORARY) == [(0,)])  # a session drops its own after it has gone
+        assert read(COUNT_LOCKS) == [(0,)]
+        assert read(COUNT_PREPARED) == [(0,)]
+    assert replication.on_target(COUNT_LOADING) == [(0,)]
+    assert replication.on_target(COUNT_UNFINISHED) == [(0, 0, 0)]
+
+
+@pytest.fixture
+def shop(orders, insert_orders):
+    """The orders, many of them, and a table without watermark beside them."""
+    stock(orders, insert_orders)
+    return orders
+
+
+def stock(replication, insert_orders):
+    insert_orders(replication.source, COPIED_ROWS)
+    replication.on_source("create table tags (tag_id int primary key, label text not null)")
+    replication.on_source("insert into tags select n, 'tag ' || n from generate_series(1, 2000) as n")
+
+
+def touch_orders(replication):
+    replication.on_source("update orders set note = note || '!', updated_at = clock_timestamp()")
+
+
+class Link:
+    """A client's connection and the server's, joined."""
+
+    def __init__(self, client, server):
+        self.client, self.server = client, server
+        self.is_cut = False
+
+    def cut(self, *, resets):
+        """Close both sockets, with a reset or in order; what was on its way is lost with a reset."""
+        self.is_cut = True
+        for end in (self.client, self.server):
+            with suppress(OSError):
+                if resets:
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                end.shutdown(socket.SHUT_RD if resets else socket.SHUT_RDWR)  # wakes whoever reads it
+            end.close()
+
+
+class Proxy:
+    """Passes bytes on between clients and a server, and calls `act` once, at a moment.
+
+    The moment is when `limit` bytes, or messages, have been passed on from the clients or from the server, over all
+    connections; `act` gets the link that carried the last of them.
+    """
+
+    def __init__(self, port, limit, act, *, from_clients, in_messages=False):
+        self._port, self._act = port, act
+        self._left, self._in_messages, self._from_clients = limit, in_messages, from_clients
+        self._lock = threading.Lock()
+        self._threads = []
+        self.links = []
+        self.flows = threading.Event()
+        self.flows.set()
+        self.has_acted = threading.Event()
+        self.passed = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._start(self._accept)
+
+    def close(self):
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.flows.set()
+        self.cut_all(resets=True)
+        for thread in self._threads:
+            thread.join()
+
+    def cut_all(self, *, resets):
+        for link in list(self.links):
+            link.cut(resets=resets)
+
+    def _start(self, work, *arguments):
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(("127.0.0.1", self._port))
+            except OSError:
+                client.close()
+                continue
+            link = Link(client, server)
+            self.links.append(link)
+            self._start(self._pass_on, link, client, server, self._from_clients)
+            self._start(self._pass_on, link, server, client, not self._from_clients)
+
+    def _pass_on(self, link, reads, writes, counts):
+        try:
+            while chunk := reads.recv(CHUNK_BYTES):
+                head = self._count(chunk) if counts else None
+                if head is not None:
+                    writes.sendall(chunk[:head])
+                    self.has_acted.set()
+                    self._act(link)
+                self.flows.wait()
+                writes.sendall(chunk[head or 0 :])
+            writes.shutdown(socket.SHUT_WR)
+        except OSError:
+            link.cut(resets=False)
+
+    def _count(self, chunk):
+        """Return how much of the chunk goes before the moment, None when the moment is not in it."""
+        with self._lock:
+            before, size = self._left, 1 if self._in_messages else len(chunk)
+            self._left -= size
+            self.passed += size
+        if not 0 < before <= size:
+            return None
+        return len(chunk) if self._in_messages else before
+
+
+def port_of(url):
+    return int(re.search(r":(\d+)/", url)[1])
+
+
+def through(proxy, url):
+    return re.sub(r":\d+/", f":{proxy.port}/", url)
+
+
+@contextmanager
+def proxied(replication, side, limit, act, **options):
+    """Put a proxy before one side, whose moment comes after bytes of rows; its URL is in the settings."""
+    url = replication.source_url if side == "source" else replication.target_url
+    with closing(Proxy(port_of(url), limit, act, from_clients=side == "target", **options)) as proxy:
+        yield proxy, DatabaseUrl(through(proxy, url))
+
+
+FIRST_IN_ONE, FIRST_IN_RANGES, MERGE = "a first load in one transaction", "a first load in ranges", "merging batches"
+# A load in ranges has more to go wrong.
+PHASES = (FIRST_IN_ONE, FIRST_IN_RANGES, MERGE, FIRST_IN_RANGES)
+# What a whole run sends to the target, about.
+MESSAGES = {FIRST_IN_ONE: 85, FIRST_IN_RANGES: 180, MERGE: 320}
+
+
+def kill_after(replication, messages, **environment):
+    """Start a run and kill it once it has sent this many messages to the target, unless it has ended by then."""
+    started = threading.Event()
+    process = None
+
+    def kill(_):
+        started.wait()
+        process.kill()
+
+    with proxied(replication, "target", messages, kill, in_messages=True) as (proxy, url):
+        process = start_run(replication, TARGET_DATABASE_URL=url, **environment)
+        started.set()
+        _, stderr = process.communicate(timeout=60)
+        is_killed = proxy.has_acted.is_set()
+    assert process.returncode in ((0, -signal.SIGKILL) if is_killed else (0,)), stderr
+
+
+def change_between_runs(replication, chance):
+    """Write what the next run has to find: silently where the table is read whole, else with its time."""
+    replication.on_source("insert into orders (total, note) values (1, 'meanwhile')")
+    replication.on_source("insert into tags select max(tag_id) + 1, 'meanwhile' from tags")
+    replication.on_source("update tags set label = label || '?' where tag_id %% 7 = %s", chance.randrange(7))
+    if is_there(replication, "raw.orders"):
+        replication.on_source(
+            "update orders set note = note || '?', updated_at = clock_timestamp() where order_id %% 7 = %s",
+            chance.randrange(7),
         )
-    )
-    assert replication.on_target("select count(*) from pg_class where relpersistence = 't'") == [(0,)]
-    assert replication.on_target("select count(*) from pg_locks where locktype = 'advisory'") == [(0,)]
-    assert replication.on_target("select count(*) from etl.runs where status = 'running'") == [(0,)]
+    else:
+        replication.on_source("update orders set note = note || '?' where order_id %% 7 = %s", chance.randrange(7))
+        replication.on_source("delete from orders where order_id %% 97 = %s", chance.randrange(97))
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_run_killed_at_any_moment_loses_nothing_and_doubles_nothing(orders, insert_orders, seed, wait_until):
-    """Half of the kills hit a first load, half a run that merges many batches."""
-    chance = random.Random(seed)
-    tables = str(orders.write_tables("defaults: {batch_rows: 500}\n"))
-    insert_orders(orders.source, 40_000)
-    if seed % 2:
-        orders.run_one("orders")
-        orders.on_source("update orders set note = note || '!', updated_at = clock_timestamp()")
-    process = start_run(orders, ETL_TABLES=tables)
-    wait_until(
-        lambda: (
-            (
-                orders.on_target("select to_regclass('etl.table_runs') is not null") == [(True,)]
-                and orders.on_target("select count(*) from etl.table_runs where status = 'running'") == [(1,)]
-            )
-            or process.poll() is not None
-        )
-    )
-    time.sleep(chance.uniform(0, 0.25))
-    process.kill()
-    process.communicate()
-    unfinished = orders.on_target("select count(*) from etl.runs where status = 'running'")
-    orders.on_source("insert into orders (total, note) values (1, 'meanwhile')")
+@pytest.mark.has_long_form
+def test_a_run_killed_at_any_moment_loses_nothing_and_doubles_nothing(shop, kill, wait_until):
+    """A first load in ranges is killed twice: the second time while it goes on."""
+    chance, phase = random.Random(kill), PHASES[kill % len(PHASES)]
+    environment = {"ETL_TABLES": str(shop.write_tables(BATCHES))}
+    if phase == FIRST_IN_RANGES:
+        environment["ETL_LOAD_RANGE_BLOCKS"] = "8"
+    if phase == MERGE:
+        shop.run()
+        touch_orders(shop)
+    died = 0
+    for part in (1, 2) if phase == FIRST_IN_RANGES else (1,):
+        kill_after(shop, chance.randint(1, MESSAGES[phase] // part), **environment)
+        wait_until(lambda: has_no_sessions(shop))
+        if is_there(shop, "etl.runs"):
+            ((died,),) = shop.on_target("select count(*) from etl.runs where status in ('running', 'died')")
+        change_between_runs(shop, chance)
 
-    finished = orders.command("run", ETL_TABLES=tables)
+    finished = shop.command("run", **environment)
 
     assert finished.returncode == 0, finished.stderr
-    assert_whole(orders, wait_until)
-    assert orders.on_target("select count(*) from etl.runs where status = 'died'") == unfinished
+    assert_whole(shop, wait_until)
+    assert shop.on_target("select count(*) from etl.runs where status = 'died'") == [(died,)]
+
+
+def prepare_phase(shop, phase):
+    """Bring the shop to the start of a phase, and return the settings with which it is played."""
+    if phase == MERGE:
+        shop.run()
+        touch_orders(shop)
+    shop.configure({"defaults": {"batch_rows": 500}})
+    return {"load_range_blocks": 8} if phase == FIRST_IN_RANGES else {}
+
+
+def choose_cut(side, cut):
+    """Return the phase, the byte and the manner of a cut; three in a row play each phase, six each manner of it."""
+    phase = (FIRST_IN_ONE, FIRST_IN_RANGES, MERGE)[cut % 3]
+    return phase, random.Random(f"{side} {cut}").randint(MARGIN_BYTES, COPIED_BYTES), cut % 2 == SIDES.index(side)
+
+
+@pytest.mark.has_long_form
+@pytest.mark.parametrize("side", SIDES)
+def test_a_connection_cut_amid_copy_is_tried_again(shop, side, cut, wait_until):
+    phase, limit, resets = choose_cut(side, cut)
+    changes = prepare_phase(shop, phase)
+
+    with proxied(shop, side, limit, lambda link: link.cut(resets=resets)) as (proxy, url):
+        run = shop.run(**changes, **{f"{side}_url": url})
+
+        assert proxy.has_acted.is_set()
+    assert [table.error for table in run.tables] == [None, None]
+    (retried,) = [event for event in shop.events if event.kind == "table_retried"]
+    assert retried.message.startswith(f"public.{retried.table_name}: the {side} answered: ")
+    assert shop.on_target("select table_name, retries from etl.table_runs where retries > 0") == [
+        (retried.table_name, 1)
+    ]
+    assert_whole(shop, wait_until)
+
+
+@pytest.mark.has_long_form
+def test_when_all_connections_to_the_source_are_cut_all_is_tried_again(shop, cut, wait_until):
+    """The session that holds the snapshot is gone as well: the next attempt takes another one."""
+    phase, limit, resets = choose_cut("source", cut)
+    changes = prepare_phase(shop, phase)
+
+    with proxied(shop, "source", limit, lambda _: proxy.cut_all(resets=resets)) as (proxy, url):
+        run = shop.run(**changes, source_url=url)
+
+        assert proxy.has_acted.is_set()
+    assert [table.error for table in run.tables] == [None, None]
+    assert_whole(shop, wait_until)
+
+
+@pytest.mark.has_long_form
+def test_when_all_connections_to_the_target_are_cut_the_run_stops_and_says_so(shop, cut, wait_until):
+    """The run has lost its lock, so that it must not write any more."""
+    phase, limit, resets = choose_cut("target", cut)
+    changes = prepare_phase(shop, phase)
+
+    with (
+        proxied(shop, "target", limit, lambda _: proxy.cut_all(resets=resets)) as (proxy, url),
+        pytest.raises(UnavailableError, match="the target answered: "),
+    ):
+        shop.run(**changes, target_url=url)
+
+    wait_until(lambda: has_no_sessions(shop))
+    assert shop.on_target("select count(*) from etl.runs where status = 'running'") == [(1,)]
+    shop.run(**changes)
+    assert_whole(shop, wait_until)
+    assert shop.on_target("select count(*) from etl.runs where status = 'died'") == [(1,)]
+
+
+@pytest.mark.has_long_form
+@pytest.mark.parametrize("side", SIDES)
+def test_a_connection_cut_at_any_byte_leaves_a_run_that_succeeds_or_says_why(shop, side, cut, wait_until):
+    """Between the first byte of the first session and the first rows: logging in, the lock, the catalog, the points."""
+    chance = random.Random(f"{side} {cut}")
+    limit, resets = chance.randint(1, 30_000 if side == "source" else 12_000), chance.random() < 0.5
+    with proxied(shop, side, limit, lambda link: link.cut(resets=resets)) as (proxy, url):
+        results, error = run_or_error(shop, **{f"{side}_url": url})
+
+        assert proxy.has_acted.is_set()
+    assert [result.error for result in results if result.status != "succeeded"] == []
+    if error is not None:
+        assert isinstance(error, UnavailableError)
+        assert side in str(error)
+    wait_until(lambda: has_no_sessions(shop))
+    shop.run()
+    assert_whole(shop, wait_until)
+
+
+def run_or_error(replication, **changes):
+    try:
+        return replication.run(**changes).tables, None
+    except EtlError as error:
+        return (), error
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_a_session_terminated_in_mid_run_is_retried(orders, insert_orders, side, wait_until):
-    insert_orders(orders.source, 60_000)
+    insert_orders(orders.source, 15_000)
     tables = str(orders.write_tables("defaults: {batch_rows: 200}\n"))
     orders.run_one("orders")
     orders.on_source("update orders set note = note || '!', updated_at = clock_timestamp()")
@@ -94,6 +415,30 @@ def test_a_session_terminated_in_mid_run_is_retried(orders, insert_orders, side,
     assert "will be tried again" in stderr
     assert orders.on_target("select retries from etl.table_runs where run_id = 2") == [(1,)]
     assert_whole(orders, wait_until)
+
+
+def test_when_the_session_with_the_snapshot_is_gone_the_tables_to_come_are_read_at_another(shop, wait_until):
+    """The tables that were done by then stay so."""
+    ended = []
+
+    def end_snapshot(event):
+        shop.events.append(event)
+        if event.kind == "table_finished" and not ended:
+            ended.extend(
+                shop.on_source(
+                    "select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = 'tidemark' "
+                    "and datname = current_database() order by backend_start limit 1"
+                )
+            )
+
+    run = pipeline.run(replace(shop.settings, parallel_tables=1), observe=end_snapshot)
+
+    assert ended == [(True,)]
+    assert [(table.table_name, table.error, table.retries) for table in run.tables] == [
+        ("orders", None, 0),
+        ("tags", None, 1),
+    ]
+    assert_whole(shop, wait_until)
 
 
 def test_a_second_run_beside_the_first_names_the_holder_and_exits_3(orders):
@@ -155,3 +500,142 @@ def test_an_interrupted_run_says_so_and_frees_its_lock(orders, insert_orders, wa
     assert "Traceback" not in stderr
     orders.run_one("orders")
     assert_whole(orders, wait_until)
+
+
+@contextmanager
+def analyst_on(replication, side):
+    """Another session, in a transaction, which ends with the block at the latest."""
+    url = replication.source_url if side == "source" else replication.target_url
+    with closing(psycopg2.connect(url)) as analyst:
+        yield analyst
+
+
+def execute(connection, statement, *parameters):
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def lock_orders(analyst, side):
+    execute(analyst, f"lock table {'public' if side == 'source' else 'raw'}.orders in access exclusive mode")
+
+
+def blocks_a_run(replication, analyst):
+    """Tell whether a session of ours on the target waits for this one."""
+    return replication.on_target(
+        "select count(*) > 0 from pg_stat_activity where application_name = 'tidemark' and %s = any "
+        "(pg_blocking_pids(pid))",
+        analyst.info.backend_pid,
+    ) == [(True,)]
+
+
+def test_a_deadlock_with_another_session_is_tried_again(shop, wait_until):
+    """The analyst holds a row that the batch comes to, and then wants one that the batch has written."""
+    shop.run()
+    touch_orders(shop)
+    (database,) = shop.on_target("select current_database()")[0]
+    shop.on_target(f"alter database {database} set deadlock_timeout = '2s'")
+    with ThreadPoolExecutor(1) as pool, analyst_on(shop, "target") as analyst:
+        execute(analyst, "set deadlock_timeout = '1min'")  # it is the run that finds the deadlock, and gives way
+        execute(analyst, "select from raw.orders where order_id = 5000 for update")
+        run = pool.submit(shop.run)
+        wait_until(lambda: blocks_a_run(shop, analyst))
+        ((written,),) = execute(
+            analyst,
+            "with free as (select order_id from raw.orders for update skip locked) "
+            "select min(order_id) from raw.orders where order_id not in (select order_id from free)",
+        )
+        assert written is not None
+        execute(analyst, "select from raw.orders where order_id = %s for update", written)
+        analyst.rollback()
+        tables = run.result(timeout=60).tables
+
+    assert [table.error for table in tables] == [None, None]
+    (retried,) = [event.message for event in shop.events if event.kind == "table_retried"]
+    assert retried.startswith("public.orders: the target answered: deadlock detected")
+    assert "SQLSTATE 40P01" in retried
+    assert shop.on_target("select table_name, retries from etl.table_runs where retries > 0") == [("orders", 1)]
+    assert_whole(shop, wait_until)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_lock_that_another_session_holds_for_a_while_is_waited_for(shop, side, wait_until):
+    shop.run()
+    touch_orders(shop)
+    with ThreadPoolExecutor(1) as pool, analyst_on(shop, side) as analyst:
+        lock_orders(analyst, side)
+        run = pool.submit(shop.run, lock_timeout_seconds=0.2)
+        wait_until(lambda: any(event.kind == "table_retried" for event in shop.events))
+        analyst.rollback()
+        tables = run.result(timeout=60).tables
+
+    assert [table.error for table in tables] == [None, None]
+    assert_whole(shop, wait_until)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_lock_that_is_held_on_fails_its_table_and_says_what_to_do(shop, side, wait_until):
+    shop.run()
+    touch_orders(shop)
+    shop.on_source("insert into tags values (0, 'new')")
+    with analyst_on(shop, side) as analyst:
+        lock_orders(analyst, side)
+        failed = shop.command("run", ETL_LOCK_TIMEOUT_SECONDS="0.2", ETL_MAX_ATTEMPTS="2")
+
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    assert f"public.orders: the {side} answered: canceling statement due to lock timeout" in failed.stderr
+    assert f"(SQLSTATE 55P03): see what holds the lock on the {side} in pg_locks" in failed.stderr
+    assert shop.on_target("select table_name, status, retries from etl.table_runs where run_id = 2 order by 1") == [
+        ("orders", "failed", 1),
+        ("tags", "succeeded", 0),
+    ]
+    assert shop.on_target("select label from raw.tags where tag_id = 0") == [("new",)]
+    assert_nothing_left(shop, wait_until)
+    shop.run()
+    assert_whole(shop, wait_until)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_statement_that_takes_too_long_fails_at_once_and_names_the_setting(shop, side, wait_until):
+    shop.run()
+    touch_orders(shop)
+    shop.on_source("insert into tags values (0, 'new')")
+    with analyst_on(shop, side) as analyst:
+        lock_orders(analyst, side)
+        failed = shop.command("run", ETL_LOCK_TIMEOUT_SECONDS="50", ETL_STATEMENT_TIMEOUT_SECONDS="1")
+
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    assert f"public.orders: the {side} answered: canceling statement due to statement timeout" in failed.stderr
+    assert "(SQLSTATE 57014): raise ETL_STATEMENT_TIMEOUT_SECONDS" in failed.stderr
+    assert "tried again" not in failed.stderr
+    assert shop.on_target("select table_name, status, retries from etl.table_runs where run_id = 2 order by 1") == [
+        ("orders", "failed", 0),
+        ("tags", "succeeded", 0),
+    ]
+    assert_nothing_left(shop, wait_until)
+    shop.run()
+    assert_whole(shop, wait_until)
+
+
+def test_runs_beside_one_that_takes_long_name_it_and_exit_3(shop, wait_until):
+    """Three at once: the first is held up, the others give up, and the first succeeds when it can."""
+    shop.run()
+    touch_orders(shop)
+    with analyst_on(shop, "target") as analyst:
+        lock_orders(analyst, "target")
+        first = start_run(shop, ETL_LOCK_TIMEOUT_SECONDS="50")
+        wait_until(lambda: blocks_a_run(shop, analyst))
+        ((holder,),) = shop.on_target("select pid from pg_locks where locktype = 'advisory' and granted")
+        others = [start_run(shop, ETL_LOCK_WAIT_SECONDS="0.2") for _ in range(2)]
+        refusals = [other.communicate(timeout=60)[1] for other in others]
+    _, stderr = first.communicate(timeout=60)
+
+    assert [other.returncode for other in others] == [3, 3]
+    for refusal in refusals:
+        assert f"etl: another run is at work on this target (pid {holder}, user postgres, from 127.0.0.1" in refusal
+        assert "run again once it has ended, or wait longer with ETL_LOCK_WAIT_SECONDS" in refusal
+    assert first.returncode == 0, stderr
+    assert shop.on_target("select run_id, status from etl.runs order by run_id") == [(1, "succeeded"), (2, "succeeded")]
+    assert_whole(shop, wait_until)

@@ -224,8 +224,8 @@ def test_a_table_truncated_after_the_snapshot_is_read_again(orders, monkeypatch)
     export = Source.export_snapshot
     truncated = []
 
-    def export_and_truncate(self):
-        export(self)
+    def export_and_truncate(self, names):
+        export(self, names)
         if not truncated:
             truncated.append(True)
             orders.on_source("truncate orders; insert into orders (total, note) values (1, 'after')")
