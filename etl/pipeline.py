@@ -33,12 +33,22 @@ def run(settings: Settings, table_names: Sequence[str] = (), *, observe: Observe
     A table that fails leaves the others alone. Raises ConfigurationError for wrong names, UnavailableError when
     the run cannot start, LockHeldError when another run is at work.
     """
+    try:
+        return _run(settings, table_names, observe)
+    except TableError as error:  # outside the work on one table, a statement that fails stops the run
+        raise UnavailableError(f"the run cannot go on: {error}", is_transient=error.is_transient) from error
+
+
+def _run(settings: Settings, table_names: Sequence[str], observe: Observer) -> RunResult:
     started = time.monotonic()
     with closing(postgres.connect_target(settings)) as control:
         postgres.refuse_transaction_pooler(control, "target", partial(postgres.connect_target, settings))
         with state.run_lock(control, settings.lock_wait_seconds):
-            types = _start(control)
-            _look_at_source(settings, types, table_names, observe)
+            state.prepare(control)
+            types = target.read_types(control)
+            with Source(settings) as source:
+                source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded
+                _say_what_is_unseen(source, observe)
             run_id = state.begin_run(control)
             attempts = _Attempts(settings, control, run_id, table_names, types, observe)
             error: str | None = "interrupted"
@@ -47,28 +57,10 @@ def run(settings: Settings, table_names: Sequence[str] = (), *, observe: Observe
                 error = _summarize_failures(results)
             except EtlError as failure:
                 error = str(failure)
-                raise _as_unavailable(failure) from failure
+                raise
             finally:
                 _end(control, run_id, error)
     return RunResult(run_id=run_id, seconds=time.monotonic() - started, tables=results)
-
-
-def _start(control: Connection) -> TargetTypes:
-    try:
-        state.prepare(control)
-        return target.read_types(control)
-    except TableError as error:
-        raise UnavailableError(f"the run cannot start: {error}") from error
-
-
-def _look_at_source(settings: Settings, types: TargetTypes, table_names: Sequence[str], observe: Observer) -> None:
-    """Stop before a run is recorded when the source cannot be read, or names are wrong."""
-    try:
-        with Source(settings) as source:
-            source.read_catalog(types, table_names)
-            _say_what_is_unseen(source, observe)
-    except TableError as error:
-        raise UnavailableError(f"the run cannot start: {error}") from error
 
 
 def _say_what_is_unseen(source: Source, observe: Observer) -> None:
@@ -289,11 +281,6 @@ class _Attempts:
             self.results[name] = result
             state.fail_table(self.control, self.run_id, result)
         self.observe(Event(kind="table_finished", table_name=name, result=result))
-
-
-def _as_unavailable(error: EtlError) -> EtlError:
-    """Outside the work on one table, a statement that fails stops the run."""
-    return UnavailableError(str(error)) if isinstance(error, TableError) else error
 
 
 def _expected_rows(task: Task) -> int | None:

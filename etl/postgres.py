@@ -127,7 +127,7 @@ def errors_of(side: str, where: str) -> Iterator[None]:
 def translate(error: psycopg2.Error, side: str, where: str) -> EtlError:
     """Return our error for a driver's: its text, its SQLSTATE, and whether a retry may help."""
     state = error.pgcode
-    text = _one_line(str(error)) or type(error).__name__
+    text = "the connection was lost amid COPY" if _is_lost_in_copy(error) else _one_line(str(error))
     kind = SourceError if side == "source" else TargetError
     if kind is TargetError and _blames_a_row(state):
         kind = RowRefusedError
@@ -135,19 +135,24 @@ def translate(error: psycopg2.Error, side: str, where: str) -> EtlError:
     hint = f": {HINTS[state].format(side=side)}" if state and state in HINTS else ""
     if "row-level security" in text:  # rows that a policy hides would be missed
         hint = f": alter role ... bypassrls on the {side}, or skip the table in tables.yml"
-    return kind(f"{where}: the {side} answered: {text}{label}{hint}", sqlstate=state, is_transient=is_transient(error))
+    return kind(
+        f"{where}: the {side} answered: {text or type(error).__name__}{label}{hint}",
+        sqlstate=state,
+        is_transient=is_transient(error),
+    )
 
 
 def is_transient(error: psycopg2.Error) -> bool:
-    """Tell whether the same statement may succeed later.
-
-    A lost connection has no SQLSTATE; amid COPY it shows as a DatabaseError of no further kind.
-    """
+    """Tell whether the same statement may succeed later; a lost connection has no SQLSTATE."""
     state = error.pgcode
     if state is None:
-        is_lost_in_copy = type(error) is psycopg2.DatabaseError
-        return is_lost_in_copy or isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
+        return _is_lost_in_copy(error) or isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
     return state.startswith(TRANSIENT_CLASSES) or state in TRANSIENT_STATES
+
+
+def _is_lost_in_copy(error: psycopg2.Error) -> bool:
+    """Tell the error that psycopg2 raises when a connection ends amid COPY: of no kind, without SQLSTATE."""
+    return error.pgcode is None and type(error) is psycopg2.DatabaseError
 
 
 def _blames_a_row(state: str | None) -> bool:

@@ -385,6 +385,23 @@ def test_a_connection_cut_at_any_byte_leaves_a_run_that_succeeds_or_says_why(sho
     assert_whole(shop, wait_until)
 
 
+def test_a_run_whose_first_session_on_the_target_is_lost_always_exits_3(orders, wait_until):
+    """Every hundred bytes on the way from taking the lock to the record of the run."""
+    orders.run()
+    errors = []
+    for limit in range(800, 2600, 100):
+        with proxied(orders, "target", limit, lambda link: link.cut(resets=False)) as (proxy, url):
+            errors.append(run_or_error(orders, target_url=url)[1])
+
+            assert proxy.has_acted.is_set()
+    errors = [error for error in errors if error is not None]
+
+    assert len(errors) > 5
+    assert [str(error) for error in errors if error.exit_code != 3] == []
+    orders.run()
+    assert_whole(orders, wait_until)
+
+
 def run_or_error(replication, **changes):
     try:
         return replication.run(**changes).tables, None
