@@ -95,12 +95,16 @@ def refuse_transaction_pooler(connection: Connection, side: str, connect: Callab
     session that we used last, only a pooler in session mode finds our settings again. `connect` opens that session.
     """
     with errors_of(side, "looking for a pooler"), connection.cursor() as cursor:
-        cursor.execute("select pg_catalog.pg_backend_pid()")
-        if cursor.fetchone() == (connection.info.backend_pid,):
+        first = _server_pid(cursor)
+        if first == connection.info.backend_pid:
             return
+        if _server_pid(cursor) != first:  # a pool that takes its server sessions in turn
+            raise _transaction_pooler(side)
         with contextlib.closing(connect()) as other, other.cursor() as holding:
             holding.execute("begin")
             holding.execute("select 1")
+            if _server_pid(cursor) != first:
+                raise _transaction_pooler(side)
             check_session(cursor, side)
 
 
@@ -108,11 +112,21 @@ def check_session(cursor: Cursor, side: str) -> None:
     """Raise UnavailableError when the server session is not the one that was set up."""
     cursor.execute("select pg_catalog.current_setting(%s, true)", (MARK_NAME,))
     if cursor.fetchone() != (MARK,):
-        raise UnavailableError(
-            f"the {side} is reached through a pooler in transaction mode, which loses a session's settings and locks "
-            f"between transactions: point {side.upper()}_DATABASE_URL at the server itself, or at a pool in session "
-            "mode"
-        )
+        raise _transaction_pooler(side)
+
+
+def _server_pid(cursor: Cursor) -> int:
+    cursor.execute("select pg_catalog.pg_backend_pid()")
+    row = cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _transaction_pooler(side: str) -> UnavailableError:
+    return UnavailableError(
+        f"the {side} is reached through a pooler in transaction mode, which loses a session's settings and locks "
+        f"between transactions: point {side.upper()}_DATABASE_URL at the server itself, or at a pool in session mode"
+    )
 
 
 @contextlib.contextmanager

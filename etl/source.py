@@ -123,6 +123,7 @@ class Source:
         self._readers: set[str] = set()  # tables that are still to be read at the snapshot
         self._lock = threading.Lock()
         self.fence_wait_seconds = 0.0
+        self.has_clock = True  # a standby has none before it has replayed a transaction
         self._expires_at = float("inf")
 
     def __enter__(self) -> Source:
@@ -157,6 +158,7 @@ class Source:
         errors: dict[str, EtlError] = {}
         with postgres.errors_of("source", "taking the points"), self._connection.cursor() as cursor:
             instant = self._read_clock(cursor)
+            self.has_clock = instant is not None
             if instant is None:
                 return {}, {}
             for table in tables:
@@ -368,7 +370,7 @@ def check_progress(table: Table, progress: Progress, point: Point | None, source
             f"{progress.system_identifier}, now {source.system_identifier}): point SOURCE_DATABASE_URL at the old "
             f"one, or drop raw.{table.name} to load it anew"
         )
-    if table.watermark is None or progress.watermark is None:
+    if table.watermark is None or progress.watermark is None or not source.has_clock:
         return
     if table.watermark_kind is WatermarkKind.INTEGER:
         _check_integer(table, progress.watermark, point)

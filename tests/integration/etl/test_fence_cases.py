@@ -6,10 +6,11 @@ import json
 import os
 import pwd
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import psycopg2
@@ -18,8 +19,11 @@ from psycopg2 import sql
 
 import etl.source
 from etl import fence
-from etl.local.servers import UNPRIVILEGED_USER, Server, find_binaries, make_private_folder
+from etl.config import DatabaseUrl
+from etl.errors import UnavailableError
+from etl.local.servers import HOST, SUPERUSER, UNPRIVILEGED_USER, Server, find_binaries, make_private_folder
 from etl.model import WatermarkKind
+from tests.integration.etl.test_server_faults import crash, create_database, stop_fast
 
 MAJOR = 16
 # wal_level logical serves physical and logical walsenders alike.
@@ -553,7 +557,8 @@ def test_a_long_logical_replication_stream_does_not_hold_the_watermark(reader, s
     reader.on_source("select pg_create_logical_replication_slot('stream', 'pgoutput')")
 
     def is_streaming():
-        return reader.on_source("select count(*) from pg_stat_replication where state = 'streaming'") == [(1,)]
+        streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
+        return reader.on_source(f"{streaming} and application_name = 'pg_recvlogical'") == [(1,)]
 
     try:
         with open_program(
@@ -668,3 +673,519 @@ def test_status_tells_the_watermark_its_lag_its_holders_and_the_rows_rejected(or
     )
     assert (after["holders"], after["points_waiting"]) == ([], 0)
     assert after["watermark"] > watermark
+
+
+# --- A standby as source ---
+
+
+@pytest.fixture
+def replay(orders, standby_server, wait_until):
+    """A function that waits until the standby has replayed all that its primary has written."""
+
+    def has_replayed(position):
+        with closing(psycopg2.connect(standby_server.url())) as session, session.cursor() as cursor:
+            cursor.execute("select pg_last_wal_replay_lsn() >= %s::pg_lsn", (position,))
+            return cursor.fetchone()[0]
+
+    def wait_for_replay():
+        ((position,),) = orders.on_source("select pg_current_wal_lsn()")
+        wait_until(lambda: has_replayed(position))
+
+    return wait_for_replay
+
+
+@pytest.fixture
+def standby(orders, standby_server, target_url, replicate_between, replay):
+    """The replication from the standby; `orders` writes on its primary. One table of each kind of watermark."""
+    make_events(orders, "generated always as identity")
+    orders.on_source("insert into events (note) select '' from generate_series(1, 5)")
+    orders.on_source("create table tags (tag_id int primary key, label text); insert into tags values (1, 'one')")
+    replay()
+    return replicate_between(standby_server.url(orders.source.info.dbname), target_url)
+
+
+EVENTS_BY_NUMBER = {"watermark": "event_id"}
+LOOKBACKS = {"orders": LOOKBACK, "events": {**EVENTS_BY_NUMBER, "lookback_rows": 10}}
+
+
+def test_a_standby_as_source_is_refused_table_by_table_until_a_lookback_is_declared(standby):
+    standby.configure({"tables": {"events": EVENTS_BY_NUMBER}})
+
+    events, by_time, tags = standby.run().tables
+    tables = standby.on_target("select tablename from pg_tables where schemaname = 'raw'")
+    watermarks = standby.on_target("select table_name from etl.watermarks where watermark is not null")
+    standby.configure({"tables": {"orders": LOOKBACK, "events": EVENTS_BY_NUMBER}})
+    statuses = [table.status for table in standby.run().tables]
+
+    assert (events.status, by_time.status, tags.status) == ("failed", "failed", "succeeded")
+    for error, name in ((events.error, "lookback_rows"), (by_time.error, "lookback_seconds")):
+        assert "the source is a standby" in error
+        assert f"declare in tables.yml with {name} how far rows can come late" in error
+        assert "point SOURCE_DATABASE_URL at the primary" in error
+    assert (tables, watermarks) == ([("tags",)], [])
+    assert statuses == ["failed", "succeeded", "succeeded"]
+    assert_equal(standby, "orders", "tags")
+
+
+def test_a_run_says_that_its_source_is_a_standby(standby, orders):
+    standby.configure({"tables": LOOKBACKS})
+
+    standby.run()
+    orders.run("tags")
+
+    (notice,) = [notice for notice in notices_of(standby) if "standby" in notice]
+    assert notice == "the source is a standby: rows that come later than the declared lookback are missed"
+    assert not [notice for notice in notices_of(orders) if "standby" in notice]
+
+
+def test_rows_committed_on_the_primary_arrive_through_its_standby(standby, orders, replay):
+    standby.configure({"tables": LOOKBACKS})
+    standby.run()
+    add_order(orders.source, "another")
+    orders.on_source("update orders set note = 'changed', updated_at = now() where order_id = 7")
+    add_event(orders.source)
+    orders.on_source("insert into tags values (2, 'two')")
+    replay()
+
+    for table_name in ("orders", "events", "tags"):
+        standby.run_one(table_name)
+
+    assert has_order(standby, "another")
+    assert has_order(standby, "changed")
+    assert_equal(standby, "orders", "events", "tags")
+    assert_equal(orders, "orders", "events", "tags")
+
+
+def test_a_row_committed_late_on_the_primary_arrives_within_the_lookback(standby, orders, replay, open_session):
+    standby.configure({"tables": LOOKBACKS})
+    writer = open_session(orders)
+    add_order(writer, "late")
+    number = add_event(writer)
+    with writer.cursor() as cursor:
+        cursor.execute("select updated_at from orders where note = 'late'")
+        (stamped,) = cursor.fetchone()
+    add_order(orders.source, "younger")
+    younger = add_event(orders.source)
+    replay()
+    standby.run()
+    passed_by = dt.datetime.fromisoformat(watermarks_of(standby, "orders")[0])
+    passed_by_number = watermarks_of(standby, "events")[0]
+    during = has_order(standby, "late")
+
+    writer.commit()
+    replay()
+    standby.run_one("orders")
+    standby.run_one("events")
+
+    assert not during
+    assert passed_by > stamped
+    assert passed_by_number == str(younger) > str(number)
+    assert has_order(standby, "late")
+    assert_equal(standby, "orders", "events")
+
+
+def test_a_standby_that_replays_later_than_its_lookback_misses_nothing(standby, orders, replay, wait_until):
+    standby.configure({"tables": {"orders": {"lookback_seconds": 1}}})
+    standby.run_one("orders")
+    standby.on_source("select pg_wal_replay_pause()")
+    try:
+        wait_until(lambda: standby.on_source("select pg_get_wal_replay_pause_state()") == [("paused",)])
+        add_order(orders.source, "delayed")
+        is_older = "select now() - updated_at > interval '1.5 seconds' from orders where note = 'delayed'"
+        wait_until(lambda: orders.on_source(is_older) == [(True,)])
+        standby.run_one("orders")
+        during = has_order(standby, "delayed")
+    finally:
+        standby.on_source("select pg_wal_replay_resume()")
+    replay()
+    standby.run_one("orders")
+
+    assert not during
+    assert has_order(standby, "delayed")
+    assert_equal(standby, "orders")
+
+
+def test_a_standby_that_has_replayed_no_transaction_since_its_start_serves(
+    standby, orders, standby_server, replay, replicate_between, wait_until
+):
+    standby.configure({"tables": LOOKBACKS})
+    standby.run()
+    add_event(orders.source)
+
+    def restart():
+        """Start from a restartpoint behind the last commit; a commit of autovacuum may come after it."""
+        execute_all(orders.source, ["checkpoint"])
+        replay()
+        with closing(psycopg2.connect(standby_server.url())) as session:
+            session.autocommit = True
+            execute_all(session, ["checkpoint"])
+        stop_fast(standby_server, wait_until)
+        standby_server.start()
+        return replicate_between(standby.source_url, standby.target_url)
+
+    wait_until(lambda: restart().on_source("select pg_last_xact_replay_timestamp()") == [(None,)])
+    again = replicate_between(standby.source_url, standby.target_url)
+    again.settings = standby.settings
+    for table_name in ("orders", "events", "tags"):
+        again.run_one(table_name)
+
+    assert_equal(again, "orders", "events", "tags")
+
+
+# --- A restart of the source ---
+
+
+@pytest.fixture
+def restartable(restartable_server, target_url, replicate_between, create_orders):
+    """A replication of the orders whose source can be restarted; it has run once."""
+    found = replicate_between(create_database(restartable_server), target_url)
+    create_orders(found, 1000)
+    found.run_one("orders")
+    return found
+
+
+@pytest.fixture(params=[stop_fast, crash])
+def restart(request, restartable_server, replicate_between, wait_until):
+    """A function that restarts the source, stopped fast or immediately, and returns a replication like the former."""
+
+    def restart_and_connect(former):
+        request.param(restartable_server, wait_until)
+        restartable_server.start()
+        return replicate_between(former.source_url, former.target_url)
+
+    return restart_and_connect
+
+
+def test_after_a_restart_of_the_source_the_points_that_a_transaction_held_settle(restartable, open_session, restart):
+    before = watermarks_of(restartable)[0]
+    add_order(open_session(restartable), "open")
+    add_order(restartable.source, "younger")
+    restartable.run_one("orders")
+    held, _, points = watermarks_of(restartable)
+
+    again = restart(restartable)
+    add_order(again.source, "after")
+    again.run_one("orders")
+
+    assert held == before
+    assert len(points) == 1
+    watermark, _, points = watermarks_of(again)
+    assert watermark > held
+    assert points == []
+    assert [has_order(again, note) for note in ("open", "younger", "after")] == [False, True, True]
+    assert_equal(again, "orders")
+
+
+def virtual_id_of(session):
+    """Return the virtual id of the session's present transaction: the number of its place, and a count."""
+    with session.cursor() as cursor:
+        cursor.execute("select virtualxid from pg_locks where pid = pg_backend_pid() and locktype = 'virtualxid'")
+        place, number = cursor.fetchone()[0].split("/")
+    return int(place), int(number)
+
+
+def test_a_transaction_that_has_the_id_of_one_before_the_restart_does_not_hold_its_points(
+    restartable, open_session, restart
+):
+    # Behind others, where neither a background process nor the next start's own sessions come first.
+    *_, writer = (open_session(restartable) for _ in range(10))
+    while virtual_id_of(writer)[1] < 100:
+        writer.rollback()
+    add_order(writer, "open")
+    place, number = virtual_id_of(writer)
+    add_order(restartable.source, "younger")
+    restartable.run_one("orders")
+    (held,) = watermarks_of(restartable)[2]
+
+    again = restart(restartable)
+    reader = open_session(again)
+    while virtual_id_of(reader)[0] < place:
+        reader = open_session(again)
+    while virtual_id_of(reader)[1] < number:
+        reader.rollback()
+    same = virtual_id_of(reader)
+    again.run_one("orders")
+    watermark, _, points = watermarks_of(again)
+
+    assert f"{place}/{number}" in held["transactions"]
+    assert same == (place, number)
+    assert watermark == held["value"]
+    assert len(points) == 1
+    assert_equal(again, "orders")
+
+
+def test_a_prepared_transaction_survives_a_restart_of_the_source_and_still_holds(restartable, open_session, restart):
+    held = watermarks_of(restartable)[0]
+    preparer = open_session(restartable, autocommit=True)
+    execute_all(preparer, ["begin", INSERT.format("prepared"), "prepare transaction 'survivor'"])
+    add_order(restartable.source, "younger")
+    restartable.run_one("orders")
+
+    again = restart(restartable)
+    add_order(again.source, "after")
+    again.run_one("orders")
+    prepared = again.on_source("select gid from pg_prepared_xacts")
+    during, _, points = watermarks_of(again)
+    has_fresh = has_order(again, "after")
+    again.on_source("commit prepared 'survivor'")
+    again.run_one("orders")
+
+    assert prepared == [("survivor",)]
+    assert during == held
+    assert len(points) == 2
+    assert has_fresh
+    assert has_order(again, "prepared")
+    assert watermarks_of(again)[0] > held
+    assert watermarks_of(again)[2] == []
+    assert_equal(again, "orders")
+
+
+# --- Rows without watermark ---
+
+
+def make_notes(replication, rows):
+    """Make a table whose watermark may be NULL, with this many rows that have one."""
+    replication.on_source("create table notes (note_id int primary key, note text, updated_at timestamptz)")
+    replication.on_source("create index on notes (updated_at)")
+    replication.on_source("insert into notes select n, 'note', now() from generate_series(1, %s) as n", rows)
+
+
+@pytest.mark.parametrize("config", [{}, {"null_watermarks": "read"}, {"null_watermarks": "read", "batch_rows": 2}])
+def test_rows_without_watermark_are_read_every_run(replication, config):
+    make_notes(replication, 5)
+    replication.on_source("insert into notes select n, 'unmarked' from generate_series(6, 10) as n")
+    replication.configure({"tables": {"notes": config}})
+    replication.run_one("notes")
+
+    replication.on_source("update notes set note = 'changed' where note_id in (6, 10)")
+    replication.on_source("update notes set updated_at = null, note = 'lost its watermark' where note_id = 1")
+    replication.on_source("update notes set updated_at = now(), note = 'has one now' where note_id = 7")
+    replication.on_source("insert into notes values (11, 'another')")
+    first = replication.run_one("notes").counts
+    arrived = replication.rows("notes")
+    replication.on_source("update notes set note = 'changed again' where note_id = 8")
+    second = replication.run_one("notes").counts
+
+    assert (first.inserted, first.updated) == (1, 4)
+    assert arrived[0] == arrived[1]
+    assert (second.inserted, second.updated) == (0, 1)
+    assert_equal(replication, "notes")
+
+
+REFUSE = {"tables": {"notes": {"null_watermarks": "refuse"}}}
+
+
+def test_rows_without_watermark_can_be_refused_before_the_first_load(replication):
+    make_notes(replication, 5)
+    replication.on_source("insert into notes values (6, 'unmarked')")
+    replication.configure(REFUSE)
+
+    error = failure_of(replication, "notes")
+    table = replication.on_target("select to_regclass('raw.notes')")
+    replication.configure({"tables": {"notes": {"null_watermarks": "read"}}})
+    replication.run_one("notes")
+
+    assert error == (
+        'column "updated_at" of public.notes is NULL in some rows, which null_watermarks: refuse forbids: fill it on '
+        "the source and declare it NOT NULL, or set null_watermarks: read in tables.yml"
+    )
+    assert table == [(None,)]
+    assert_equal(replication, "notes")
+
+
+def test_a_table_that_refuses_rows_without_watermark_runs_while_it_has_none(replication):
+    make_notes(replication, 5)
+    replication.configure(REFUSE)
+    replication.run_one("notes")
+    replication.on_source("insert into notes values (6, 'marked', now())")
+    replication.run_one("notes")
+    before = watermarks_of(replication, "notes"), replication.rows("notes")
+    replication.on_source("insert into notes values (7, 'marked', now()), (8, 'unmarked', null)")
+
+    error = failure_of(replication, "notes")
+    after = watermarks_of(replication, "notes"), replication.rows("notes")
+    replication.on_source("update notes set updated_at = now() where updated_at is null")
+    replication.on_source("alter table notes alter updated_at set not null")
+    replication.run_one("notes")
+
+    assert "fill it on the source and declare it NOT NULL" in error
+    assert after[0] == before[0]
+    assert after[1][1] == before[1][1] == before[1][0]
+    assert_equal(replication, "notes")
+
+
+# --- A watermark column without index ---
+
+
+@pytest.mark.parametrize(
+    ("name", "partitioning"),
+    [("notes", ""), ('Odd "Notes"', ""), ("notes", "partition by range (note_id)")],
+)
+def test_a_watermark_without_index_is_noticed_until_the_statement_of_the_notice_is_run(replication, name, partitioning):
+    table = sql.Identifier(name).as_string(replication.source)
+    replication.on_source(
+        f"create table {table} (note_id int primary key, updated_at timestamptz not null default now()) {partitioning}"
+    )
+    if partitioning:
+        replication.on_source(f"create table part partition of {table} for values from (0) to (100)")
+    # Neither of these finds the rows from a watermark on.
+    replication.on_source(f"create index on {table} (note_id, updated_at)")
+    replication.on_source(f"create index on {table} (updated_at) where note_id > 50")
+    replication.on_source(f"insert into {table} values (1)")
+
+    replication.run_one(name)
+    (notice,) = notices_of(replication)
+    replication.on_source(remedy_in(notice))
+    replication.events.clear()
+    replication.on_source(f"insert into {table} values (2)")
+    replication.run_one(name)
+
+    concurrently = "" if partitioning else "concurrently "
+    assert notice == (
+        f'column "updated_at" of public.{name}, its watermark, has no index: the whole table is searched each run; '
+        f'run on the source: create index {concurrently}on "public".{table} ("updated_at")'
+    )
+    assert notices_of(replication) == []
+    assert_equal(replication, name)
+
+
+# --- Another cluster ---
+
+
+def test_another_source_cluster_stops_its_tables_and_nothing_is_written(
+    orders, restartable_server, replicate_between, create_orders
+):
+    make_tags = "create table tags (tag_id int primary key, label text); insert into tags values (1, '{}')"
+    orders.on_source(make_tags.format("usual"))
+    orders.run()
+    other = replicate_between(create_database(restartable_server), orders.target_url)
+    create_orders(other, 1500)
+    other.on_source("update orders set note = 'other', updated_at = now()")
+    other.on_source(make_tags.format("other"))
+    state = "select table_name, watermark, as_of, points, system_identifier, run_id from etl.watermarks order by 1"
+    before = orders.on_target(state), orders.rows("orders"), orders.rows("tags")
+
+    by_time, tags = other.run().tables
+    after = orders.on_target(state), orders.rows("orders"), orders.rows("tags")
+    add_order(orders.source, "back")
+    orders.run_one("orders")
+    orders.run_one("tags")
+    has_gone_on = has_order(orders, "back")
+    orders.on_target("drop table raw.orders")
+    other.run_one("orders")
+
+    identifiers = [one.on_source("select system_identifier from pg_control_system()")[0][0] for one in (orders, other)]
+    for table in (by_time, tags):
+        assert table.status == "failed"
+        assert (
+            f"the watermark was taken on another source cluster (system identifier {identifiers[0]}, "
+            f"now {identifiers[1]}): point SOURCE_DATABASE_URL at the old one, or drop raw.{table.table_name} "
+            "to load it anew"
+        ) in table.error
+    assert after == before
+    assert has_gone_on
+    assert_equal(other, "orders")
+
+
+# --- Poolers ---
+
+
+@contextmanager
+def open_pooler(server: Server, port: int, pool_mode: str, *more: str) -> Iterator[None]:
+    """Run PgBouncer in front of a server, with the server's own password."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        pytest.skip("the program pgbouncer is not installed")
+    users = server.folder / f"pgbouncer_{port}.txt"
+    users.write_text(f'"{SUPERUSER}" "{server.password()}"\n')
+    settings = server.folder / f"pgbouncer_{port}.ini"
+    lines = [
+        "[databases]",
+        f"* = host={HOST} port={server.port}",
+        "[pgbouncer]",
+        f"listen_addr = {HOST}",
+        f"listen_port = {port}",
+        "unix_socket_dir =",
+        "auth_type = scram-sha-256",
+        f"auth_file = {users}",
+        f"pool_mode = {pool_mode}",
+        *more,
+    ]
+    settings.write_text("\n".join(lines) + "\n")
+    with open_as_nobody([program, str(settings)]):
+        yield
+
+
+@pytest.fixture(params=["source", "target"])
+def pool(request, orders, source_server, target_server, free_port, wait_until):
+    """A function that puts a pooler of some mode before one side of the orders, and returns the change of settings."""
+    side = request.param
+    server = {"source": source_server, "target": target_server}[side]
+    direct = {"source": orders.source_url, "target": orders.target_url}[side]
+
+    def is_ready(url):
+        try:
+            psycopg2.connect(url).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    with ExitStack() as poolers:
+
+        def put_pooler_before(pool_mode, *more):
+            port = free_port()
+            poolers.enter_context(open_pooler(server, port, pool_mode, *more))
+            url = direct.replace(f":{server.port}/", f":{port}/")
+            wait_until(lambda: is_ready(url))
+            return {f"{side}_url": DatabaseUrl(url)}
+
+        yield put_pooler_before
+
+
+def test_a_pooler_in_transaction_mode_is_refused_with_the_reason(orders, pool):
+    through_pooler = pool("transaction")
+    (side,) = (name.removesuffix("_url") for name in through_pooler)
+
+    errors = []
+    for _ in range(3):  # the pool keeps the sessions of the attempts before
+        with pytest.raises(UnavailableError) as refusal:
+            orders.run(**through_pooler)
+        errors.append(refusal.value)
+
+    assert {str(error) for error in errors} == {
+        f"the {side} is reached through a pooler in transaction mode, which loses a session's settings and locks "
+        f"between transactions: point {side.upper()}_DATABASE_URL at the server itself, or at a pool in session mode"
+    }
+    assert not any(error.is_transient for error in errors)
+    assert orders.on_target("select to_regclass('raw.orders')") == [(None,)]
+    orders.run_one("orders")
+    assert_equal(orders, "orders")
+
+
+@pytest.mark.parametrize("sessions", range(2, 7))
+def test_a_pooler_that_takes_its_sessions_in_turn_is_refused_with_any_number_of_them(orders, pool, sessions):
+    through_pooler = pool("transaction", "server_round_robin = 1")
+    (url,) = through_pooler.values()
+    with ExitStack() as opened:
+        clients = [opened.enter_context(closing(psycopg2.connect(url))) for _ in range(sessions)]
+        for client in clients:
+            execute_all(client, ["select 1"])
+        for client in clients:
+            client.commit()
+
+    with pytest.raises(UnavailableError, match="a pooler in transaction mode"):
+        orders.run(**through_pooler)
+
+    assert orders.on_target("select to_regclass('raw.orders')") == [(None,)]
+
+
+def test_a_pooler_in_session_mode_serves(orders, pool):
+    through_pooler = pool("session")
+
+    orders.run_one("orders", **through_pooler)
+    add_order(orders.source, "another")
+    orders.run_one("orders", **through_pooler)
+
+    assert has_order(orders, "another")
+    assert watermarks_of(orders)[2] == []
+    assert_equal(orders, "orders")
