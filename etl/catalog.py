@@ -14,6 +14,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_type
 from etl.config import TablesConfig
+from etl.delete_gate import Counters
 from etl.errors import ConfigurationError
 from etl.model import Column, Table, WatermarkKind
 from etl.statements import META_COLUMNS
@@ -111,6 +112,19 @@ LIST_TYPES = """
     from used as u
     join pg_catalog.pg_type as t on t.oid = u.oid
 """
+READ_COUNTERS = f"""
+    select t.oid, sum(pg_catalog.pg_stat_get_tuples_inserted(l.oid)), sum(pg_catalog.pg_stat_get_tuples_updated(l.oid)),
+        sum(pg_catalog.pg_stat_get_tuples_deleted(l.oid)),
+        (
+            select pg_catalog.concat_ws(' ', d.stats_reset, w.stats_reset)
+            from pg_catalog.pg_stat_database as d, pg_catalog.pg_stat_bgwriter as w
+            where d.datname = pg_catalog.current_database()
+        ),
+        pg_catalog.pg_postmaster_start_time(), pg_catalog.clock_timestamp()
+    from unnest(%s::oid[]) as t (oid)
+    cross join lateral ({LEAVES.format(oid="t.oid")}) as l
+    group by t.oid
+"""
 KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
 
@@ -199,6 +213,26 @@ def read_block_counts(cursor: Cursor, oid: int) -> list[int]:
         {"oid": oid},
     )
     return [int(row[0] or 0) for row in cursor]
+
+
+def read_counters(cursor: Cursor, tables: Sequence[Table]) -> dict[str, Counters]:
+    """Return what the server has counted of each table, summed over its partitions."""
+    cursor.execute(READ_COUNTERS, ([table.oid for table in tables],))
+    found = {row[0]: row[1:] for row in cursor}
+    return {
+        table.name: Counters(
+            inserted=int(inserted),
+            updated=int(updated),
+            deleted=int(deleted),
+            filenodes=table.filenodes,
+            stats_reset=stats_reset,
+            server_started_at=server_started_at,
+            listed_at=listed_at,
+        )
+        for table in tables
+        if table.oid in found
+        for inserted, updated, deleted, stats_reset, server_started_at, listed_at in [found[table.oid]]
+    }
 
 
 def _choose(found: Mapping[str, _Relation], config: TablesConfig, names: Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """The command line: arguments, progress, results and exit codes. The only floor that prints.
 
 Exit codes: 0 every table succeeded (run) or is equal (verify); 1 a table failed or differs; 2 wrong usage or
-configuration; 3 the command could not run. Status and progress go to standard error, results to standard output.
+configuration; 3 the command could not run, or a table not be compared. Status and progress go to standard error,
+results to standard output.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from typing import Any
 from etl import pipeline
 from etl.config import Settings, load_settings
 from etl.errors import EtlError
-from etl.model import RunResult
+from etl.model import RunOptions, RunResult
 from etl.progress import choose_progress, print_aligned, result_record
 from etl.source import Holder
 from etl.status import TableStatus, read_status
-from etl.verify import Comparison, verify
+from etl.verify import Comparison, describe, verify
 
 SECONDS_PER_MINUTE = 60
 INTERRUPTED = 130  # as shells report a process that SIGINT ended
+WHERE = {"missing": "missing in raw", "extra": "in raw only", "changed": "not the same"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,10 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def execute_run(settings: Settings, table_names: Sequence[str] = (), *, log_format: str = "text") -> RunResult:
+def execute_run(
+    settings: Settings,
+    table_names: Sequence[str] = (),
+    *,
+    log_format: str = "text",
+    options: RunOptions | None = None,
+) -> RunResult:
     """Replicate with progress on standard error; raises EtlError as `pipeline.run` does."""
     with choose_progress(log_format) as display:
-        return pipeline.run(settings, table_names, observe=display)
+        return pipeline.run(settings, table_names, observe=display, options=options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,6 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="replicate what changed", description="Replicate what changed.")
     run.add_argument("tables", nargs="*", metavar="TABLE", help="tables to replicate (default: all configured)")
+    run.add_argument(
+        "--allow-deletes",
+        action="store_true",
+        help="confirm that more rows are gone from the source than max_delete_fraction",
+    )
+    run.add_argument(
+        "--reconcile", action="store_true", help="look for deleted rows also where the source counted none"
+    )
     run.add_argument("--log-format", choices=("text", "json"), default="text", help="progress as text or JSON lines")
     run.add_argument("--json", action="store_true", help="print the result as JSON")
     run.set_defaults(command=_run)
@@ -65,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(command=_status)
     compare = commands.add_parser("verify", help="compare source and raw by content")
     compare.add_argument("tables", nargs="*", metavar="TABLE", help="tables to compare (default: all configured)")
+    compare.add_argument("--repair", action="store_true", help="load again what differs, and compare once more")
+    compare.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="progress as text or JSON lines"
+    )
     compare.add_argument("--json", action="store_true", help="print the result as JSON")
     compare.set_defaults(command=_verify)
     return parser
@@ -72,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
-    result = execute_run(load_settings(), arguments.tables, log_format=arguments.log_format)
+    options = RunOptions(allow_deletes=arguments.allow_deletes, reconcile=arguments.reconcile)
+    result = execute_run(load_settings(), arguments.tables, log_format=arguments.log_format, options=options)
     if arguments.json:
         tables = [result_record(table) for table in result.tables]
         print(json.dumps({"run_id": result.run_id, "seconds": round(result.seconds, 3), "tables": tables}))
@@ -124,28 +145,27 @@ def _duration(seconds: float | None) -> str:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    comparisons = verify(load_settings(), arguments.tables)
+    with choose_progress(arguments.log_format) as display:
+        comparisons = verify(load_settings(), arguments.tables, observe=display, is_repair=arguments.repair)
     if arguments.json:
-        print(json.dumps([dataclasses.asdict(comparison) for comparison in comparisons]))
+        print(json.dumps([{**dataclasses.asdict(found), "is_equal": found.is_equal} for found in comparisons]))
     else:
-        rows = [
-            (found.table_name, f"{found.source_rows:,}", f"{found.raw_rows:,}", _verdict(found))
-            for found in comparisons
-        ]
-        print_aligned(("table", "source rows", "raw rows", "verdict"), rows)
+        _print_comparisons(comparisons)
     if any(comparison.error for comparison in comparisons):
         return 3
     return 0 if all(comparison.is_equal for comparison in comparisons) else 1
 
 
-def _verdict(comparison: Comparison) -> str:
-    if comparison.error:
-        return comparison.error
-    if comparison.is_equal:
-        return "equal"
-    if comparison.raw_rows > comparison.source_rows:
-        return "different: raw holds rows that the source has no more"
-    return "different: run `etl run` for what changed since"
+def _print_comparisons(comparisons: Sequence[Comparison]) -> None:
+    rows = [
+        (found.table_name, f"{found.source_rows:,}", f"{found.raw_rows:,}", describe(found)) for found in comparisons
+    ]
+    print_aligned(("table", "source rows", "raw rows", "verdict"), rows)
+    for found in comparisons:
+        for example in found.examples:
+            key = ", ".join(f"{name} = {value}" for name, value in example.key.items())
+            columns = f": {', '.join(example.columns)}" if example.columns else ""
+            print(f"{found.table_name}: {key} is {WHERE[example.kind]}{columns}")
 
 
 def _interrupt(_signal: int, _frame: FrameType | Any) -> None:

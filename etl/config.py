@@ -202,6 +202,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
+def _is_fraction(value: Any) -> bool:
+    return _is_number(value) and value <= 1
+
+
 _Fields = Mapping[str, tuple[Callable[[Any], bool], str]]
 _BOOLEAN = (lambda value: isinstance(value, bool)), "true or false"
 _MAPPING = (lambda value: value is None or isinstance(value, dict)), "a mapping"
@@ -211,6 +215,9 @@ _DEFAULT_FIELDS: _Fields = {
     "lookback_seconds": (_is_number, "a number of seconds, 0 or more"),
     "lookback_rows": (_is_count_or_zero, "a whole number of 0 or more"),
     "deletes": _one_of(*DELETES),
+    "max_delete_fraction": (_is_fraction, "a number from 0 to 1"),
+    "reconcile_every_hours": (_is_number, "a number of hours, 0 or more"),
+    "tombstone_days": ((lambda value: value is None or _is_number(value)), "a number of days, 0 or more, or null"),
     "on_schema_change": _one_of(*ON_SCHEMA_CHANGE),
     "batch_rows": (_is_count, "a whole number of 1 or more"),
     "max_rejected_rows": (_is_count_or_zero, "a whole number of 0 or more"),

@@ -39,7 +39,7 @@ def merge_changes(
     for part in (*earlier, last):
         window: Window | None = part
         while window is not None:
-            window = _merge_window(reader, writer, window, final if part is last else None, on_commit)
+            window = merge_window(reader, writer, window, on_commit, final=final if part is last else None)
             if window is not None and source.is_expired:
                 outcome = _cut(reader, writer, before, final, window)
                 if outcome is not None:
@@ -47,10 +47,18 @@ def merge_changes(
     return Outcome(progress=final)
 
 
-def _merge_window(
-    reader: Reader, writer: Writer, window: Window, final: Progress | None, on_commit: Callable[[Counts], None]
+def merge_window(
+    reader: Reader,
+    writer: Writer,
+    window: Window,
+    on_commit: Callable[[Counts], None],
+    *,
+    final: Progress | None = None,
 ) -> Window | None:
-    """Merge one batch in one transaction; return the window of the next one, None when this part is done."""
+    """Merge one batch in one transaction; return the window of the next one, None when this part is done.
+
+    The last batch of a part stores `final`, and forgets the rejects among its keys that it has not refused again.
+    """
     with writer.open_batch() as batch:
         is_full = _merge(reader, batch, writer.table, window).read == window.limit
         if not is_full and window.keys is not None:

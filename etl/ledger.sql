@@ -1,4 +1,4 @@
--- What the target remembers between runs, in version 2. Each statement may be repeated on an older version.
+-- What the target remembers between runs, in version 3. Each statement may be repeated on an older version.
 create schema if not exists raw;
 create schema if not exists etl;
 
@@ -87,5 +87,19 @@ comment on column etl.rejected_rows.key is 'The values of the primary key, a JSO
 comment on column etl.rejected_rows.row_text is 'The row in COPY text format; what is not ASCII is escaped.';
 comment on column etl.rejected_rows.run_id is 'The last run that tried the row.';
 
+create table if not exists etl.reconciliations (
+    table_name text primary key,
+    rows_inserted bigint not null,
+    rows_updated bigint not null,
+    rows_deleted bigint not null,
+    filenodes text not null,
+    stats_reset text not null,
+    server_started_at timestamptz not null,
+    listed_at timestamptz not null,
+    run_id bigint not null references etl.runs
+);
+comment on table etl.reconciliations is
+    'What the source counted of a table before the snapshot at which its keys were last known to equal those of raw.';
+
 -- The last statement: what it says is how a later run knows that all of the above is there.
-comment on table etl.runs is 'Ledger version 2. One row per run; runs are serial, ids are allotted under the run lock.';
+comment on table etl.runs is 'Ledger version 3. One row per run; runs are serial, ids are allotted under the run lock.';

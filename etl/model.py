@@ -24,7 +24,10 @@ class TableConfig:
     null_watermarks: str = "read"  # or "refuse"
     lookback_seconds: float = 0.0  # read again behind a watermark that is a time
     lookback_rows: int = 0  # read again behind a watermark that is an integer
-    deletes: str = "reconcile"
+    deletes: str = "reconcile"  # or "none"
+    max_delete_fraction: float = 0.3  # of a table's rows, in one run
+    reconcile_every_hours: float = 24.0  # also when the source counts no deletes
+    tombstone_days: float | None = None  # then tombstones that dbt has read are purged; None keeps them
     on_schema_change: str = "evolve"
     batch_rows: int = 50_000
     max_rejected_rows: int = 100
@@ -120,6 +123,15 @@ class Progress:
         """The source's clock at the newest point taken so far."""
         known = [instant for instant in (self.as_of, *(point.as_of for point in self.points)) if instant]
         return max(known, default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a person asks of one run, beyond what is configured."""
+
+    allow_deletes: bool = False  # confirms that more rows than max_delete_fraction are gone
+    reconcile: bool = False  # also tables of which the source has counted no deletes
+    full_refresh: bool = False  # load the tables anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +245,8 @@ class RunResult:
 class Event:
     """Something a person watching the run wants to see."""
 
-    kind: str  # "notice", "table_started", "batch_committed", "table_continued", "table_retried", "table_finished"
+    kind: str  # "notice", "table_started", "batch_committed", "table_continued", "table_retried", "table_finished",
+    # "table_compared"
     table_name: str | None = None
     message: str = ""
     estimated_rows: int | None = None

@@ -21,13 +21,20 @@ from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attem
 from etl import postgres, state, target
 from etl.column_types import TargetTypes
 from etl.config import Settings
+from etl.delete_gate import Counters, why_reconcile
 from etl.errors import EtlError, TableError, UnavailableError
-from etl.model import Counts, Event, Outcome, Position, Progress, RunResult, Table, TableResult
+from etl.model import Counts, Event, Outcome, Position, Progress, RunOptions, RunResult, Table, TableResult
 from etl.replicate import Observer, Task, replicate_table
 from etl.source import Source
 
 
-def run(settings: Settings, table_names: Sequence[str] = (), *, observe: Observer) -> RunResult:
+def run(
+    settings: Settings,
+    table_names: Sequence[str] = (),
+    *,
+    observe: Observer,
+    options: RunOptions | None = None,
+) -> RunResult:
     """Replicate the configured tables, or those named, and return what was done.
 
     A table that fails leaves the others alone. Raises ConfigurationError for wrong names, UnavailableError when
@@ -50,7 +57,7 @@ def _run(settings: Settings, table_names: Sequence[str], observe: Observer) -> R
                 source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded
                 _say_what_is_unseen(source, observe)
             run_id = state.begin_run(control)
-            attempts = _Attempts(settings, control, run_id, table_names, types, observe)
+            attempts = _Attempts(settings, control, run_id, table_names, types, observe, options or RunOptions())
             error: str | None = "interrupted"
             try:
                 results = attempts.run()
@@ -100,6 +107,7 @@ class _Attempts:
     table_names: Sequence[str]
     types: TargetTypes
     observe: Observer
+    options: RunOptions
     results: dict[str, TableResult] = field(default_factory=dict)
     counts: dict[str, Counts] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -166,10 +174,12 @@ class _Attempts:
 
     def _prepare(self, source: Source, tables: Sequence[Table]) -> list[Task]:
         """Take the points, wait at the fence, take the snapshot, and return what there is to do at it."""
+        counters = source.read_counters(tables)
         points, errors = source.take_points(tables)
         for name, error in errors.items():
             self._postpone_or_fail(name, error)
         progress = state.read_progress(self.control)
+        reconciled = state.read_counters(self.control)
         known = [point for table in tables for point in progress.get(table.name, Progress()).points]
         activity = source.drain([*known, *points.values()])
         source.export_snapshot({table.name for table in tables} - errors.keys())
@@ -179,11 +189,21 @@ class _Attempts:
                 progress=progress.get(table.name, Progress()),
                 point=points.get(table.name),
                 activity=activity,
+                counters=counters.get(table.name),
+                reason_to_reconcile=self._why_reconcile(table, reconciled.get(table.name), counters.get(table.name)),
+                options=self.options,
                 position=self.positions.get(table.name),
             )
             for table in tables
             if table.name not in errors
         ]
+
+    def _why_reconcile(self, table: Table, before: Counters | None, now: Counters | None) -> str | None:
+        if table.config.deletes == "none" or now is None:
+            return None
+        if self.options.reconcile:
+            return "asked for"
+        return why_reconcile(before, now, table.config.reconcile_every_hours)
 
     def _replicate(self, source: Source, task: Task) -> None:
         try:

@@ -93,6 +93,8 @@ def describe(event: Event) -> str:
         return f"{event.table_name}: will be tried again: {event.message}"
     if event.kind == "table_continued":
         return f"{event.table_name}: goes on at a new snapshot, for the last one was held long enough"
+    if event.kind == "table_compared":
+        return f"{event.table_name}: {event.message}"
     if event.kind == "table_finished" and event.result:
         return describe_result(event.result)
     return ""

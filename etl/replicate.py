@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 
 from etl import fence
 from etl.config import Settings
+from etl.delete_gate import Counters
 from etl.errors import RowRefusedError
 from etl.first_load import load_first
 from etl.increment import check_null_watermarks, merge_changes
-from etl.model import Activity, Counts, Event, Outcome, Point, Position, Progress, Table
+from etl.model import Activity, Counts, Event, Outcome, Point, Position, Progress, RunOptions, Table
+from etl.reconcile import reconcile
 from etl.source import Reader, Source, check_progress
 from etl.target import Writer, open_writer
 
@@ -28,6 +30,9 @@ class Task:
     progress: Progress
     point: Point | None
     activity: Activity
+    counters: Counters | None  # None: the table vanished after it was listed
+    reason_to_reconcile: str | None
+    options: RunOptions
     position: Position | None = None  # where this run's reading of the whole table was cut
 
 
@@ -60,7 +65,7 @@ def replicate_table(settings: Settings, source: Source, run_id: int, task: Task,
             if outcome is not None:
                 return outcome
             before = Progress()
-        return merge_changes(
+        outcome = merge_changes(
             source=source,
             reader=reader,
             writer=writer,
@@ -69,6 +74,10 @@ def replicate_table(settings: Settings, source: Source, run_id: int, task: Task,
             position=task.position,
             on_commit=on_commit,
         )
+        if outcome.is_complete and task.counters and task.reason_to_reconcile:
+            allow_deletes = task.options.allow_deletes
+            reconcile(reader, writer, task.counters, on_commit, allow_deletes=allow_deletes)
+        return outcome
 
 
 def _load(
@@ -101,6 +110,8 @@ def _load(
         writer.start_over_empty(discarded)
         on_commit(discarded)
         return None
+    if is_complete and task.counters:
+        writer.save_counters(task.counters)
     return Outcome(progress=after if is_complete else Progress(), is_complete=is_complete)
 
 

@@ -22,10 +22,12 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.sql import Composable
 
-from etl import catalog, fence, postgres, statements
+from etl import catalog, fence, key_ranges, postgres, statements
 from etl.column_types import TargetTypes
 from etl.config import Settings
+from etl.delete_gate import Counters
 from etl.errors import EtlError, SourceChangedError, TableError, UnavailableError
+from etl.key_ranges import Comparison, Side
 from etl.model import Activity, Point, Progress, Table, WatermarkKind
 from etl.statements import BlockRange, Window
 
@@ -179,6 +181,11 @@ class Source:
         }
         return points, errors
 
+    def read_counters(self, tables: Sequence[Table]) -> dict[str, Counters]:
+        """Return what the source counts of each table."""
+        with postgres.errors_of("source", "reading the counters"), self._connection.cursor() as cursor:
+            return catalog.read_counters(cursor, tables)
+
     def drain(self, points: Sequence[Point]) -> Activity:
         """Wait up to `fence_wait_seconds` for the points to settle; return the last listing."""
         started = time.monotonic()
@@ -247,7 +254,7 @@ class Source:
                     raise SourceChangedError(
                         f"{table.label} was truncated or rewritten after the snapshot was taken; read again"
                     )
-            yield Reader(connection, table, on_close=partial(self.leave_snapshot, table.name))
+            yield Reader(connection, table, self.snapshot, on_close=partial(self.leave_snapshot, table.name))
         finally:
             connection.close()
 
@@ -293,9 +300,12 @@ class Source:
 class Reader:
     """One table at one snapshot."""
 
-    def __init__(self, connection: Connection, table: Table, *, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self, connection: Connection, table: Table, snapshot: str, *, on_close: Callable[[], None]
+    ) -> None:
         self._connection = connection
         self._table = table
+        self.snapshot = snapshot
         self._on_close = on_close
 
     def close(self) -> None:
@@ -305,11 +315,11 @@ class Reader:
 
     def copy_out(self, table: Table, rows: Window | BlockRange, into: IO[bytes]) -> None:
         """Write rows to a file in COPY format; `table` says in which form, as the target wants it."""
-        self._copy(statements.copy_out(table, rows), into)
+        self.copy(statements.copy_out(table, rows), into)
 
     def copy_out_keys(self, rows: Window | BlockRange, into: IO[bytes]) -> None:
         """Write the keys of rows to a file in COPY text format."""
-        self._copy(statements.copy_out_keys(self._table, rows), into)
+        self.copy(statements.copy_out_keys(self._table, rows), into)
 
     def text_of(self, window: Window) -> bytes:
         """Return the rows of a small window in COPY text format, in UTF-8."""
@@ -340,10 +350,31 @@ class Reader:
         with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
             return catalog.read_block_counts(cursor, self._table.oid)
 
-    def checksum(self) -> tuple[int, str]:
-        """Return the number of rows and a checksum of their text."""
-        rows, checksum = self._row(statements.count_source(self._table))
-        return rows, checksum
+    def checksums(self, comparison: Comparison) -> dict[int, tuple[int, str]]:
+        """Return for each range of keys that has rows how many, and a checksum."""
+        statement = key_ranges.checksums(Side(table=self._table, is_source=True), comparison)
+        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            cursor.execute(statement)
+            return {number: (rows, checksum) for number, rows, checksum in cursor}
+
+    def column_hashes(
+        self, keys: Sequence[tuple[str, ...]], *, is_same_encoding: bool
+    ) -> dict[tuple[str, ...], list[int]]:
+        """Return for each of some keys the hashes of the row's columns."""
+        side = Side(table=self._table, is_source=True)
+        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            cursor.execute(key_ranges.column_hashes(side, keys, is_same_encoding=is_same_encoding))
+            return {tuple(key): hashes for *key, hashes in cursor}
+
+    @property
+    def encoding(self) -> str | None:
+        """The encoding of the source's database, in which hashes of text are taken."""
+        return self._connection.info.parameter_status("server_encoding")
+
+    def copy(self, statement: Composable, into: IO[bytes]) -> None:
+        """Write what a COPY statement gives to a file."""
+        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            cursor.copy_expert(statement, into)
 
     def _row(self, statement: str | Composable) -> tuple[Any, ...]:
         with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
@@ -352,13 +383,9 @@ class Reader:
         assert row is not None
         return tuple(row)
 
-    def _copy(self, statement: Composable, into: IO[bytes]) -> None:
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
-            cursor.copy_expert(statement, into)
-
     def _copied(self, statement: Composable) -> bytes:
         buffer = io.BytesIO()
-        self._copy(statement, buffer)
+        self.copy(statement, buffer)
         return buffer.getvalue()
 
 

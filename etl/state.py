@@ -16,6 +16,7 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
+from etl.delete_gate import Counters
 from etl.errors import LockHeldError, RowRefusedError, TableError
 from etl.model import Counts, LoadState, Point, Progress, Table, TableResult
 from etl.postgres import errors_of, transaction
@@ -30,7 +31,7 @@ NAME_LOCK_HOLDER = """
     where l.locktype = 'advisory' and l.granted and l.classid = 0 and l.objid = %s and l.objsubid = 1
         and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
 """
-LEDGER_VERSION = "Ledger version 2."  # as the comment on etl.runs begins
+LEDGER_VERSION = "Ledger version 3."  # as the comment on etl.runs begins
 
 START_TABLE = """
     insert into etl.table_runs as t (run_id, table_name, snapshot, watermark_before, fence_wait_seconds)
@@ -67,6 +68,18 @@ SAVE_LOAD = """
         filenodes = excluded.filenodes, signature = excluded.signature, system_identifier = excluded.system_identifier,
         next_block = excluded.next_block, oldest_xid = excluded.oldest_xid, run_id = excluded.run_id,
         changed_at = clock_timestamp()
+"""
+SAVE_COUNTERS = """
+    insert into etl.reconciliations (
+        table_name, rows_inserted, rows_updated, rows_deleted, filenodes, stats_reset,
+        server_started_at, listed_at, run_id
+    )
+    values (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+    on conflict (table_name) do update set
+        rows_inserted = excluded.rows_inserted, rows_updated = excluded.rows_updated,
+        rows_deleted = excluded.rows_deleted, filenodes = excluded.filenodes,
+        stats_reset = excluded.stats_reset, server_started_at = excluded.server_started_at,
+        listed_at = excluded.listed_at, run_id = excluded.run_id
 """
 ADD_REJECT = """
     insert into etl.rejected_rows (table_name, key, row_text, sqlstate, message, run_id, first_run_id)
@@ -158,6 +171,16 @@ def end_run(connection: Connection, run_id: int, error: str | None) -> None:
         )
 
 
+def export_snapshot(connection: Connection) -> str:
+    """Open a transaction whose snapshot of the target others can share while it stays open."""
+    with errors_of("target", "exporting a snapshot"), connection.cursor() as cursor:
+        cursor.execute("begin isolation level repeatable read, read only")
+        cursor.execute("select pg_catalog.pg_export_snapshot()")
+        row = cursor.fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 def read_progress(connection: Connection) -> dict[str, Progress]:
     """Return where every table known to the target stands."""
     with errors_of("target", "reading the watermarks"), connection.cursor() as cursor:
@@ -222,10 +245,15 @@ def add_batch(cursor: Cursor, run_id: int, table_name: str, counts: Counts) -> N
 def save_progress(cursor: Cursor, run_id: int, table: Table, progress: Progress) -> None:
     """Store the watermark and the points, in the transaction of the table's last rows."""
     save_partial_progress(cursor, run_id, table, progress)
+    finish_table(cursor, run_id, table.name, progress.watermark)
+
+
+def finish_table(cursor: Cursor, run_id: int, table_name: str, watermark: str | None) -> None:
+    """Record that a table succeeded."""
     cursor.execute(
         "update etl.table_runs set watermark_after = %s, status = 'succeeded', ended_at = clock_timestamp() "
         "where run_id = %s and table_name = %s",
-        (progress.watermark, run_id, table.name),
+        (watermark, run_id, table_name),
     )
 
 
@@ -293,9 +321,58 @@ def delete_load(cursor: Cursor, table_name: str) -> None:
     cursor.execute("delete from etl.loads where table_name = %s", (table_name,))
 
 
+def save_counters(cursor: Cursor, run_id: int, table_name: str, counters: Counters) -> None:
+    """Store what the source counted before a snapshot at which `raw` has the same keys."""
+    cursor.execute(
+        SAVE_COUNTERS,
+        (
+            table_name,
+            counters.inserted,
+            counters.updated,
+            counters.deleted,
+            counters.filenodes,
+            counters.stats_reset,
+            counters.server_started_at,
+            counters.listed_at,
+            run_id,
+        ),
+    )
+
+
+def read_counters(connection: Connection) -> dict[str, Counters]:
+    """Return for each table what the source counted when its keys were last known to equal those of `raw`."""
+    with errors_of("target", "reading the reconciliations"), connection.cursor() as cursor:
+        cursor.execute(
+            "select table_name, rows_inserted, rows_updated, rows_deleted, filenodes, stats_reset, "
+            "server_started_at, listed_at from etl.reconciliations"
+        )
+        return {
+            name: Counters(
+                inserted=inserted,
+                updated=updated,
+                deleted=deleted,
+                filenodes=filenodes,
+                stats_reset=stats_reset,
+                server_started_at=server_started_at,
+                listed_at=listed_at,
+            )
+            for name, inserted, updated, deleted, filenodes, stats_reset, server_started_at, listed_at in cursor
+        }
+
+
+def read_built_run(cursor: Cursor) -> int | None:
+    """Return the newest run that every incremental dbt model has read; None before the first build."""
+    cursor.execute("select pg_catalog.to_regclass('intermediate.dbt_builds') is not null")
+    if cursor.fetchone() != (True,):
+        return None
+    cursor.execute("select min(run_id) from intermediate.dbt_builds")
+    row = cursor.fetchone()
+    return row[0] if row else None
+
+
 def forget_table(cursor: Cursor, table_name: str) -> None:
     """Forget the watermark, the rejects and the unfinished load of a table whose raw table is made anew."""
-    for known in ("watermarks", "rejected_rows", "loads"):
+    for known in ("watermarks", "rejected_rows", "loads", "reconciliations"):
         cursor.execute(f"delete from etl.{known} where table_name = %s", (table_name,))
 
 

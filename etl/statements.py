@@ -77,18 +77,18 @@ def loading_table(table: Table) -> sql.Identifier:
 
 def copy_out(table: Table, rows: Window | BlockRange) -> sql.Composable:
     """Read rows as `raw` keeps them, those of a window in its order."""
-    return _copy_to_stdout(table, [_selected(column) for column in table.columns], rows, _copy_format(table))
+    return _copy_to_stdout(table, [selected(column) for column in table.columns], rows, _copy_format(table))
 
 
 def copy_out_keys(table: Table, rows: Window | BlockRange) -> sql.Composable:
     """Read only the keys, as text in text format."""
-    keys = [_selected(table.column(name)) for name in table.key]
+    keys = [selected(table.column(name)) for name in table.key]
     return _copy_to_stdout(table, keys, rows, sql.SQL("text"))
 
 
 def copy_out_text(table: Table, rows: Window) -> sql.Composable:
     """Read rows in text format, whatever their types."""
-    return _copy_to_stdout(table, [_selected(column) for column in table.columns], rows, sql.SQL("text"))
+    return _copy_to_stdout(table, [selected(column) for column in table.columns], rows, sql.SQL("text"))
 
 
 def window_end(table: Table, window: Window) -> sql.Composable:
@@ -105,7 +105,7 @@ def lesser_watermark(table: Table, one: str, other: str) -> sql.Composable:
     """Answer the lesser of two values of the watermark column, as text."""
     assert table.watermark is not None
     return sql.SQL("select least({}, {})::text").format(
-        _typed(table, table.watermark, one), _typed(table, table.watermark, other)
+        typed(table, table.watermark, one), typed(table, table.watermark, other)
     )
 
 
@@ -120,7 +120,7 @@ def has_null_watermark(table: Table) -> sql.Composable:
 def copy_in(table: Table, into: sql.Composable, *, freeze: bool) -> sql.Composable:
     return sql.SQL("copy {} ({}) from stdin with (format {}, freeze {})").format(
         into,
-        _comma(sql.Identifier(column.name) for column in table.columns),
+        comma(sql.Identifier(column.name) for column in table.columns),
         _copy_format(table),
         sql.SQL("true" if freeze else "false"),
     )
@@ -129,7 +129,7 @@ def copy_in(table: Table, into: sql.Composable, *, freeze: bool) -> sql.Composab
 def create_raw(table: Table, into: sql.Identifier) -> sql.Composable:
     """Create a raw table without key and metadata: both are cheaper once it is filled."""
     # raw_type is what format_type() wrote: a type expression with its identifiers quoted by the server.
-    columns = _comma(
+    columns = comma(
         sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.raw_type)) for column in table.columns
     )
     return sql.SQL("create table {} ({})").format(into, columns)
@@ -150,7 +150,7 @@ def complete_raw(table: Table, run_id: int) -> sql.Composable:
         " alter column _etl_run_id drop default,"
         " alter column _etl_synced_at drop default;"
         " create index on {raw} (_etl_run_id)"
-    ).format(raw=raw_table(table.name), run_id=sql.Literal(run_id), key=_comma(map(sql.Identifier, table.key)))
+    ).format(raw=raw_table(table.name), run_id=sql.Literal(run_id), key=comma(map(sql.Identifier, table.key)))
 
 
 def publish_raw(table: Table) -> sql.Composable:
@@ -168,12 +168,12 @@ def drop_loading(table: Table) -> sql.Composable:
 
 def create_keys(table: Table) -> sql.Composable:
     return sql.SQL("create temporary table etl_keys on commit drop as select {} from {} with no data").format(
-        _comma(map(sql.Identifier, table.key)), loading_table(table)
+        comma(map(sql.Identifier, table.key)), loading_table(table)
     )
 
 
 def copy_in_keys(table: Table) -> sql.Composable:
-    return sql.SQL("copy {} ({}) from stdin with (format text)").format(KEYS, _comma(map(sql.Identifier, table.key)))
+    return sql.SQL("copy {} ({}) from stdin with (format text)").format(KEYS, comma(map(sql.Identifier, table.key)))
 
 
 def analyze_keys() -> sql.Composable:
@@ -183,14 +183,14 @@ def analyze_keys() -> sql.Composable:
 def drop_other_keys(table: Table) -> sql.Composable:
     """Delete the rows of a table being loaded whose keys are not among etl_keys."""
     return sql.SQL("delete from {} as r where not exists (select from {} as k where {})").format(
-        loading_table(table), KEYS, _same_key(table, "k", "r")
+        loading_table(table), KEYS, same_key(table, "k", "r")
     )
 
 
 def create_batch(table: Table) -> sql.Composable:
     """Create the table of a batch, with the types that `raw` has."""
     return sql.SQL("create temporary table etl_batch as select {} from {} with no data").format(
-        _comma(sql.Identifier(column.name) for column in table.columns), raw_table(table.name)
+        comma(sql.Identifier(column.name) for column in table.columns), raw_table(table.name)
     )
 
 
@@ -216,14 +216,14 @@ def merge(table: Table, run_id: int) -> sql.Composable:
     ).format(
         raw=raw_table(table.name),
         batch=BATCH,
-        columns=_comma(map(sql.Identifier, names)),
-        batch_columns=_comma(sql.Identifier("b", name) for name in names),
-        raw_columns=_comma(sql.Identifier("r", name) for name in names),
+        columns=comma(map(sql.Identifier, names)),
+        batch_columns=comma(sql.Identifier("b", name) for name in names),
+        raw_columns=comma(sql.Identifier("r", name) for name in names),
         run_id=sql.Literal(run_id),
-        same_key=_same_key(table, "b", "r"),
+        same_key=same_key(table, "b", "r"),
         first_key=sql.Identifier(table.key[0]),
-        key=_comma(map(sql.Identifier, table.key)),
-        assignments=_comma(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in names),
+        key=comma(map(sql.Identifier, table.key)),
+        assignments=comma(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in names),
     )
 
 
@@ -237,32 +237,13 @@ def lock_source(table: Table) -> sql.Composable:
     return sql.SQL("lock table {} in access share mode").format(source_table(table))
 
 
-def count_source(table: Table) -> sql.Composable:
-    """Answer one row, rows and a checksum of their text, of the whole source table."""
-    return _checksum([_selected(column) for column in table.columns], source_table(table), sql.SQL("true"))
-
-
-def count_raw(table: Table) -> sql.Composable:
-    """The same over the rows of `raw` that are not tombstones."""
-    columns = [source_column(column.name) for column in table.columns]
-    return _checksum(columns, raw_table(table.name), sql.SQL("s._etl_deleted_at is null"))
-
-
-def _checksum(columns: Sequence[sql.Composable], relation: sql.Composable, condition: sql.Composable) -> sql.Composable:
-    # The hash works on the bytes of the text in the server's encoding: two encodings are told apart.
-    return sql.SQL(
-        "select count(*), coalesce(sum(hashtextextended((picked.*)::text, 0)::numeric), 0)::text"
-        " from (select {} from {} as s where {}) as picked"
-    ).format(_comma(columns), relation, condition)
-
-
-def _selected(column: Column) -> sql.Composable:
+def selected(column: Column) -> sql.Composable:
     if not column.is_cast:
         return source_column(column.name)
-    return sql.SQL("{} as {}").format(_cast(column), sql.Identifier(column.name))
+    return sql.SQL("{} as {}").format(cast(column), sql.Identifier(column.name))
 
 
-def _cast(column: Column) -> sql.Composable:
+def cast(column: Column) -> sql.Composable:
     """A source column in the type that `raw` has.
 
     concat() writes a value with its type's output function, as COPY does, where a cast would do something else.
@@ -281,10 +262,10 @@ def _copy_format(table: Table) -> sql.SQL:
 
 def _last_of(table: Table, window: Window, names: Sequence[str]) -> sql.Composable:
     return sql.SQL("select {} from {} as s {} order by {} offset {} limit 1").format(
-        _comma(sql.SQL("{}::text").format(source_column(name)) for name in names),
+        comma(sql.SQL("{}::text").format(source_column(name)) for name in names),
         source_table(table),
         _where(table, window),
-        _comma(map(source_column, _order(table, window))),
+        comma(map(source_column, _order(table, window))),
         sql.Literal(window.limit - 1),
     )
 
@@ -292,9 +273,9 @@ def _last_of(table: Table, window: Window, names: Sequence[str]) -> sql.Composab
 def _copy_to_stdout(
     table: Table, columns: Sequence[sql.Composable], rows: Window | BlockRange, copy_format: sql.Composable
 ) -> sql.Composable:
-    parts = [sql.SQL("select"), _comma(columns), sql.SQL("from {} as s").format(source_table(table))]
+    parts = [sql.SQL("select"), comma(columns), sql.SQL("from {} as s").format(source_table(table))]
     if isinstance(rows, Window):
-        order = _comma(map(source_column, _order(table, rows)))
+        order = comma(map(source_column, _order(table, rows)))
         parts += [_where(table, rows), sql.SQL("order by {} limit {}").format(order, sql.Literal(rows.limit))]
     else:
         parts.append(_in_blocks(rows))
@@ -317,18 +298,38 @@ def _where(table: Table, window: Window) -> sql.Composable:
             sql.SQL("{} >= {}").format(source_column(table.watermark), _less_lookback(table, window.read_from))
         )
     if window.keys is not None:
+        types = [table.column(name).source_type for name in table.key]
         conditions.append(
-            sql.SQL("({}) in ({})").format(
-                _comma(map(source_column, table.key)),
-                _comma(sql.SQL("({})").format(_values(table, table.key, key)) for key in window.keys),
-            )
+            sql.SQL("({}) in ({})").format(comma(map(source_column, table.key)), key_values(types, window.keys))
         )
     if window.after is not None:
         order = _order(table, window)
         conditions.append(
-            sql.SQL("({}) > ({})").format(_comma(map(source_column, order)), _values(table, order, window.after))
+            sql.SQL("({}) > ({})").format(comma(map(source_column, order)), _values(table, order, window.after))
         )
     return _conjunction(conditions)
+
+
+def key_values(types: Sequence[str], keys: Sequence[tuple[str, ...]]) -> sql.Composable:
+    """The right side of IN for keys of these types: one array a column, planned at once.
+
+    An array of arrays would be flattened, so such keys are listed one by one.
+    """
+    if any(name.endswith("[]") for name in types):
+        return comma(
+            sql.SQL("({})").format(
+                comma(
+                    sql.SQL("{}::{}").format(sql.Literal(part), sql.SQL(name))
+                    for part, name in zip(key, types, strict=True)
+                )
+            )
+            for key in keys
+        )
+    arrays = [
+        sql.SQL("{}::{}[]").format(sql.Literal([key[place] for key in keys]), sql.SQL(name))
+        for place, name in enumerate(types)
+    ]
+    return sql.SQL("select * from unnest({})").format(comma(arrays))
 
 
 def _in_blocks(blocks: BlockRange) -> sql.Composable:
@@ -356,7 +357,7 @@ def _conjunction(conditions: Sequence[sql.Composable]) -> sql.Composable:
 def _less_lookback(table: Table, watermark: str) -> sql.Composable:
     """Return the watermark less the lookback that the table declares, as an expression an index serves."""
     assert table.watermark is not None
-    value, config = _typed(table, table.watermark, watermark), table.config
+    value, config = typed(table, table.watermark, watermark), table.config
     if not table.has_lookback:
         return value
     if table.watermark_kind is WatermarkKind.INTEGER:
@@ -367,18 +368,18 @@ def _less_lookback(table: Table, watermark: str) -> sql.Composable:
 
 
 def _values(table: Table, names: Sequence[str], values: Sequence[str]) -> sql.Composable:
-    return _comma(_typed(table, name, value) for name, value in zip(names, values, strict=True))
+    return comma(typed(table, name, value) for name, value in zip(names, values, strict=True))
 
 
-def _typed(table: Table, name: str, value: str) -> sql.Composable:
+def typed(table: Table, name: str, value: str) -> sql.Composable:
     return sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(table.column(name).source_type))
 
 
-def _same_key(table: Table, one: str, other: str) -> sql.Composable:
+def same_key(table: Table, one: str, other: str) -> sql.Composable:
     return sql.SQL(" and ").join(
         sql.SQL("{} = {}").format(sql.Identifier(one, name), sql.Identifier(other, name)) for name in table.key
     )
 
 
-def _comma(parts: Iterable[sql.Composable]) -> sql.Composed:
+def comma(parts: Iterable[sql.Composable]) -> sql.Composed:
     return sql.SQL(", ").join(parts)

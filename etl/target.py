@@ -19,9 +19,10 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.sql import Composable
 
-from etl import postgres, state, statements
+from etl import key_ranges, postgres, state, statements
 from etl.column_types import FIRST_USER_OID, TargetTypes
 from etl.config import Settings
+from etl.delete_gate import Counters
 from etl.errors import RowRefusedError, TableError
 from etl.model import Counts, LoadState, Progress, Table
 
@@ -76,7 +77,7 @@ class Writer:
 
     def __init__(self, connection: Connection, table: Table, run_id: int) -> None:
         self._connection = connection
-        self._run_id = run_id
+        self.run_id = run_id
         self._has_batch_table = False
         self.table = table  # in the form that the raw table wants, once `fit` has been called
         self.remarks: list[str] = []
@@ -111,15 +112,15 @@ class Writer:
     def load_whole(self, copy_out: CopyOut, progress: Progress) -> Counts:
         """Create the raw table with its rows, key and metadata, and store the progress, in one transaction."""
         table, into = self.table, statements.raw_table(self.table.name)
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             cursor.execute(statements.create_raw(table, into))
             rows, size = self._copy(cursor, copy_out, into=into, freeze=True)
-            cursor.execute(statements.complete_raw(table, self._run_id))
+            cursor.execute(statements.complete_raw(table, self.run_id))
             cursor.execute(statements.analyze_raw(table))
             counts = Counts(read=rows, inserted=rows, bytes=size)
             state.forget_table(cursor, table.name)
-            state.add_batch(cursor, self._run_id, table.name, counts)
-            state.save_progress(cursor, self._run_id, table, progress)
+            state.add_batch(cursor, self.run_id, table.name, counts)
+            state.save_progress(cursor, self.run_id, table, progress)
         return counts
 
     def start_over_empty(self, discarded: Counts) -> None:
@@ -128,12 +129,12 @@ class Writer:
         `discarded`, what this run had loaded of the table, is taken from its ledger.
         """
         into = statements.raw_table(self.table.name)
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             cursor.execute(statements.drop_loading(self.table))
             state.forget_table(cursor, self.table.name)
-            state.add_batch(cursor, self._run_id, self.table.name, discarded)
+            state.add_batch(cursor, self.run_id, self.table.name, discarded)
             cursor.execute(statements.create_raw(self.table, into))
-            cursor.execute(statements.complete_raw(self.table, self._run_id))
+            cursor.execute(statements.complete_raw(self.table, self.run_id))
 
     def read_load(self) -> LoadState | None:
         """Return how far a first load in ranges has come; None when there is none."""
@@ -142,21 +143,21 @@ class Writer:
 
     def discard_load(self) -> None:
         """Forget a first load in ranges."""
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             cursor.execute(statements.drop_loading(self.table))
             state.delete_load(cursor, self.table.name)
 
     def load_range(self, copy_out: CopyOut, load: LoadState, *, is_first: bool) -> Counts:
         """Add the rows of a range to the table being loaded, and store how far the load has come with it."""
         table, into = self.table, statements.loading_table(self.table)
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             if is_first:
                 cursor.execute(statements.drop_loading(table))
                 cursor.execute(statements.create_raw(table, into))
             rows, size = self._copy(cursor, copy_out, into=into, freeze=is_first)
             counts = Counts(read=rows, inserted=rows, bytes=size)
-            state.add_batch(cursor, self._run_id, table.name, counts)
-            state.save_load(cursor, self._run_id, table.name, load)
+            state.add_batch(cursor, self.run_id, table.name, counts)
+            state.save_load(cursor, self.run_id, table.name, load)
         return counts
 
     def renew_load(self, copy_out_kept_keys: CopyOut, copy_out_written: CopyOut, load: LoadState) -> Counts:
@@ -166,7 +167,7 @@ class Writer:
         written since: what is loaded and has no such key was changed, moved or deleted, and goes.
         """
         table, into = self.table, statements.loading_table(self.table)
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             cursor.execute(statements.create_keys(table))
             copy_keys = statements.copy_in_keys(table)
             pipe(copy_out_kept_keys, lambda file: cursor.copy_expert(copy_keys, file, CHUNK_BYTES))
@@ -175,24 +176,24 @@ class Writer:
             dropped = cursor.rowcount
             rows, size = self._copy(cursor, copy_out_written, into=into, freeze=False)
             counts = Counts(read=rows, inserted=rows - dropped, bytes=size)
-            state.add_batch(cursor, self._run_id, table.name, counts)
-            state.save_load(cursor, self._run_id, table.name, load)
+            state.add_batch(cursor, self.run_id, table.name, counts)
+            state.save_load(cursor, self.run_id, table.name, load)
         return counts
 
     def publish_load(self, progress: Progress) -> None:
         """Give a table loaded in ranges its key, metadata and name, and store the progress."""
         table = self.table
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             cursor.execute(statements.publish_raw(table))
-            cursor.execute(statements.complete_raw(table, self._run_id))
+            cursor.execute(statements.complete_raw(table, self.run_id))
             cursor.execute(statements.analyze_raw(table))
             state.forget_table(cursor, table.name)
-            state.save_progress(cursor, self._run_id, table, progress)
+            state.save_progress(cursor, self.run_id, table, progress)
 
     def save_progress(self, progress: Progress) -> None:
         """Store how far a table has come that is not done yet."""
-        with self._transaction() as cursor:
-            state.save_partial_progress(cursor, self._run_id, self.table, progress)
+        with self.transaction() as cursor:
+            state.save_partial_progress(cursor, self.run_id, self.table, progress)
 
     def read_rejected_keys(self) -> tuple[tuple[str, ...], ...]:
         """Return the keys of the rows that the target refused."""
@@ -202,32 +203,80 @@ class Writer:
     @contextmanager
     def open_batch(self) -> Iterator[Batch]:
         """Open the transaction of a batch; it commits at the end of the block, with the batch's ledger."""
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             cursor.execute("set constraints all immediate")
             if self._has_batch_table:
                 cursor.execute("truncate pg_temp.etl_batch")
             else:
                 cursor.execute(statements.create_batch(self.table))
-            batch = Batch(cursor, self.table, self._run_id)
+            batch = Batch(cursor, self.table, self.run_id)
             yield batch
-            state.add_batch(cursor, self._run_id, self.table.name, batch.counts)
+            state.add_batch(cursor, self.run_id, self.table.name, batch.counts)
         self._has_batch_table = True
 
-    def checksum(self) -> tuple[int, str]:
-        """Return the number of rows that are not tombstones and a checksum of their text."""
-        with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
-            cursor.execute(statements.count_raw(self.table))
-            rows, checksum = cursor.fetchone() or (0, "0")
-        return rows, checksum
+    def save_counters(self, counters: Counters) -> None:
+        """Store what the source counted before the snapshot at which the table was loaded."""
+        with self.transaction() as cursor:
+            state.save_counters(cursor, self.run_id, self.table.name, counters)
+
+    def bury_extra(self) -> Counts:
+        """Make tombstones of the rows that were found to be extra, with the ledger's count."""
+        with self.transaction() as cursor:
+            cursor.execute(key_ranges.bury_extra(self.table, self.run_id))
+            counts = Counts(deleted=cursor.rowcount)
+            state.add_batch(cursor, self.run_id, self.table.name, counts)
+        return counts
+
+    def purge_tombstones(self, days: float) -> None:
+        """Delete tombstones older than that, as far as every incremental dbt model has read them."""
+        with self.transaction() as cursor:
+            run_id = state.read_built_run(cursor)
+            if run_id is not None:
+                cursor.execute(key_ranges.purge_tombstones(self.table, days, run_id))
+
+    def start_table(self, snapshot: str, watermark: str | None) -> None:
+        """Record that this table's repair begins."""
+        state.start_table(
+            self._connection,
+            self.run_id,
+            self.table.name,
+            watermark=watermark,
+            snapshot=snapshot,
+            fence_wait_seconds=0.0,
+        )
+
+    def finish_table(self, watermark: str | None) -> None:
+        """Record that this table's repair is done; its watermark stays."""
+        with self.transaction() as cursor:
+            state.finish_table(cursor, self.run_id, self.table.name, watermark)
 
     @contextmanager
-    def _transaction(self) -> Iterator[Cursor]:
+    def at_snapshot(self, snapshot: str) -> Iterator[Cursor]:
+        """Open a transaction that reads the target as an exported snapshot shows it; temporary tables stay."""
         with (
             postgres.errors_of("target", self.table.label),
             postgres.transaction(self._connection),
             self._connection.cursor() as cursor,
         ):
-            state.guard_run(cursor, self._run_id)
+            cursor.execute("set transaction isolation level repeatable read")
+            cursor.execute("set transaction snapshot %s", (snapshot,))
+            yield cursor
+
+    @contextmanager
+    def session(self) -> Iterator[Cursor]:
+        """Give a cursor outside any transaction."""
+        with self._connection.cursor() as cursor:
+            yield cursor
+
+    @contextmanager
+    def transaction(self) -> Iterator[Cursor]:
+        """Open a transaction that commits at the end of the block, if the run still holds the target."""
+        with (
+            postgres.errors_of("target", self.table.label),
+            postgres.transaction(self._connection),
+            self._connection.cursor() as cursor,
+        ):
+            state.guard_run(cursor, self.run_id)
             yield cursor
 
     def _copy(self, cursor: Cursor, copy_out: CopyOut, *, into: Composable, freeze: bool) -> tuple[int, int]:

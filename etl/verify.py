@@ -1,19 +1,39 @@
-"""Compares source and target by content: the number of rows, and a checksum over the text of all columns.
+"""Compares source and target by content, and mends what differs when asked to.
 
-Both are read as they are now, the source at one snapshot; what changed since the last run shows as a difference.
-Nothing is written. Begin at `verify`.
+The target is read at one snapshot and the source at one taken after it, so a run at work meanwhile is in neither:
+rows of the source from the watermark on are pending, for the next run reads them anyway. Begin at `verify`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
 
 from etl import postgres, state, target
+from etl.column_types import TargetTypes
 from etl.config import Settings
+from etl.difference import Difference, Differences, find_changed_columns, find_differences, list_differences
 from etl.errors import EtlError, TableError, UnavailableError
-from etl.model import Table
-from etl.source import Source
+from etl.model import Counts, Event, Progress, Table
+from etl.reconcile import check_fraction, mend
+from etl.source import Reader, Source
+from etl.target import Writer
+
+MAX_EXAMPLES = 10  # of each kind, for a table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One row that differs."""
+
+    kind: str  # "missing", "extra" or "changed"
+    key: dict[str, str]  # column to value as text
+    columns: tuple[str, ...] = ()  # of a changed row: the names of those that differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,41 +41,153 @@ class Comparison:
     """What was found of one table."""
 
     table_name: str
-    source_rows: int
-    raw_rows: int
-    is_equal: bool
-    error: str | None = None
+    source_rows: int = 0
+    raw_rows: int = 0  # without tombstones
+    missing: int = 0  # in raw
+    extra: int = 0  # in raw
+    changed: int = 0
+    pending: int = 0  # missing or changed, and read by the next run
+    examples: tuple[Example, ...] = ()
+    repaired: int = 0  # rows that were mended before this was found
+    error: str | None = None  # why the table could not be compared
+
+    @property
+    def is_equal(self) -> bool:
+        return self.error is None and not (self.missing or self.extra or self.changed)
 
 
-def verify(settings: Settings, table_names: Sequence[str] = ()) -> tuple[Comparison, ...]:
-    """Compare the configured tables, or those named; raises UnavailableError when nothing can be compared."""
-    control = postgres.connect_target(settings)
-    try:
+def verify(
+    settings: Settings,
+    table_names: Sequence[str] = (),
+    *,
+    observe: Callable[[Event], None],
+    is_repair: bool = False,
+) -> tuple[Comparison, ...]:
+    """Compare the configured tables, or those named; with `is_repair`, load again what differs, and compare once more.
+
+    Raises UnavailableError when nothing can be compared, LockHeldError when a run keeps a repair from starting.
+    """
+    with closing(postgres.connect_target(settings)) as control:
         if not state.has_ledger(control):
             raise UnavailableError(
                 f"the target {settings.target_url.address} holds no replicated tables: run `etl run` first"
             )
-        types = target.read_types(control)
-    finally:
-        control.close()
-    with Source(settings) as source:
-        found = source.read_catalog(types, table_names)
-        source.export_snapshot({table.name for table in found.tables})
-        compared = [_compare(settings, source, table) for table in found.tables]
-    refused = [_failure(name, reason) for name, reason in found.refusals.items()]
-    return tuple(sorted([*compared, *refused], key=lambda comparison: comparison.table_name))
+        verification = _Verification(settings, target.read_types(control), observe)
+        if is_repair:
+            return verification.repair(control, table_names)
+        return verification.compare(table_names)
 
 
-def _compare(settings: Settings, source: Source, table: Table) -> Comparison:
-    try:
-        with target.open_writer(settings, table, run_id=0) as writer, source.open_reader(table) as reader:
-            if not writer.fit():
-                raise TableError(f"expected raw.{table.name} on the target, found none: run `etl run {table.name}`")
-            in_source, in_raw = reader.checksum(), writer.checksum()
-    except EtlError as error:
-        return _failure(table.name, str(error))
-    return Comparison(table_name=table.name, source_rows=in_source[0], raw_rows=in_raw[0], is_equal=in_source == in_raw)
+@dataclass(frozen=True)
+class _Verification:
+    settings: Settings
+    types: TargetTypes
+    observe: Callable[[Event], None]
+
+    def compare(self, table_names: Sequence[str], run_id: int | None = None) -> tuple[Comparison, ...]:
+        """Compare tables at one snapshot of each side; a run id makes it mend what differs."""
+        with closing(postgres.connect_target(self.settings)) as holder, Source(self.settings) as source:
+            snapshot = state.export_snapshot(holder)
+            progress = state.read_progress(holder)
+            found = source.read_catalog(self.types, table_names)
+            source.export_snapshot({table.name for table in found.tables})
+
+            def compare_one(table: Table) -> Comparison:
+                watermark = _watermark(table, progress.get(table.name, Progress()))
+                self.observe(Event(kind="table_started", table_name=table.name, estimated_rows=table.estimated_rows))
+                try:
+                    with (
+                        target.open_writer(self.settings, table, run_id or 0) as writer,
+                        source.open_reader(table) as reader,
+                    ):
+                        comparison = _compare(reader, writer, snapshot, watermark, is_repair=run_id is not None)
+                except EtlError as error:
+                    comparison = Comparison(table_name=table.name, error=str(error))
+                finally:
+                    source.leave_snapshot(table.name)
+                self.observe(Event(kind="table_compared", table_name=table.name, message=describe(comparison)))
+                return comparison
+
+            with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="table") as pool:
+                compared = list(pool.map(compare_one, found.tables))
+        refused = [Comparison(table_name=name, error=reason) for name, reason in found.refusals.items()]
+        return tuple(sorted([*compared, *refused], key=lambda comparison: comparison.table_name))
+
+    def repair(self, control: Connection, table_names: Sequence[str]) -> tuple[Comparison, ...]:
+        """Mend what differs, as a run of its own, and compare the tables concerned once more."""
+        with state.run_lock(control, self.settings.lock_wait_seconds):
+            state.prepare(control)
+            run_id = state.begin_run(control)
+            error: str | None = "interrupted"
+            try:
+                first = self.compare(table_names, run_id)
+                mended = {comparison.table_name: comparison for comparison in first if comparison.repaired}
+                again = self.compare(tuple(mended)) if mended else ()
+                error = None
+            finally:
+                state.end_run(control, run_id, error)
+        second = {one.table_name: replace(one, repaired=mended[one.table_name].repaired) for one in again}
+        return tuple(second.get(comparison.table_name, comparison) for comparison in first)
 
 
-def _failure(name: str, reason: str) -> Comparison:
-    return Comparison(table_name=name, source_rows=0, raw_rows=0, is_equal=False, error=reason)
+def describe(comparison: Comparison) -> str:
+    """Return what was found of a table in one line."""
+    if comparison.error:
+        return comparison.error
+    repaired = f", after {comparison.repaired:,} rows were repaired" if comparison.repaired else ""
+    counts = {
+        "missing in raw": comparison.missing,
+        "extra in raw": comparison.extra,
+        "changed": comparison.changed,
+        "pending": comparison.pending,
+    }
+    found = ", ".join(f"{rows:,} {kind}" for kind, rows in counts.items() if rows)
+    if comparison.is_equal:
+        return f"equal{repaired}" + (f"; {found}, which the next run reads" if found else "")
+    return f"different{repaired}: {found}"
+
+
+def _watermark(table: Table, progress: Progress) -> str | None:
+    return progress.watermark if progress.column == table.watermark else None
+
+
+def _compare(reader: Reader, writer: Writer, snapshot: str, watermark: str | None, *, is_repair: bool) -> Comparison:
+    if not writer.fit():
+        raise TableError(f"expected raw.{writer.table.name} on the target, found none: run `etl run` first")
+    table = writer.table
+    with writer.at_snapshot(snapshot) as cursor:
+        found = find_differences(reader, cursor, table, table.columns, watermark)
+        examples = _examples(reader, cursor, table, found)
+    repaired = 0
+    if is_repair and not found.are_none:
+        check_fraction(table, found)
+        writer.start_table(reader.snapshot, watermark)
+        counts: list[Counts] = []
+        mend(reader, writer, found, counts.append)
+        writer.finish_table(watermark)
+        repaired = found.missing + found.extra + found.changed
+    return Comparison(
+        table_name=table.name,
+        source_rows=found.source_rows,
+        raw_rows=found.raw_rows,
+        missing=found.missing,
+        extra=found.extra,
+        changed=found.changed,
+        pending=found.pending,
+        examples=examples,
+        repaired=repaired,
+    )
+
+
+def _examples(reader: Reader, cursor: Cursor, table: Table, found: Differences) -> tuple[Example, ...]:
+    if found.are_none:
+        return ()
+    examples: list[Example] = []
+    for kind in ("missing", "extra", "changed"):
+        first: list[Difference] = next(list_differences(cursor, table, (kind,), limit=MAX_EXAMPLES), [])
+        keys = [each.key for each in first]
+        columns = find_changed_columns(reader, cursor, table, keys) if kind == "changed" and keys else {}
+        examples += [
+            Example(kind=kind, key=dict(zip(table.key, key, strict=True)), columns=columns.get(key, ())) for key in keys
+        ]
+    return tuple(examples)

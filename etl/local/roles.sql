@@ -15,6 +15,9 @@ alter default privileges for role loader in schema etl grant select on tables to
 -- transformer owns what it builds; analyst reads the marts, and nothing else.
 create schema if not exists staging authorization transformer;
 create schema if not exists intermediate authorization transformer;
+-- Tombstones are purged once every model has read them, which dbt notes in this schema.
+grant usage on schema intermediate to loader;
+alter default privileges for role transformer in schema intermediate grant select on tables to loader;
 create schema if not exists marts authorization transformer;
 grant usage on schema marts to analyst;
 alter default privileges for role transformer in schema marts grant select on tables to analyst;

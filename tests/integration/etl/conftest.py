@@ -17,7 +17,7 @@ from psycopg2.extensions import connection as Connection
 
 from etl import pipeline
 from etl.config import DatabaseUrl, Settings, parse_tables
-from etl.model import Event, RunResult, TableResult
+from etl.model import Event, RunOptions, RunResult, TableResult
 
 
 @dataclass
@@ -32,8 +32,9 @@ class Replication:
     folder: Path
     events: list[Event] = field(default_factory=list)
 
-    def run(self, *table_names: str, **changes: Any) -> RunResult:
-        return pipeline.run(replace(self.settings, **changes), table_names, observe=self.events.append)
+    def run(self, *table_names: str, options: RunOptions | None = None, **changes: Any) -> RunResult:
+        settings = replace(self.settings, **changes)
+        return pipeline.run(settings, table_names, observe=self.events.append, options=options)
 
     def run_one(self, table_name: str, **changes: Any) -> TableResult:
         """Run one table, which has to succeed."""

@@ -842,6 +842,16 @@ def test_text_of_a_source_in_another_encoding_is_refused_and_retried_by_its_key(
     assert source == raw
 
 
+def test_verify_calls_equal_text_in_two_encodings_equal(replicate_from):
+    replication = replicate_from("LATIN1")
+    make_words(replication, *[(word, word) for word in ENCODED["LATIN1"]])
+    replication.run_one("words")
+
+    finished = replication.command("verify")
+
+    assert finished.returncode == 0, finished.stdout
+
+
 def test_a_source_whose_text_has_no_stated_meaning_is_refused(replicate_from):
     replication = replicate_from("SQL_ASCII")
     make_words(replication, ("a", "plain"))

@@ -1,0 +1,151 @@
+"""Finds what differs between a source table and its raw table: by ranges of keys, then key by key in those that differ.
+
+Ranges whose checksums agree move nothing. Both sides work at the same time. What was found stays in a temporary
+table of the target's session, for those who list or mend it. Begin at `find_differences`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from psycopg2.extensions import cursor as Cursor
+
+from etl import key_ranges, postgres
+from etl.key_ranges import Comparison, Side
+from etl.model import Column, Table
+from etl.source import Reader
+from etl.target import CHUNK_BYTES, pipe
+
+LIST_ROWS = 1000  # keys read from the target at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """How many rows differ, and in how many ranges; those that the next run would read again are pending."""
+
+    source_rows: int
+    raw_rows: int
+    ranges: int
+    ranges_different: int = 0
+    missing: int = 0  # in `raw`
+    extra: int = 0  # in `raw`
+    changed: int = 0
+    pending: int = 0  # missing or changed, and not counted there
+
+    @property
+    def are_none(self) -> bool:
+        return not self.missing and not self.extra and not self.changed
+
+    @property
+    def are_settled(self) -> bool:
+        """Tell whether nothing is even pending."""
+        return self.are_none and not self.pending
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One row that differs."""
+
+    kind: str  # "missing", "extra" or "changed"
+    key: tuple[str, ...]  # as text
+
+
+def find_differences(
+    reader: Reader,
+    cursor: Cursor,
+    table: Table,
+    columns: Sequence[Column],
+    watermark: str | None,
+    *,
+    is_pending_apart: bool = True,
+) -> Differences:
+    """Compare these columns of all rows; `cursor` is in a transaction on the target.
+
+    Rows of the source at or above the watermark, or without one, are pending, if that is told apart at all.
+    """
+    with postgres.errors_of("target", table.label):
+        cursor.execute(key_ranges.raw_bounds(table))
+        comparison = Comparison(
+            table=table,
+            columns=tuple(columns),
+            watermark=watermark,
+            is_pending_apart=is_pending_apart and table.watermark is not None,
+            bounds=tuple(tuple(row) for row in cursor),
+            is_same_encoding=_is_same_encoding(reader, cursor),
+        )
+        with ThreadPoolExecutor(1, thread_name_prefix="checksums") as pool:
+            in_source = pool.submit(reader.checksums, comparison)
+            cursor.execute(key_ranges.checksums(Side(table=table, is_source=False), comparison))
+            raw = {number: (rows, checksum) for number, rows, checksum in cursor}
+            source = in_source.result()
+        different = sorted(number for number in source.keys() | raw.keys() if source.get(number) != raw.get(number))
+        if different:
+            _compare_keys(reader, cursor, comparison, different)
+        counts = _count(cursor) if different else {}
+    return Differences(
+        source_rows=sum(rows for rows, _ in source.values()),
+        raw_rows=sum(rows for rows, _ in raw.values()),
+        ranges=len(comparison.bounds) + 1,
+        ranges_different=len(different),
+        missing=counts.get(("missing", False), 0),
+        extra=counts.get(("extra", False), 0),
+        changed=counts.get(("changed", False), 0),
+        pending=counts.get(("missing", True), 0) + counts.get(("changed", True), 0),
+    )
+
+
+def list_differences(
+    cursor: Cursor, table: Table, kinds: Sequence[str], *, limit: int = LIST_ROWS
+) -> Iterator[list[Difference]]:
+    """Yield the rows found to differ that are not pending, `limit` at a time."""
+    after = 0
+    while True:
+        with postgres.errors_of("target", table.label):
+            cursor.execute(key_ranges.list_differences(table, kinds, after, limit))
+            rows = cursor.fetchall()
+        if not rows:
+            return
+        after = rows[-1][0]
+        yield [Difference(kind=kind, key=tuple(key)) for _, kind, *key in rows]
+
+
+def find_changed_columns(
+    reader: Reader, cursor: Cursor, table: Table, keys: Sequence[tuple[str, ...]]
+) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Return for each of some keys the names of the columns whose text differs."""
+    is_same_encoding = _is_same_encoding(reader, cursor)
+    in_source = reader.column_hashes(keys, is_same_encoding=is_same_encoding)
+    side = Side(table=table, is_source=False)
+    with postgres.errors_of("target", table.label):
+        cursor.execute(key_ranges.column_hashes(side, keys, is_same_encoding=is_same_encoding))
+        in_raw = {tuple(key): hashes for *key, hashes in cursor}
+    return {
+        key: tuple(
+            column.name
+            for column, one, other in zip(table.columns, in_source[key], in_raw[key], strict=True)
+            if one != other
+        )
+        for key in keys
+        if key in in_source and key in in_raw
+    }
+
+
+def _is_same_encoding(reader: Reader, cursor: Cursor) -> bool:
+    return reader.encoding == cursor.connection.info.parameter_status("server_encoding")
+
+
+def _compare_keys(reader: Reader, cursor: Cursor, comparison: Comparison, different: Sequence[int]) -> None:
+    cursor.execute(key_ranges.create_source_keys(comparison.table))
+    copy_in = key_ranges.copy_in_source_keys()
+    copy_out = key_ranges.copy_out_source_keys(comparison, different)
+    pipe(partial(reader.copy, copy_out), lambda file: cursor.copy_expert(copy_in, file, CHUNK_BYTES))
+    cursor.execute(key_ranges.analyze_source_keys())
+    cursor.execute(key_ranges.find_differences(comparison, different))
+
+
+def _count(cursor: Cursor) -> dict[tuple[str, bool], int]:
+    cursor.execute(key_ranges.count_differences())
+    return {(kind, is_pending): rows for kind, is_pending, rows in cursor}

@@ -1,0 +1,62 @@
+"""Makes a raw table hold the keys that the source table has: gone rows become tombstones, missing ones are loaded.
+
+Polling a watermark column sees neither a deleted row nor one that comes back with an old watermark. Both sides are
+compared at the run's snapshot, after what changed has been merged, so a row newer than that is on neither.
+Begin at `reconcile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from etl.delete_gate import Counters
+from etl.difference import Differences, find_differences, list_differences
+from etl.errors import TableError
+from etl.increment import merge_window
+from etl.model import Counts, Table
+from etl.source import Reader
+from etl.statements import Window
+from etl.target import Writer
+
+
+def reconcile(
+    reader: Reader, writer: Writer, counters: Counters, on_commit: Callable[[Counts], None], *, allow_deletes: bool
+) -> None:
+    """Compare the keys of both sides and mend `raw`, note the counters, and purge tombstones that are old enough.
+
+    Raises TableError, with nothing written, when more than `max_delete_fraction` of the rows are gone and
+    `allow_deletes` does not confirm it.
+    """
+    table = writer.table
+    keys = [table.column(name) for name in table.key]
+    with writer.transaction() as cursor:
+        found = find_differences(reader, cursor, table, keys, None, is_pending_apart=False)
+    if not allow_deletes:
+        check_fraction(table, found)
+    mend(reader, writer, found, on_commit)
+    writer.save_counters(counters)
+    if table.config.tombstone_days is not None:
+        writer.purge_tombstones(table.config.tombstone_days)
+
+
+def mend(reader: Reader, writer: Writer, found: Differences, on_commit: Callable[[Counts], None]) -> None:
+    """Make tombstones of the rows found extra, and load those found missing or changed, at the reader's snapshot."""
+    if found.extra:
+        on_commit(writer.bury_extra())
+    if not found.missing and not found.changed:
+        return
+    with writer.session() as cursor:
+        for chunk in list_differences(cursor, writer.table, ("missing", "changed")):
+            window = Window(keys=tuple(each.key for each in chunk), limit=len(chunk) + 1)
+            merge_window(reader, writer, window, on_commit)
+
+
+def check_fraction(table: Table, found: Differences) -> None:
+    """Raise TableError when more of a table's rows are gone from the source than may go at once."""
+    limit = table.config.max_delete_fraction
+    if found.extra > limit * found.raw_rows:
+        raise TableError(
+            f"{table.label}: {found.extra:,} of {found.raw_rows:,} rows are gone from the source, more than "
+            f"max_delete_fraction = {limit:g} of them; nothing was deleted: if that is meant, confirm it with "
+            f"`etl run --allow-deletes {table.name}`, else mend the source"
+        )

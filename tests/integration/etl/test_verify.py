@@ -1,0 +1,333 @@
+"""What verify tells of every kind of difference, and what a repair mends."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg2
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from etl.errors import LockHeldError
+from etl.key_ranges import MIN_RANGE_ROWS
+from etl.source import Reader
+from etl.verify import verify
+
+
+def compare(replication, *names, is_repair=False):
+    """Return what verify finds, by table."""
+    found = verify(replication.settings, names, observe=replication.events.append, is_repair=is_repair)
+    return {comparison.table_name: comparison for comparison in found}
+
+
+def counts(comparison):
+    return comparison.missing, comparison.extra, comparison.changed, comparison.pending
+
+
+def age(replication, table_name="orders"):
+    """Make all rows old, so that they are below the watermark of a run."""
+    replication.on_source(f"update {table_name} set updated_at = updated_at - interval '1 day'")
+
+
+@pytest.fixture
+def verified(orders):
+    """1,000 orders, replicated, all of them below the watermark."""
+    age(orders)
+    orders.run_one("orders")
+    return orders
+
+
+def test_equal_sides_are_equal(verified):
+    found = compare(verified)["orders"]
+
+    assert found.is_equal
+    assert (found.source_rows, found.raw_rows, counts(found)) == (1000, 1000, (0, 0, 0, 0))
+
+
+def test_every_kind_of_difference_is_told_with_its_key_and_columns(verified):
+    verified.on_target("delete from raw.orders where order_id in (10, 11)")
+    verified.on_source("delete from orders where order_id in (20, 21, 22)")
+    verified.on_source("update orders set note = 'silent', total = total + 1 where order_id = 30")
+    verified.on_target("update raw.orders set note = 'by hand' where order_id = 31")
+
+    found = compare(verified)["orders"]
+
+    assert not found.is_equal
+    assert counts(found) == (2, 3, 2, 0)
+    assert {(each.kind, each.key["order_id"], each.columns) for each in found.examples} == {
+        ("missing", "10", ()),
+        ("missing", "11", ()),
+        ("extra", "20", ()),
+        ("extra", "21", ()),
+        ("extra", "22", ()),
+        ("changed", "30", ("total", "note")),
+        ("changed", "31", ("note",)),
+    }
+
+
+def test_an_update_that_did_not_touch_the_watermark_is_caught_though_no_run_finds_it(verified):
+    verified.on_source("update orders set note = 'silent' where order_id = 5")
+    verified.run_one("orders")
+
+    before = compare(verified)["orders"]
+    after = compare(verified, is_repair=True)["orders"]
+
+    assert counts(before) == (0, 0, 1, 0)
+    assert after.is_equal
+    assert after.repaired == 1
+    assert verified.on_target("select note from raw.orders where order_id = 5") == [("silent",)]
+
+
+def test_what_the_next_run_reads_is_pending(verified, insert_orders):
+    insert_orders(verified.source, 7)
+    verified.on_source("update orders set note = 'new', updated_at = now() where order_id <= 4")
+
+    before = compare(verified)["orders"]
+    verified.run_one("orders")
+    after = compare(verified)["orders"]
+
+    assert before.is_equal
+    assert counts(before) == (0, 0, 0, 11)
+    assert counts(after) == (0, 0, 0, 0)
+
+
+def test_an_extra_row_is_never_pending_however_young(verified):
+    verified.on_target(
+        "insert into raw.orders (order_id, total, note, updated_at) "
+        "values (99999, 1, 'invented', now() + interval '1 day')"
+    )
+
+    found = compare(verified)["orders"]
+
+    assert counts(found) == (0, 1, 0, 0)
+
+
+def test_a_row_whose_source_row_is_old_but_raw_row_young_is_changed(verified):
+    verified.on_target("update raw.orders set updated_at = now() + interval '1 day' where order_id = 3")
+
+    found = compare(verified)["orders"]
+
+    assert counts(found) == (0, 0, 1, 0)
+
+
+def test_a_tombstone_is_not_compared(verified):
+    verified.on_source("delete from orders where order_id = 1; select pg_stat_force_next_flush()")
+    verified.run_one("orders")
+
+    found = compare(verified)["orders"]
+
+    assert found.is_equal
+    assert (found.source_rows, found.raw_rows) == (999, 999)
+
+
+def test_a_tombstone_whose_row_is_there_is_missing(verified):
+    verified.on_target("update raw.orders set _etl_deleted_at = now() where order_id = 1")
+
+    before = compare(verified)["orders"]
+    after = compare(verified, is_repair=True)["orders"]
+
+    assert counts(before) == (1, 0, 0, 0)
+    assert after.is_equal
+
+
+def test_a_table_without_watermark_has_nothing_pending(replication):
+    replication.on_source("create table tags (tag text primary key, note numeric); insert into tags values ('a', 1.0)")
+    replication.run_one("tags")
+    replication.on_source("insert into tags values ('b', 1); update tags set note = 1.00 where tag = 'a'")
+
+    found = compare(replication)["tags"]
+
+    assert counts(found) == (1, 0, 1, 0)
+    assert ("changed", {"tag": "a"}, ("note",)) in [(each.kind, each.key, each.columns) for each in found.examples]
+
+
+def test_a_repair_moves_only_what_differs_and_is_a_run_of_its_own(verified):
+    verified.on_target("delete from raw.orders where order_id in (1, 2)")
+    verified.on_target("update raw.orders set note = 'by hand' where order_id = 3")
+    verified.on_source("delete from orders where order_id = 4")
+    watermark = verified.on_target("select watermark, points::text from etl.watermarks")
+
+    found = compare(verified, is_repair=True)["orders"]
+
+    assert found.is_equal
+    assert found.repaired == 4
+    source, raw = verified.rows("orders")
+    assert source == [row for row in raw if not row.startswith("(4,")]
+    assert verified.on_target("select order_id from raw.orders where _etl_deleted_at is not null") == [(4,)]
+    assert verified.on_target(
+        "select status, rows_read, rows_inserted, rows_updated, rows_deleted from etl.table_runs "
+        "order by run_id desc limit 1"
+    ) == [("succeeded", 3, 2, 1, 1)]
+    assert verified.on_target("select watermark, points::text from etl.watermarks") == watermark
+    assert verified.on_target("select distinct _etl_run_id from raw.orders where order_id <= 4") == [(2,)]
+
+
+def test_a_repair_does_not_bury_a_whole_table(verified):
+    verified.on_source("truncate orders")
+
+    found = compare(verified, is_repair=True)["orders"]
+
+    assert "1,000 of 1,000 rows are gone from the source" in found.error
+    assert verified.on_target("select count(*) from raw.orders where _etl_deleted_at is null") == [(1000,)]
+
+
+def test_a_repair_waits_for_a_run(verified):
+    with psycopg2.connect(verified.target_url) as holder, holder.cursor() as cursor:
+        cursor.execute("select pg_advisory_lock(%s)", (0x74696465,))
+        with pytest.raises(LockHeldError, match="another run is at work"):
+            compare(verified, is_repair=True)
+    holder.close()
+
+
+def test_a_run_beside_verify_makes_no_difference(verified, monkeypatch, insert_orders):
+    """The target is read as it was before the source's snapshot, whatever a run does meanwhile."""
+    checksums = Reader.checksums
+
+    def run_first(self, comparison):
+        insert_orders(verified.source, 50)
+        verified.on_source("update orders set note = 'new', updated_at = now() where order_id % 3 = 0")
+        verified.run_one("orders")
+        return checksums(self, comparison)
+
+    with monkeypatch.context() as patching:
+        patching.setattr(Reader, "checksums", run_first)
+        patching.setattr(threading, "excepthook", lambda *_: None)
+        found = compare(verified)["orders"]
+
+    assert found.is_equal
+
+
+def test_only_ranges_that_differ_are_looked_into(replication, monkeypatch):
+    rows = 20 * MIN_RANGE_ROWS
+    replication.on_source("create table items (item_id int primary key, note text)")
+    replication.on_source("insert into items select n, 'note' from generate_series(1, %s) as n", rows)
+    replication.run_one("items")
+    replication.on_source("update items set note = 'x' where item_id = %s", rows // 2)
+    lines = []
+    copy = Reader.copy
+
+    def spy(self, statement, into):
+        class Counting:
+            def write(self, chunk):
+                lines.append(chunk.count(b"\n"))
+                return into.write(chunk)
+
+        return copy(self, statement, Counting())
+
+    monkeypatch.setattr(Reader, "copy", spy)
+
+    found = compare(replication)["items"]
+
+    assert counts(found) == (0, 0, 1, 0)
+    assert 0 < sum(lines) < 2 * MIN_RANGE_ROWS
+
+
+def test_the_exit_codes_and_lines_tell_equal_different_repaired_and_not_comparable(verified):
+    equal = verified.command("verify")
+    verified.on_source("update orders set note = 'silent' where order_id = 5")
+    different = verified.command("verify")
+    as_json = verified.command("verify", "--json")
+    repaired = verified.command("verify", "--repair")
+    again = verified.command("verify", "orders")
+    verified.on_source("create table fresh (a int primary key)")
+    impossible = verified.command("verify")
+
+    assert (equal.returncode, different.returncode, as_json.returncode) == (0, 1, 1)
+    assert (repaired.returncode, again.returncode, impossible.returncode) == (0, 0, 3)
+    assert "different: 1 changed" in different.stdout
+    assert "orders: order_id = 5 is not the same: note" in different.stdout
+    (record,) = json.loads(as_json.stdout)
+    assert (record["changed"], record["is_equal"]) == (1, False)
+    assert record["examples"] == [{"kind": "changed", "key": {"order_id": "5"}, "columns": ["note"]}]
+    assert "equal, after 1 rows were repaired" in repaired.stdout
+    assert "expected raw.fresh on the target, found none: run `etl run` first" in impossible.stdout
+    assert "orders  1,000        1,000     equal" in impossible.stdout
+
+
+def test_verify_opens_no_more_sessions_on_the_source_than_allowed(replication, monkeypatch):
+    for number in range(6):
+        replication.on_source(f"create table t{number} (a int primary key); insert into t{number} values (1)")
+    replication.run()
+    seen = []
+    checksums = Reader.checksums
+
+    def count_first(self, comparison):
+        with psycopg2.connect(replication.source_url) as other, other.cursor() as cursor:
+            cursor.execute(
+                "select count(*) from pg_stat_activity where application_name = 'tidemark' "
+                "and datname = current_database()"
+            )
+            seen.append(cursor.fetchone()[0])
+        other.close()
+        return checksums(self, comparison)
+
+    monkeypatch.setattr(Reader, "checksums", count_first)
+
+    found = compare(replication)
+
+    assert len(found) == 6
+    assert max(seen) <= replication.settings.max_connections_source
+
+
+SIDES = st.sampled_from(["source", "target"])
+EDITS = {
+    "insert": "insert into {table} (order_id, total, note, updated_at) overriding system value "
+    "values (%(n)s + 5000, 1, 'new', '2001-01-01Z') on conflict do nothing",
+    "delete": "delete from {table} where order_id = %(n)s",
+    "update": "update {table} set note = note || '!' where order_id = %(n)s",
+    "change the scale": "update {table} set total = total::text::numeric * 1.0 where order_id = %(n)s",
+}
+EDIT = st.tuples(SIDES, st.sampled_from(sorted(EDITS)), st.integers(1, 40))
+EDITED = "select order_id, row(order_id, total, note, updated_at)::text from {} order by 1"
+
+
+@given(edits=st.lists(EDIT, max_size=12))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_counts_are_those_of_the_plain_definition_and_a_repair_makes_both_sides_equal(verified, edits):
+    for side, name, n in edits:
+        connection, table = (verified.source, "orders") if side == "source" else (verified.target, "raw.orders")
+        with connection.cursor() as cursor:
+            cursor.execute(EDITS[name].format(table=table), {"n": n})
+    in_source, in_raw = read_both(verified)
+    expected = (
+        len(in_source.keys() - in_raw.keys()),
+        len(in_raw.keys() - in_source.keys()),
+        sum(in_raw.get(key, row) != row for key, row in in_source.items()),
+        0,
+    )
+
+    found = compare(verified)["orders"]
+    repaired = compare(verified, is_repair=True)["orders"]
+
+    assert counts(found) == expected
+    assert found.is_equal == (expected == (0, 0, 0, 0))
+    assert repaired.is_equal
+    assert repaired.repaired == sum(expected)
+    in_source, in_raw = read_both(verified)
+    assert in_source == in_raw
+
+
+def read_both(replication):
+    in_source = dict(replication.on_source(EDITED.format("orders")))
+    return in_source, dict(
+        replication.on_target(EDITED.format("(select * from raw.orders where _etl_deleted_at is null) as o"))
+    )
+
+
+def test_tables_are_compared_in_parallel_at_one_snapshot(replication, monkeypatch):
+    for name in ("one", "two"):
+        replication.on_source(f"create table {name} (a int primary key); insert into {name} values (1)")
+    replication.run()
+    both = threading.Barrier(2, timeout=20)
+    checksums = Reader.checksums
+
+    def meet(self, comparison):
+        both.wait()
+        return checksums(self, comparison)
+
+    monkeypatch.setattr(Reader, "checksums", meet)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(compare, replication).result(timeout=30)
+
+    assert all(comparison.is_equal for comparison in found.values())
