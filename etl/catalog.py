@@ -68,7 +68,7 @@ LIST_TABLES = f"""
 LIST_COLUMNS = """
     select
         a.attrelid, a.attname, a.attnum, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), not a.attnotnull,
-        s.seqcache, s.seqincrement, s.seqrelid::regclass::text,
+        s.seqcache, s.seqincrement, s.seqrelid::regclass::text, s.seqrelid,
         exists (
             select from pg_catalog.pg_index as i
             where i.indrelid = a.attrelid and i.indkey[0] = a.attnum and i.indisvalid and i.indpred is null
@@ -164,6 +164,7 @@ class _Attribute:
     sequence_cache: int | None
     sequence_increment: int | None
     sequence: str | None
+    sequence_oid: int | None
     has_index: bool
 
 
@@ -344,6 +345,7 @@ def _describe(
         key=tuple(relation.key or ()),
         watermark=watermark.name if watermark else None,
         watermark_kind=WATERMARK_KINDS[_base_type(watermark.formatted)] if watermark else None,
+        watermark_sequence=watermark.sequence_oid if watermark else None,
         config=own,
         estimated_rows=max(relation.estimated_rows, 0),
         filenodes=relation.filenodes,

@@ -65,17 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="replicate what changed", description="Replicate what changed.")
     run.add_argument("tables", nargs="*", metavar="TABLE", help="tables to replicate (default: all configured)")
-    run.add_argument(
-        "--allow-deletes",
-        action="store_true",
-        help="confirm that more rows are gone from the source than max_delete_fraction",
-    )
-    run.add_argument(
-        "--reconcile", action="store_true", help="look for deleted rows also where the source counted none"
-    )
-    run.add_argument("--log-format", choices=("text", "json"), default="text", help="progress as text or JSON lines")
-    run.add_argument("--json", action="store_true", help="print the result as JSON")
+    run.add_argument("--reconcile", action="store_true", help="look for deleted rows also where none were counted")
+    run.add_argument("--full-refresh", action="store_true", help="load the tables anew, as reset does")
+    _add_run_options(run)
     run.set_defaults(command=_run)
+    reset = commands.add_parser(
+        "reset",
+        help="load tables anew",
+        description="Load tables anew. Readers of raw see the old rows until the new ones are there; rows that are "
+        "gone from the source become tombstones.",
+    )
+    reset.add_argument("tables", nargs="+", metavar="TABLE", help="tables to load anew")
+    _add_run_options(reset)
+    reset.set_defaults(command=_run, full_refresh=True, reconcile=False)
     status = commands.add_parser("status", help="show watermarks and what holds them back")
     status.add_argument("--json", action="store_true", help="print the status as JSON")
     status.set_defaults(command=_status)
@@ -90,9 +92,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-deletes",
+        action="store_true",
+        help="confirm that more rows are gone from the source than max_delete_fraction",
+    )
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="progress as text or JSON lines")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
 def _run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
-    options = RunOptions(allow_deletes=arguments.allow_deletes, reconcile=arguments.reconcile)
+    options = RunOptions(
+        allow_deletes=arguments.allow_deletes,
+        reconcile=arguments.reconcile,
+        full_refresh=arguments.full_refresh,
+    )
     result = execute_run(load_settings(), arguments.tables, log_format=arguments.log_format, options=options)
     if arguments.json:
         tables = [result_record(table) for table in result.tables]

@@ -1,4 +1,4 @@
-"""Decides whether rows may have gone from a source table since it was last reconciled. Pure.
+"""Decides whether rows may have gone from a source table since it was last reconciled, and how many may. Pure.
 
 The counters of pg_stat_user_tables lag behind by up to some seconds, and stand still during a long procedure. They are
 therefore listed before the snapshot: what they do not show yet, they show in a later run. An update of a key leaves
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+
+from etl.errors import TableError
+from etl.model import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,17 @@ class Counters:
     stats_reset: str  # when statistics of the database were last reset, and those of the server, as after a crash
     server_started_at: dt.datetime
     listed_at: dt.datetime  # by the source's clock
+
+
+def check_fraction(table: Table, gone: int, rows: int) -> None:
+    """Raise TableError when more of a table's rows are gone from the source than may go in one run."""
+    limit = table.config.max_delete_fraction
+    if gone > limit * rows:
+        raise TableError(
+            f"{table.label}: {gone:,} of {rows:,} rows are gone from the source, more than "
+            f"max_delete_fraction = {limit:g} of them; nothing was deleted: if that is meant, confirm it with "
+            f"`etl run --allow-deletes {table.name}`, else mend the source"
+        )
 
 
 def why_reconcile(before: Counters | None, now: Counters, max_hours: float) -> str | None:

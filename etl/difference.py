@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from psycopg2.extensions import cursor as Cursor
+from psycopg2.extensions import encodings
 
-from etl import key_ranges, postgres
+from etl import key_ranges, postgres, state
 from etl.key_ranges import Comparison, Side
 from etl.model import Column, Table
 from etl.source import Reader
@@ -34,6 +35,7 @@ class Differences:
     extra: int = 0  # in `raw`
     changed: int = 0
     pending: int = 0  # missing or changed, and not counted there
+    not_held: int = 0  # refused, for the target's encoding lacks characters of the key, and not counted either
 
     @property
     def are_none(self) -> bool:
@@ -75,6 +77,7 @@ def find_differences(
             is_pending_apart=is_pending_apart and table.watermark is not None,
             bounds=tuple(tuple(row) for row in cursor),
             is_same_encoding=_is_same_encoding(reader, cursor),
+            left_out=_keys_not_held(reader, cursor, table),
         )
         with ThreadPoolExecutor(1, thread_name_prefix="checksums") as pool:
             in_source = pool.submit(reader.checksums, comparison)
@@ -91,6 +94,7 @@ def find_differences(
         ranges=len(comparison.bounds) + 1,
         ranges_different=len(different),
         missing=counts.get(("missing", False), 0),
+        not_held=len(comparison.left_out),
         extra=counts.get(("extra", False), 0),
         changed=counts.get(("changed", False), 0),
         pending=counts.get(("missing", True), 0) + counts.get(("changed", True), 0),
@@ -131,6 +135,15 @@ def find_changed_columns(
         for key in keys
         if key in in_source and key in in_raw
     }
+
+
+def _keys_not_held(reader: Reader, cursor: Cursor, table: Table) -> tuple[tuple[str, ...], ...]:
+    """Return the keys of refused rows that the target's encoding lacks characters for."""
+    if _is_same_encoding(reader, cursor):
+        return ()
+    codec = encodings.get(cursor.connection.info.parameter_status("server_encoding") or "", "ascii")
+    refused = state.read_rejected_keys(cursor, table.name)
+    return tuple(key for key in refused if any(part.encode(codec, "ignore").decode(codec) != part for part in key))
 
 
 def _is_same_encoding(reader: Reader, cursor: Cursor) -> bool:

@@ -11,13 +11,14 @@ Begin at `load_first`.
 from __future__ import annotations
 
 import json
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from etl.config import Settings
-from etl.model import Counts, LoadState, Progress, Table
+from etl.model import Counts, LoadState, Progress, RunOptions, Table
 from etl.source import Reader, Source
 from etl.statements import BlockRange
 from etl.target import Writer
@@ -35,14 +36,17 @@ def load_first(
     writer: Writer,
     progress: Progress,
     on_commit: Callable[[Counts], None],
+    options: RunOptions,
 ) -> bool:
-    """Load a table that `raw` does not have; tell whether it is done, or the snapshot expired before.
+    """Load a table that `raw` does not have, or has to replace; tell whether it is done, or the snapshot expired.
 
-    The table appears in `raw` with its last rows and `progress`. Raises TableError; what was loaded until then stays.
+    The table appears in `raw` with its last rows and `progress`; the one that it replaces leaves its other rows as
+    tombstones. Raises TableError; what was loaded until then stays.
     """
     load = _usable_load(source, reader, writer)
-    counts, limit = reader.block_counts(), settings.load_range_blocks
-    if load is None and (not writer.table.has_blocks or range_end(counts, 0, limit) is None):
+    blocks = reader.block_counts()
+    limit = settings.load_range_blocks if writer.table.has_blocks else sys.maxsize
+    if load is None and not options.full_refresh and range_end(blocks, 0, limit) is None:
         on_commit(writer.load_whole(partial(reader.copy_out, writer.table, BlockRange()), progress))
         return True
     load = _begin(source, reader, writer) if load is None else _renew(reader, writer, load, on_commit)
@@ -51,7 +55,9 @@ def load_first(
         if load.next_block is not None and source.is_expired:
             return False
     reader.close()  # building the key takes long, and needs nothing of the source
-    writer.publish_load(progress)
+    counts = writer.publish_load(progress, allow_deletes=options.allow_deletes)
+    if counts.deleted:
+        on_commit(counts)
     return True
 
 

@@ -46,6 +46,7 @@ class Comparison:
     is_pending_apart: bool
     bounds: tuple[tuple[str, ...], ...]  # keys as text, ascending: where one range ends and the next begins
     is_same_encoding: bool  # of both servers: else text is converted before it is hashed
+    left_out: tuple[tuple[str, ...], ...] = ()  # keys of the source that the target cannot hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +144,12 @@ def copy_out_source_keys(comparison: Comparison, ranges: Sequence[int]) -> sql.C
     """
     table, side = comparison.table, Side(table=comparison.table, is_source=True)
     return sql.SQL(
-        "copy (select {keys}, {hash}, {is_pending} from {rows} where {range} in ({ranges})) to stdout"
+        "copy (select {keys}, {hash}, {is_pending} from {rows} where {range} in ({ranges}){is_held}) to stdout"
     ).format(
         keys=comma(side.value(table.column(name)) for name in table.key),
         hash=_hash(side, comparison),
         is_pending=_is_pending(comparison),
+        is_held=_is_held(comparison),
         rows=side.rows,
         range=side.range(comparison),
         ranges=comma(map(sql.Literal, ranges)),
@@ -246,6 +248,14 @@ def purge_tombstones(table: Table, days: float, run_id: int) -> sql.Composable:
         "delete from {} where _etl_deleted_at < pg_catalog.now() - pg_catalog.make_interval(secs => {})"
         " and _etl_run_id <= {}"
     ).format(raw_table(table.name), sql.Literal(days * SECONDS_PER_DAY), sql.Literal(run_id))
+
+
+def _is_held(comparison: Comparison) -> sql.Composable:
+    table, left_out = comparison.table, comparison.left_out
+    if not left_out:
+        return sql.SQL("")
+    types = [table.column(name).source_type for name in table.key]
+    return sql.SQL(" and ({}) not in ({})").format(comma(map(source_column, table.key)), key_values(types, left_out))
 
 
 def _is_pending(comparison: Comparison) -> sql.Composable:

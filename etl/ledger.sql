@@ -51,6 +51,8 @@ create table if not exists etl.watermarks (
 );
 alter table etl.watermarks add column if not exists as_of timestamptz;
 alter table etl.watermarks add column if not exists raw_types jsonb not null default '{}';
+alter table etl.watermarks add column if not exists column_numbers jsonb not null default '{}';
+comment on column etl.watermarks.column_numbers is 'The attnum of each column of the source, as last replicated.';
 comment on table etl.watermarks is 'From where the next read of a table starts, inclusive.';
 comment on column etl.watermarks.watermark is 'NULL: nothing has settled yet, the next run reads the whole table.';
 comment on column etl.watermarks.points is 'Points taken, oldest first, that were not settled when the run ended.';
@@ -100,6 +102,17 @@ create table if not exists etl.reconciliations (
 );
 comment on table etl.reconciliations is
     'What the source counted of a table before the snapshot at which its keys were last known to equal those of raw.';
+
+create table if not exists etl.schema_changes (
+    change_id bigint generated always as identity primary key,
+    run_id bigint not null references etl.runs,
+    table_name text not null,
+    kind text not null,
+    column_name text,
+    detail text not null,
+    changed_at timestamptz not null default clock_timestamp()
+);
+comment on table etl.schema_changes is 'What changed in the source''s tables, with the run that followed it.';
 
 -- The last statement: what it says is how a later run knows that all of the above is there.
 comment on table etl.runs is 'Ledger version 3. One row per run; runs are serial, ids are allotted under the run lock.';

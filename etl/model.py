@@ -61,6 +61,7 @@ class Table:
     key: tuple[str, ...]  # names of the primary key's columns, in its order
     watermark: str | None  # None: the whole table is read each run
     watermark_kind: WatermarkKind | None
+    watermark_sequence: int | None  # oid of the sequence that an integer watermark is taken from
     config: TableConfig
     estimated_rows: int
     filenodes: str  # identity of the table's files; changes with TRUNCATE and rewrites

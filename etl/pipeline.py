@@ -19,6 +19,7 @@ from psycopg2.extensions import connection as Connection
 from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_exponential_jitter
 
 from etl import postgres, state, target
+from etl.catalog import Catalog
 from etl.column_types import TargetTypes
 from etl.config import Settings
 from etl.delete_gate import Counters, why_reconcile
@@ -162,6 +163,8 @@ class _Attempts:
             for name, reason in found.refusals.items():
                 if name not in self.results:
                     self._fail(name, TableError(reason))
+            if not self.table_names:
+                self._note_missing(found)
             pending = [table for table in found.tables if table.name not in self.results.keys() | self.errors.keys()]
             tasks = _largest_first(self._prepare(source, pending))
             with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="table") as pool:
@@ -171,6 +174,16 @@ class _Attempts:
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)  # tables at work end their statement in hand
                     raise
+
+    def _note_missing(self, found: Catalog) -> None:
+        """Say once of each table that was replicated and is not among the source's any more, that it is gone."""
+        present = {table.name for table in found.tables} | found.refusals.keys()
+        missing = [name for name in state.read_progress(self.control) if name not in present]
+        for name in state.record_missing_tables(self.control, self.run_id, missing):
+            self._notice(
+                f"{name} is gone from the source, or left out in tables.yml: raw.{name} stays as it is; drop it when "
+                "nobody reads it (a table that was renamed is loaded under its new name)"
+            )
 
     def _prepare(self, source: Source, tables: Sequence[Table]) -> list[Task]:
         """Take the points, wait at the fence, take the snapshot, and return what there is to do at it."""
@@ -201,7 +214,7 @@ class _Attempts:
     def _why_reconcile(self, table: Table, before: Counters | None, now: Counters | None) -> str | None:
         if table.config.deletes == "none" or now is None:
             return None
-        if self.options.reconcile:
+        if self.options.reconcile or self.options.full_refresh:
             return "asked for"
         return why_reconcile(before, now, table.config.reconcile_every_hours)
 

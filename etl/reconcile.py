@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from etl.delete_gate import Counters
+from etl.delete_gate import Counters, check_fraction
 from etl.difference import Differences, find_differences, list_differences
-from etl.errors import TableError
 from etl.increment import merge_window
-from etl.model import Counts, Table
+from etl.model import Counts
 from etl.source import Reader
 from etl.statements import Window
 from etl.target import Writer
@@ -32,7 +31,7 @@ def reconcile(
     with writer.transaction() as cursor:
         found = find_differences(reader, cursor, table, keys, None, is_pending_apart=False)
     if not allow_deletes:
-        check_fraction(table, found)
+        check_fraction(table, found.extra, found.raw_rows)
     mend(reader, writer, found, on_commit)
     writer.save_counters(counters)
     if table.config.tombstone_days is not None:
@@ -49,14 +48,3 @@ def mend(reader: Reader, writer: Writer, found: Differences, on_commit: Callable
         for chunk in list_differences(cursor, writer.table, ("missing", "changed")):
             window = Window(keys=tuple(each.key for each in chunk), limit=len(chunk) + 1)
             merge_window(reader, writer, window, on_commit)
-
-
-def check_fraction(table: Table, found: Differences) -> None:
-    """Raise TableError when more of a table's rows are gone from the source than may go at once."""
-    limit = table.config.max_delete_fraction
-    if found.extra > limit * found.raw_rows:
-        raise TableError(
-            f"{table.label}: {found.extra:,} of {found.raw_rows:,} rows are gone from the source, more than "
-            f"max_delete_fraction = {limit:g} of them; nothing was deleted: if that is meant, confirm it with "
-            f"`etl run --allow-deletes {table.name}`, else mend the source"
-        )

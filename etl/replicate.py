@@ -16,6 +16,7 @@ from etl.first_load import load_first
 from etl.increment import check_null_watermarks, merge_changes
 from etl.model import Activity, Counts, Event, Outcome, Point, Position, Progress, RunOptions, Table
 from etl.reconcile import reconcile
+from etl.schema_changes import describe_changes
 from etl.source import Reader, Source, check_progress
 from etl.target import Writer, open_writer
 
@@ -48,9 +49,11 @@ def replicate_table(settings: Settings, source: Source, run_id: int, task: Task,
 
     with open_writer(settings, table, run_id) as writer, source.open_reader(table) as reader:
         check_null_watermarks(reader, table)
-        if writer.fit():
-            check_progress(table, task.progress, task.point, source)
-            before = task.progress if task.progress.column == table.watermark else Progress()
+        is_replacement = task.options.full_refresh and writer.exists()
+        if not is_replacement and writer.fit():
+            check_progress(table, task.progress, task.point, source, reader)
+            known = task.progress if task.progress.column == table.watermark else Progress()
+            before = _before_changes(reader, writer, known)
             _say(observe, table, writer.remarks)
         else:
             outcome = _load(
@@ -63,14 +66,15 @@ def replicate_table(settings: Settings, source: Source, run_id: int, task: Task,
                 on_commit=on_commit,
             )
             if outcome is not None:
+                _say(observe, table, writer.remarks)
                 return outcome
-            before = Progress()
+            known = before = _before_changes(reader, writer, Progress())
         outcome = merge_changes(
             source=source,
             reader=reader,
             writer=writer,
             before=before,
-            after=_advance(source, task, before),
+            after=_advance(source, task, known),
             position=task.position,
             on_commit=on_commit,
         )
@@ -78,6 +82,19 @@ def replicate_table(settings: Settings, source: Source, run_id: int, task: Task,
             allow_deletes = task.options.allow_deletes
             reconcile(reader, writer, task.counters, on_commit, allow_deletes=allow_deletes)
         return outcome
+
+
+def _before_changes(reader: Reader, writer: Writer, known: Progress) -> Progress:
+    """Return from where to read: from the start, when changes of the columns gave old rows other values."""
+    if not writer.changes:
+        return known
+    writer.remarks.append(describe_changes(writer.changes))
+    names = {change.column_name for change in writer.changes if change.needs_old_rows}
+    added = {change.column_name for change in writer.changes if change.kind == "column_added"}
+    is_filled = bool(names - added) or (bool(added) and reader.has_values(sorted(added)))
+    before = replace(known, watermark=None) if is_filled else known
+    writer.keep_for_changes(before)
+    return before
 
 
 def _load(
@@ -102,12 +119,18 @@ def _load(
 
     try:
         is_complete = load_first(
-            settings=settings, source=source, reader=reader, writer=writer, progress=after, on_commit=on_range
+            settings=settings,
+            source=source,
+            reader=reader,
+            writer=writer,
+            progress=after,
+            on_commit=on_range,
+            options=task.options,
         )
     except RowRefusedError as refusal:
         _say(observe, task.table, [f"starting over in batches, to set the rows to blame aside: {refusal}"])
         discarded = Counts(read=-loaded.read, inserted=-loaded.inserted)
-        writer.start_over_empty(discarded)
+        writer.start_over(discarded)
         on_commit(discarded)
         return None
     if is_complete and task.counters:

@@ -337,6 +337,21 @@ class Reader:
         """Return the lesser of two values of the watermark column."""
         return str(self._row(statements.lesser_watermark(self._table, one, other))[0])
 
+    def last_sequence_value(self) -> int | None:
+        """Return the last number of the watermark's sequence; None without one, or without the privilege."""
+        statement = (
+            "select case when pg_catalog.has_sequence_privilege(%s::oid, 'select, usage')"
+            " then pg_catalog.pg_sequence_last_value(%s::oid) end"
+        )
+        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            cursor.execute(statement, [self._table.watermark_sequence] * 2)
+            last: int | None = _single(cursor)
+        return last
+
+    def has_values(self, names: Sequence[str]) -> bool:
+        """Tell whether any row has a value in any of these columns."""
+        return bool(self._row(statements.has_values(self._table, names))[0])
+
     def has_null_watermark(self) -> bool:
         """Tell whether any row has no watermark."""
         return bool(self._row(statements.has_null_watermark(self._table))[0])
@@ -389,29 +404,36 @@ class Reader:
         return buffer.getvalue()
 
 
-def check_progress(table: Table, progress: Progress, point: Point | None, source: Source) -> None:
+def check_progress(table: Table, progress: Progress, point: Point | None, source: Source, reader: Reader) -> None:
     """Refuse to go on from a watermark that belongs to another source or was overtaken backwards."""
     if progress.system_identifier not in (None, source.system_identifier):
         raise TableError(
             f"{table.label}: the watermark was taken on another source cluster (system identifier "
             f"{progress.system_identifier}, now {source.system_identifier}): point SOURCE_DATABASE_URL at the old "
-            f"one, or drop raw.{table.name} to load it anew"
+            f"one, or load the table anew with `etl reset {table.name}`"
         )
     if table.watermark is None or progress.watermark is None or not source.has_clock:
         return
     if table.watermark_kind is WatermarkKind.INTEGER:
-        _check_integer(table, progress.watermark, point)
+        _check_integer(table, progress.watermark, point, reader)
     elif point is not None and not source.is_standby:
         _check_clock(table, progress, point, source.margin_seconds)
 
 
-def _check_integer(table: Table, watermark: str, point: Point | None) -> None:
-    if point is None or int(point.value) < int(watermark):
-        found = "no rows" if point is None else f"max({table.watermark}) = {point.value}"
-        raise TableError(
-            f"{table.label}: the watermark is {watermark}, but the source has {found}: "
-            f"the sequence was restarted or rows were removed; drop raw.{table.name} to load it anew"
-        )
+def _check_integer(table: Table, watermark: str, point: Point | None, reader: Reader) -> None:
+    """Tell a sequence that was restarted, which hands out numbers below the watermark, from rows that were removed."""
+    if point is not None and int(point.value) >= int(watermark):
+        return
+    last = reader.last_sequence_value()
+    if last is not None and last >= int(watermark):
+        return
+    found = "no rows" if point is None else f"max({table.watermark}) = {point.value}"
+    raise TableError(
+        f"{table.label}: the watermark is {watermark}, but the source has {found}, and its sequence "
+        f"{'cannot be read' if last is None else f'is at {last}'}: if it was restarted, load the table anew with "
+        f"`etl reset {table.name}`; if rows were removed, grant select on the sequence to the role of "
+        "SOURCE_DATABASE_URL"
+    )
 
 
 def _check_clock(table: Table, progress: Progress, point: Point, margin_seconds: float) -> None:
@@ -420,7 +442,8 @@ def _check_clock(table: Table, progress: Progress, point: Point, margin_seconds:
         raise TableError(
             f"{table.label}: the source's clock is {seconds:.0f} s behind where it was at an earlier run, so rows "
             f"written since may be stamped below the watermark {progress.watermark}: declare lookback_seconds of "
-            f"more than that in tables.yml until the clock has caught up, or drop raw.{table.name} to load it anew"
+            "more than that in tables.yml until the clock has caught up, or load the table anew with "
+            f"`etl reset {table.name}`"
         )
 
 

@@ -20,6 +20,7 @@ from etl.delete_gate import Counters
 from etl.errors import LockHeldError, RowRefusedError, TableError
 from etl.model import Counts, LoadState, Point, Progress, Table, TableResult
 from etl.postgres import errors_of, transaction
+from etl.schema_changes import SchemaChange
 
 # Any constant serves, as long as every run on a database uses the same: "tide" in ASCII.
 RUN_LOCK_KEY = 0x74696465
@@ -53,13 +54,13 @@ ADD_BATCH = """
 """
 SAVE_PROGRESS = """
     insert into etl.watermarks (
-        table_name, column_name, watermark, as_of, points, system_identifier, raw_types, run_id
+        table_name, column_name, watermark, as_of, points, system_identifier, raw_types, column_numbers, run_id
     )
-    values (%s, %s, %s, %s, %s, %s, %s, %s)
+    values (%s, %s, %s, %s, %s, %s, %s, %s, %s)
     on conflict (table_name) do update set
         column_name = excluded.column_name, watermark = excluded.watermark, as_of = excluded.as_of,
         points = excluded.points, system_identifier = excluded.system_identifier, raw_types = excluded.raw_types,
-        run_id = excluded.run_id, changed_at = clock_timestamp()
+        column_numbers = excluded.column_numbers, run_id = excluded.run_id, changed_at = clock_timestamp()
 """
 SAVE_LOAD = """
     insert into etl.loads (table_name, filenodes, signature, system_identifier, next_block, oldest_xid, run_id)
@@ -269,16 +270,48 @@ def save_partial_progress(cursor: Cursor, run_id: int, table: Table, progress: P
             json.dumps([_write_point(point) for point in progress.points]),
             progress.system_identifier,
             json.dumps({column.name: column.raw_type for column in table.columns}),
+            json.dumps({column.name: column.number for column in table.columns}),
             run_id,
         ),
     )
 
 
-def read_raw_types(cursor: Cursor, table_name: str) -> dict[str, str]:
-    """Return the type in `raw` of each column of the source when the table was last replicated."""
-    cursor.execute("select raw_types from etl.watermarks where table_name = %s", (table_name,))
+def read_columns(cursor: Cursor, table_name: str) -> tuple[dict[str, str], dict[str, int]]:
+    """Return the type in `raw` and the attnum of each column of the source when the table was last replicated."""
+    cursor.execute("select raw_types, column_numbers from etl.watermarks where table_name = %s", (table_name,))
     row = cursor.fetchone()
-    return dict(row[0]) if row else {}
+    return (dict(row[0]), dict(row[1])) if row else ({}, {})
+
+
+def record_changes(cursor: Cursor, run_id: int, table_name: str, changes: Sequence[SchemaChange]) -> None:
+    """Record what changed in a table's columns, in the transaction that follows it."""
+    for change in changes:
+        record_change(cursor, run_id, table_name, change.kind, change.detail, column_name=change.column_name)
+
+
+def record_change(
+    cursor: Cursor, run_id: int, table_name: str, kind: str, detail: str, *, column_name: str | None = None
+) -> None:
+    """Record one change of the source's schema."""
+    cursor.execute(
+        "insert into etl.schema_changes (run_id, table_name, kind, column_name, detail) values (%s, %s, %s, %s, %s)",
+        (run_id, table_name, kind, column_name, detail),
+    )
+
+
+def record_missing_tables(connection: Connection, run_id: int, names: Sequence[str]) -> list[str]:
+    """Record that the source no longer has these tables, and return those of which that was not known."""
+    with errors_of("target", "recording missing tables"), connection.cursor() as cursor:
+        cursor.execute(
+            "select w.table_name from etl.watermarks as w where w.table_name = any (%s) "
+            "and 'table_missing' is distinct from (select c.kind from etl.schema_changes as c "
+            "where c.table_name = w.table_name and c.column_name is null order by c.change_id desc limit 1) order by 1",
+            (list(names),),
+        )
+        new = [row[0] for row in cursor.fetchall()]
+        for name in new:
+            record_change(cursor, run_id, name, "table_missing", "gone from the source; raw keeps its rows")
+    return new
 
 
 def read_load(cursor: Cursor, table_name: str) -> LoadState | None:

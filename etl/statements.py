@@ -135,7 +135,7 @@ def create_raw(table: Table, into: sql.Identifier) -> sql.Composable:
     return sql.SQL("create table {} ({})").format(into, columns)
 
 
-def complete_raw(table: Table, run_id: int) -> sql.Composable:
+def complete_raw(table: Table, into: sql.Identifier, run_id: int) -> sql.Composable:
     """Add metadata, key and index to a raw table just filled.
 
     A constant default of a new column is stored once, not per row (ALTER TABLE, Notes, in the manual).
@@ -150,12 +150,63 @@ def complete_raw(table: Table, run_id: int) -> sql.Composable:
         " alter column _etl_run_id drop default,"
         " alter column _etl_synced_at drop default;"
         " create index on {raw} (_etl_run_id)"
-    ).format(raw=raw_table(table.name), run_id=sql.Literal(run_id), key=comma(map(sql.Identifier, table.key)))
+    ).format(raw=into, run_id=sql.Literal(run_id), key=comma(map(sql.Identifier, table.key)))
+
+
+def add_column(table: Table, name: str) -> sql.Composable:
+    """Add a column of the source to the raw table."""
+    return sql.SQL("alter table {} add column {} {}").format(
+        raw_table(table.name), sql.Identifier(name), sql.SQL(table.column(name).raw_type)
+    )
+
+
+def widen_column(table: Table, name: str) -> sql.Composable:
+    """Give a raw column the type that the source's column has now."""
+    return sql.SQL("alter table {} alter column {} type {}").format(
+        raw_table(table.name), sql.Identifier(name), sql.SQL(table.column(name).raw_type)
+    )
+
+
+def has_values(table: Table, names: Sequence[str]) -> sql.Composable:
+    """Answer whether any row of the source has a value in any of these columns."""
+    return sql.SQL("select exists (select from {} as s where pg_catalog.num_nonnulls({}) > 0)").format(
+        source_table(table), comma(map(source_column, names))
+    )
 
 
 def publish_raw(table: Table) -> sql.Composable:
     """Give a table loaded in ranges its name."""
     return sql.SQL("alter table {} rename to {}").format(loading_table(table), sql.Identifier(table.name))
+
+
+def drop_raw(table: Table) -> sql.Composable:
+    return sql.SQL("drop table {}").format(raw_table(table.name))
+
+
+def carry_tombstones(table: Table, names: Sequence[str], run_id: int) -> sql.Composable:
+    """Copy these columns of the raw rows that the table being loaded lacks into it, as tombstones.
+
+    Answers one row: how many of them were live until now, and how many rows were.
+    """
+    return sql.SQL(
+        "with carried as ("
+        " insert into {loading} ({names}, _etl_run_id, _etl_synced_at, _etl_deleted_at)"
+        " select {values},"
+        " case when r._etl_deleted_at is null then {run_id} else r._etl_run_id end,"
+        " case when r._etl_deleted_at is null then transaction_timestamp() else r._etl_synced_at end,"
+        " coalesce(r._etl_deleted_at, transaction_timestamp())"
+        " from {raw} as r where not exists (select from {loading} as l where {same_key})"
+        " on conflict do nothing returning _etl_deleted_at)"
+        " select (select count(*) from carried where _etl_deleted_at = transaction_timestamp()),"
+        " (select count(*) from {raw} where _etl_deleted_at is null)"
+    ).format(
+        loading=loading_table(table),
+        raw=raw_table(table.name),
+        names=comma(map(sql.Identifier, names)),
+        values=comma(sql.Identifier("r", name) for name in names),
+        run_id=sql.Literal(run_id),
+        same_key=same_key(table, "l", "r"),
+    )
 
 
 def analyze_raw(table: Table) -> sql.Composable:

@@ -22,9 +22,11 @@ from psycopg2.sql import Composable
 from etl import key_ranges, postgres, state, statements
 from etl.column_types import FIRST_USER_OID, TargetTypes
 from etl.config import Settings
-from etl.delete_gate import Counters
+from etl.delete_gate import Counters, check_fraction
 from etl.errors import RowRefusedError, TableError
 from etl.model import Counts, LoadState, Progress, Table
+from etl.schema_changes import Plan, RawColumns, SchemaChange, describe_changes, is_widened, plan_changes
+from etl.views import detached_views, table_extras
 
 # psycopg2 asks for 8 kB at a time unless told otherwise; a pipe holds 64 kB.
 CHUNK_BYTES = 1 << 16
@@ -34,6 +36,15 @@ LIST_COLUMNS = """
     from pg_catalog.pg_attribute as a
     where a.attrelid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))
         and a.attnum > 0 and not a.attisdropped
+"""
+LIST_KEY = """
+    select a.attname
+    from pg_catalog.pg_index as i
+    cross join unnest(i.indkey::int2[]) with ordinality as k (number, place)
+    join pg_catalog.pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.number
+    where i.indrelid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))
+        and i.indisprimary and k.place <= i.indnkeyatts
+    order by k.place
 """
 # Built in, or made by an extension: a type that somebody made may mean another thing than its namesake elsewhere.
 LIST_TYPES = """
@@ -81,33 +92,48 @@ class Writer:
         self._has_batch_table = False
         self.table = table  # in the form that the raw table wants, once `fit` has been called
         self.remarks: list[str] = []
+        self.changes: tuple[SchemaChange, ...] = ()  # that the first batch makes, once `fit` has planned them
+        self._progress_of_changes: Progress | None = None
 
     def fit(self) -> bool:
-        """Tell whether the raw table exists, and adapt to types that its owner gave to columns.
+        """Tell whether the raw table exists, and plan what it needs to hold the source's rows as they are now.
 
-        Values of such a column travel as text and are read as its type reads them: what is finer is rounded, and a
-        row that does not fit is refused.
-        Raises TableError when the raw table cannot hold the source's rows.
+        Values of a column to which the owner of `raw` gave a type travel as text and are read as its type reads
+        them: what is finer is rounded, and a row that does not fit is refused. Raises TableError when the raw table
+        cannot hold the source's rows, or may not be changed.
         """
         with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
             cursor.execute(LIST_COLUMNS, (self.table.name,))
-            found = dict(cursor.fetchall())
-            if not found:
+            types = dict(cursor.fetchall())
+            if not types:
                 return False
-            loaded_types = state.read_raw_types(cursor, self.table.name)
-        changed = _changed_by_owner(self.table, found, loaded_types)
+            cursor.execute(LIST_KEY, (self.table.name,))
+            key = tuple(row[0] for row in cursor)
+            loaded_types, loaded_numbers = state.read_columns(cursor, self.table.name)
+        plan = plan_changes(
+            self.table, RawColumns(types=types, key=key, loaded_types=loaded_types, loaded_numbers=loaded_numbers)
+        )
+        _refuse_changes(self.table, plan, types)
+        self.changes = plan.changes
         self.table = replace(
             self.table,
             columns=tuple(
-                replace(column, is_binary=False) if column.name in changed else column for column in self.table.columns
+                replace(column, is_binary=False) if column.name in plan.changed_by_owner else column
+                for column in self.table.columns
             ),
         )
         self.remarks = [
-            f'raw.{self.table.name} has column "{name}" as {found[name]}, which rounds what is finer and '
+            f'raw.{self.table.name} has column "{name}" as {types[name]}, which rounds what is finer and '
             "rejects what does not fit"
-            for name in changed
+            for name in plan.changed_by_owner
         ]
         return True
+
+    def exists(self) -> bool:
+        """Tell whether the raw table exists."""
+        with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
+            cursor.execute(LIST_COLUMNS, (self.table.name,))
+            return cursor.fetchone() is not None
 
     def load_whole(self, copy_out: CopyOut, progress: Progress) -> Counts:
         """Create the raw table with its rows, key and metadata, and store the progress, in one transaction."""
@@ -115,26 +141,34 @@ class Writer:
         with self.transaction() as cursor:
             cursor.execute(statements.create_raw(table, into))
             rows, size = self._copy(cursor, copy_out, into=into, freeze=True)
-            cursor.execute(statements.complete_raw(table, self.run_id))
+            cursor.execute(statements.complete_raw(table, into, self.run_id))
             cursor.execute(statements.analyze_raw(table))
             counts = Counts(read=rows, inserted=rows, bytes=size)
             state.forget_table(cursor, table.name)
+            state.record_change(cursor, self.run_id, table.name, "table_loaded", "loaded")
             state.add_batch(cursor, self.run_id, table.name, counts)
             state.save_progress(cursor, self.run_id, table, progress)
         return counts
 
-    def start_over_empty(self, discarded: Counts) -> None:
-        """Create the raw table without rows, for a load in batches, and forget what is known of an earlier one.
+    def start_over(self, discarded: Counts) -> None:
+        """Give up a load for one in batches: into the raw table that it was to replace, or else into an empty one.
 
-        `discarded`, what this run had loaded of the table, is taken from its ledger.
+        `discarded`, what this run had loaded of the table, is taken from its ledger. Raises TableError when the raw
+        table cannot hold the rows.
         """
         into = statements.raw_table(self.table.name)
+        is_replacement = self.exists()
         with self.transaction() as cursor:
             cursor.execute(statements.drop_loading(self.table))
-            state.forget_table(cursor, self.table.name)
             state.add_batch(cursor, self.run_id, self.table.name, discarded)
-            cursor.execute(statements.create_raw(self.table, into))
-            cursor.execute(statements.complete_raw(self.table, self.run_id))
+            if is_replacement:
+                state.delete_load(cursor, self.table.name)
+            else:
+                state.forget_table(cursor, self.table.name)
+                cursor.execute(statements.create_raw(self.table, into))
+                cursor.execute(statements.complete_raw(self.table, into, self.run_id))
+        if is_replacement:
+            self.fit()
 
     def read_load(self) -> LoadState | None:
         """Return how far a first load in ranges has come; None when there is none."""
@@ -180,15 +214,53 @@ class Writer:
             state.save_load(cursor, self.run_id, table.name, load)
         return counts
 
-    def publish_load(self, progress: Progress) -> None:
-        """Give a table loaded in ranges its key, metadata and name, and store the progress."""
-        table = self.table
+    def publish_load(self, progress: Progress, *, allow_deletes: bool) -> Counts:
+        """Give a table loaded in ranges its key, metadata and name, and store the progress.
+
+        A raw table of that name is replaced in the same transaction: its rows that the new one lacks become
+        tombstones there, its views and grants stay. Raises TableError when more than `max_delete_fraction` of its
+        rows would, unless that is allowed.
+        """
+        table, counts = self.table, Counts()
+        raw, loading = statements.raw_table(table.name), statements.loading_table(table)
         with self.transaction() as cursor:
-            cursor.execute(statements.publish_raw(table))
-            cursor.execute(statements.complete_raw(table, self.run_id))
+            cursor.execute(LIST_COLUMNS, (table.name,))
+            types = dict(cursor.fetchall())
+            if types:
+                cursor.execute(statements.complete_raw(table, loading, self.run_id))
+                counts = self._carry_tombstones(cursor, types, allow_deletes=allow_deletes)
+                extras = table_extras(cursor, raw)
+                with detached_views(cursor, raw, f"raw.{table.name}"):
+                    cursor.execute(statements.drop_raw(table))
+                    cursor.execute(statements.publish_raw(table))
+                    for statement in extras:
+                        cursor.execute(statement)
+            else:
+                cursor.execute(statements.publish_raw(table))
+                cursor.execute(statements.complete_raw(table, raw, self.run_id))
             cursor.execute(statements.analyze_raw(table))
             state.forget_table(cursor, table.name)
+            state.record_change(cursor, self.run_id, table.name, "table_loaded", "loaded anew" if types else "loaded")
+            state.add_batch(cursor, self.run_id, table.name, counts)
             state.save_progress(cursor, self.run_id, table, progress)
+        return counts
+
+    def _carry_tombstones(self, cursor: Cursor, types: Mapping[str, str], *, allow_deletes: bool) -> Counts:
+        """Copy into the table being loaded the tombstones of the raw table, and as such its rows that are gone."""
+        table = self.table
+        kept = [
+            column.name
+            for column in table.columns
+            if (known := types.get(column.name)) and (known == column.raw_type or is_widened(known, column.raw_type))
+        ]
+        if not set(table.key) <= set(kept) or not set(statements.META_COLUMNS) <= set(types):
+            self.remarks.append(f"the key of raw.{table.name} was another: gone rows leave no tombstones")
+            return Counts()
+        cursor.execute(statements.carry_tombstones(table, kept, self.run_id))
+        deleted, live = cursor.fetchone() or (0, 0)
+        if not allow_deletes:
+            check_fraction(table, deleted, live)
+        return Counts(deleted=deleted)
 
     def save_progress(self, progress: Progress) -> None:
         """Store how far a table has come that is not done yet."""
@@ -205,6 +277,7 @@ class Writer:
         """Open the transaction of a batch; it commits at the end of the block, with the batch's ledger."""
         with self.transaction() as cursor:
             cursor.execute("set constraints all immediate")
+            self._make_changes(cursor)
             if self._has_batch_table:
                 cursor.execute("truncate pg_temp.etl_batch")
             else:
@@ -213,6 +286,27 @@ class Writer:
             yield batch
             state.add_batch(cursor, self.run_id, self.table.name, batch.counts)
         self._has_batch_table = True
+        self.changes = ()
+
+    def keep_for_changes(self, progress: Progress) -> None:
+        """Store this progress together with the changes: should the run break, the next one reads from there."""
+        self._progress_of_changes = progress
+
+    def _make_changes(self, cursor: Cursor) -> None:
+        """Change the raw table as planned, in the transaction of the first rows that need it."""
+        if not self.changes:
+            return
+        raw = statements.raw_table(self.table.name)
+        widened = [change for change in self.changes if change.kind == "column_widened"]
+        with detached_views(cursor, raw, f"raw.{self.table.name}") if widened else contextlib.nullcontext():
+            for change in widened:
+                cursor.execute(statements.widen_column(self.table, change.column_name))
+        for change in self.changes:
+            if change.kind == "column_added":
+                cursor.execute(statements.add_column(self.table, change.column_name))
+        state.record_changes(cursor, self.run_id, self.table.name, self.changes)
+        if self._progress_of_changes:
+            state.save_partial_progress(cursor, self.run_id, self.table, self._progress_of_changes)
 
     def save_counters(self, counters: Counters) -> None:
         """Store what the source counted before the snapshot at which the table was loaded."""
@@ -415,28 +509,18 @@ class _Tap:
         return chunk
 
 
-def _changed_by_owner(table: Table, found: Mapping[str, str], loaded_types: Mapping[str, str]) -> list[str]:
-    """Return the columns to which the owner of `raw` gave another type; extra columns stay as they are.
-
-    `loaded_types` are the types that the source's columns had in `raw` when the table was last replicated. Raises
-    TableError where a column is missing, or the source has changed its type.
-    """
-    faults, changed = [], []
-    for column in table.columns:
-        kind = found.get(column.name)
-        if kind == column.raw_type:
-            continue
-        if kind is not None and loaded_types.get(column.name) == column.raw_type:
-            changed.append(column.name)
-        else:
-            faults.append(f'expected column "{column.name}" of type {column.raw_type}, found {kind or "none"}')
-    faults += [f'expected column "{name}", found none' for name in statements.META_COLUMNS if name not in found]
+def _refuse_changes(table: Table, plan: Plan, types: Mapping[str, str]) -> None:
+    faults = list(plan.faults)
+    faults += [f'expected column "{name}" in raw, found none' for name in statements.META_COLUMNS if name not in types]
     if faults:
         raise TableError(
-            f"raw.{table.name} does not fit {table.label}: {'; '.join(faults)}; "
-            f"load it anew: drop table raw.{table.name} cascade, then run again"
+            f"raw.{table.name} does not fit {table.label}: {'; '.join(faults)}; load it anew: `etl reset {table.name}`"
         )
-    return changed
+    if plan.changes and table.config.on_schema_change == "freeze":
+        raise TableError(
+            f"{table.label} has changed, which on_schema_change: freeze refuses: {describe_changes(plan.changes)}; "
+            "set it to evolve in tables.yml to follow"
+        )
 
 
 def _describe_key(table: Table, key: Sequence[str]) -> str:

@@ -17,10 +17,12 @@ from psycopg2.extensions import cursor as Cursor
 from etl import postgres, state, target
 from etl.column_types import TargetTypes
 from etl.config import Settings
+from etl.delete_gate import check_fraction
 from etl.difference import Difference, Differences, find_changed_columns, find_differences, list_differences
 from etl.errors import EtlError, TableError, UnavailableError
 from etl.model import Counts, Event, Progress, Table
-from etl.reconcile import check_fraction, mend
+from etl.reconcile import mend
+from etl.schema_changes import describe_changes
 from etl.source import Reader, Source
 from etl.target import Writer
 
@@ -154,13 +156,16 @@ def _watermark(table: Table, progress: Progress) -> str | None:
 def _compare(reader: Reader, writer: Writer, snapshot: str, watermark: str | None, *, is_repair: bool) -> Comparison:
     if not writer.fit():
         raise TableError(f"expected raw.{writer.table.name} on the target, found none: run `etl run` first")
+    if writer.changes:
+        changes = describe_changes(writer.changes)
+        raise TableError(f"{writer.table.label} has changed since it was replicated: {changes}: run `etl run` first")
     table = writer.table
     with writer.at_snapshot(snapshot) as cursor:
         found = find_differences(reader, cursor, table, table.columns, watermark)
         examples = _examples(reader, cursor, table, found)
     repaired = 0
     if is_repair and not found.are_none:
-        check_fraction(table, found)
+        check_fraction(table, found.extra, found.raw_rows)
         writer.start_table(reader.snapshot, watermark)
         counts: list[Counts] = []
         mend(reader, writer, found, counts.append)
@@ -170,7 +175,7 @@ def _compare(reader: Reader, writer: Writer, snapshot: str, watermark: str | Non
         table_name=table.name,
         source_rows=found.source_rows,
         raw_rows=found.raw_rows,
-        missing=found.missing,
+        missing=found.missing + found.not_held,
         extra=found.extra,
         changed=found.changed,
         pending=found.pending,

@@ -405,7 +405,8 @@ def test_a_restarted_sequence_stops_its_table_and_the_others_go_on(orders):
 
     assert (events.status, others.status) == ("failed", "succeeded")
     assert "the watermark is 5, but the source has max(event_id) = 1" in events.error
-    assert "drop raw.events to load it anew" in events.error
+    assert "its sequence is at 1" in events.error
+    assert "`etl reset events`" in events.error
     assert (kept, watermark) == ([(5,)], "5")
     assert_equal(orders, "events", "orders")
 

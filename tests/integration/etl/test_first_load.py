@@ -252,7 +252,7 @@ def test_a_load_that_broke_after_its_last_range_is_brought_to_the_newer_snapshot
     from etl.target import Writer
 
     publish = Writer.publish_load
-    monkeypatch.setattr(Writer, "publish_load", lambda *_: stop())
+    monkeypatch.setattr(Writer, "publish_load", lambda *_, **__: stop())
     with pytest.raises(BrokenLoadError):
         Load(items).run()
     monkeypatch.setattr(Writer, "publish_load", publish)

@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 
+from etl.model import RunOptions
+
 
 def set_batch_rows(replication, rows, **tables):
     replication.configure({"defaults": {"batch_rows": rows}, "tables": tables})
@@ -153,24 +155,12 @@ def test_a_column_dropped_on_the_source_stays_in_raw(orders):
     assert orders.on_target("select count(*), count(note) from raw.orders") == [(1001, 1000)]
 
 
-def test_a_column_added_on_the_source_is_refused_with_the_next_step(orders):
-    orders.run_one("orders")
-    orders.on_source("alter table orders add column extra int default 7")
-
-    (result,) = orders.run("orders").tables
-
-    assert result.status == "failed"
-    assert 'expected column "extra" of type integer, found none' in str(result.error)
-    assert "drop table raw.orders" in str(result.error)
-    assert orders.on_target("select count(*) from raw.orders") == [(1000,)]
-
-
 def test_a_table_that_fails_leaves_the_others_alone(orders):
     orders.on_source("create table notes (note_id int primary key)")
     orders.on_source("insert into notes values (1)")
     orders.run()
     orders.on_source("insert into notes values (2)")
-    orders.on_target("alter table raw.orders rename column note to other")
+    orders.on_target("alter table raw.orders drop column _etl_synced_at")
 
     result = orders.run()
 
@@ -232,7 +222,7 @@ def test_a_table_truncated_after_the_snapshot_is_read_again(orders, monkeypatch)
 
     monkeypatch.setattr(Source, "export_snapshot", export_and_truncate)
 
-    result = orders.run_one("orders")
+    result = orders.run_one("orders", options=RunOptions(allow_deletes=True))
 
     assert result.retries == 1
     assert orders.on_target("select count(*) from raw.orders where note = 'after'") == [(1,)]

@@ -121,5 +121,5 @@ def test_every_entry_of_the_tables_file_is_documented_with_its_default():
     documented = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", text, flags=re.MULTILINE))
 
     for entry in dataclasses.fields(TableConfig):
-        default = str(entry.default).lower() if isinstance(entry.default, bool) else str(entry.default)
+        default = {"None": "null", "True": "true", "False": "false"}.get(str(entry.default), str(entry.default))
         assert documented[entry.name].strip("`").removesuffix(".0") == default.removesuffix(".0")

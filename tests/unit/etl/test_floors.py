@@ -7,8 +7,8 @@ import etl
 
 FLOORS = [
     {"errors", "model"},
-    {"config", "statements", "key_ranges", "fence", "delete_gate", "column_types"},
-    {"postgres", "catalog"},
+    {"config", "statements", "key_ranges", "fence", "delete_gate", "schema_changes", "column_types"},
+    {"postgres", "catalog", "views"},
     {"source", "state", "target"},
     {"first_load", "increment", "difference", "status"},
     {"reconcile"},

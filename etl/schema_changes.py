@@ -1,0 +1,146 @@
+"""Decides what a changed source table asks of its raw table. Pure.
+
+What cannot bend a value is done: columns are added, types widened. The rest is refused, with the next step.
+Begin at `plan_changes`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from etl.model import Column, Table
+
+# Each holds every value of those before it.
+INTEGERS = ("smallint", "integer", "bigint")
+FORMATTED = re.compile(r"(?P<name>[^(]*)(\((?P<modifier>[0-9, -]+)\))?(?P<rest>.*)")
+SETS_OF_CHARACTERS = ("character varying", "bit varying")
+TIMES = ("timestamp", "time", "interval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawColumns:
+    """What a raw table looks like, and what was known of its source when it was last replicated."""
+
+    types: Mapping[str, str]  # of the raw table's columns, as format_type() writes them
+    key: tuple[str, ...]
+    loaded_types: Mapping[str, str]  # that the source's columns had in `raw`
+    loaded_numbers: Mapping[str, int]  # attnum of the source's columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemaChange:
+    """One change of a raw table, or one of the source's that leaves it as it is."""
+
+    kind: str  # "column_added", "column_replaced", "column_widened" or "column_dropped"
+    column_name: str
+    detail: str
+    raw_type: str | None = None  # that the raw column gets
+    needs_old_rows: bool = False  # rows written before have another value now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do before rows can be merged."""
+
+    changes: tuple[SchemaChange, ...] = ()
+    faults: tuple[str, ...] = ()  # why nothing can be done; none of the changes is then made
+    changed_by_owner: tuple[str, ...] = ()  # columns whose raw type is the choice of the owner of `raw`
+
+
+def plan_changes(table: Table, raw: RawColumns) -> Plan:
+    """Compare a source table with its raw table; `raw.types` has the columns that raw tables add as well."""
+    changes: list[SchemaChange] = []
+    faults: list[str] = []
+    changed_by_owner: list[str] = []
+    for column in table.columns:
+        found = raw.types.get(column.name)
+        if found is None:
+            detail = f"added as {column.raw_type}"
+            changes.append(_added("column_added", column, detail))
+        elif _is_replaced(column, raw):
+            detail = "dropped and made again under the same name"
+            if found == column.raw_type:
+                changes.append(_added("column_replaced", column, detail))
+            else:
+                faults.append(f'column "{column.name}" was {detail}, as {column.raw_type} instead of {found}')
+        elif found == column.raw_type:
+            continue
+        elif raw.loaded_types.get(column.name) == column.raw_type:
+            changed_by_owner.append(column.name)
+        elif is_widened(found, column.raw_type):
+            changes.append(
+                SchemaChange(
+                    kind="column_widened",
+                    column_name=column.name,
+                    detail=f"from {found} to {column.raw_type}",
+                    raw_type=column.raw_type,
+                    needs_old_rows=not _is_same_text(found, column.raw_type),
+                )
+            )
+        else:
+            faults.append(f'column "{column.name}" changed from {found} to {column.raw_type}')
+    changes += [
+        SchemaChange(kind="column_dropped", column_name=name, detail="gone from the source; raw keeps its values")
+        for name in raw.loaded_types
+        if name in raw.types and name not in {column.name for column in table.columns}
+    ]
+    if raw.key != table.key:
+        faults.append(f"the key changed from ({', '.join(raw.key) or 'none'}) to ({', '.join(table.key)})")
+    return Plan(changes=tuple(changes), faults=tuple(faults), changed_by_owner=tuple(changed_by_owner))
+
+
+def describe_changes(changes: Sequence[SchemaChange]) -> str:
+    """Return one line; a column gone and another new may be one that was renamed, which nobody can tell."""
+    text = "; ".join(f'column "{change.column_name}" {change.detail}' for change in changes)
+    kinds = {change.kind for change in changes}
+    return f"{text} (if it was renamed: the values are copied)" if {"column_added", "column_dropped"} <= kinds else text
+
+
+def is_widened(old: str, new: str) -> bool:
+    """Tell whether every value of a type is one of another, so that converting keeps it."""
+    if old.endswith("[]") and new.endswith("[]"):
+        return is_widened(old.removesuffix("[]"), new.removesuffix("[]"))
+    if old in INTEGERS:
+        return new == "numeric" or new in INTEGERS[INTEGERS.index(old) :]
+    (name, limits, rest), (new_name, new_limits, new_rest) = _parse(old), _parse(new)
+    if (name, rest) != (new_name, new_rest):
+        return (old, new) == ("real", "double precision") or (name, new) == ("character varying", "text")
+    if name == "numeric":
+        return _holds_numbers(limits, new_limits)
+    has_length = name in SETS_OF_CHARACTERS or name.startswith(TIMES)
+    return has_length and limits is not None and (new_limits is None or new_limits >= limits)
+
+
+def _holds_numbers(limits: tuple[int, ...] | None, new_limits: tuple[int, ...] | None) -> bool:
+    """Tell whether numeric(precision, scale) holds the numbers of another; None is numeric without limits."""
+    if limits is None or new_limits is None:
+        return new_limits is None
+    (precision, scale), (new_precision, new_scale) = (*limits, 0)[:2], (*new_limits, 0)[:2]
+    return new_scale >= scale and new_precision - new_scale >= precision - scale
+
+
+def _added(kind: str, column: Column, detail: str) -> SchemaChange:
+    return SchemaChange(
+        kind=kind, column_name=column.name, detail=detail, raw_type=column.raw_type, needs_old_rows=True
+    )
+
+
+def _is_replaced(column: Column, raw: RawColumns) -> bool:
+    return raw.loaded_numbers.get(column.name, column.number) != column.number
+
+
+def _is_same_text(old: str, new: str) -> bool:
+    """Tell whether a widened value is written as before, so that rows not read again are right."""
+    name, new_name = _parse(old)[0], _parse(new)[0]
+    return (name in INTEGERS and new_name in INTEGERS) or name in SETS_OF_CHARACTERS
+
+
+def _parse(formatted: str) -> tuple[str, tuple[int, ...] | None, str]:
+    """Split "numeric(12,2)" into name, modifiers and what follows them."""
+    found = FORMATTED.fullmatch(formatted)
+    assert found is not None
+    modifier = found["modifier"]
+    limits = tuple(int(part) for part in modifier.split(",")) if modifier else None
+    return found["name"].strip(), limits, found["rest"].strip()
