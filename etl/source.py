@@ -300,9 +300,7 @@ class Source:
 class Reader:
     """One table at one snapshot."""
 
-    def __init__(
-        self, connection: Connection, table: Table, snapshot: str, *, on_close: Callable[[], None]
-    ) -> None:
+    def __init__(self, connection: Connection, table: Table, snapshot: str, *, on_close: Callable[[], None]) -> None:
         self._connection = connection
         self._table = table
         self.snapshot = snapshot

@@ -233,7 +233,7 @@ def test_a_run_that_finds_nothing_new_still_leaves_its_rows(items):
 def test_a_table_that_fails_tells_why_and_keeps_its_watermark(items):
     items.run()
     change(items, "items", 30)
-    items.on_target("alter table raw.items drop column note")
+    items.on_target("alter table raw.items drop column _etl_synced_at")
     before = dict(items.on_target(WATERMARKS))
 
     result = items.run()
@@ -439,9 +439,17 @@ def test_every_table_of_the_ledger_says_what_it_is(items):
             "where relkind = 'r' and relnamespace = 'etl'::regnamespace"
         )
     )
-    assert set(found) == {"runs", "table_runs", "watermarks", "loads", "rejected_rows"}
+    assert set(found) == {
+        "runs",
+        "table_runs",
+        "watermarks",
+        "loads",
+        "rejected_rows",
+        "reconciliations",
+        "schema_changes",
+    }
     assert all(found.values())
-    assert found["runs"].startswith("Ledger version 2.")
+    assert found["runs"].startswith(state.LEDGER_VERSION)
 
 
 def test_preparing_the_ledger_again_changes_nothing(items):
@@ -523,7 +531,7 @@ def test_a_ledger_of_version_1_is_carried_over_with_what_it_says(items):
     )
     assert watermarks_before[0][3] == [point]
     assert items.on_target("select as_of, raw_types from etl.watermarks") == [(None, {})]
-    assert items.on_target("select obj_description('etl.runs'::regclass)")[0][0].startswith("Ledger version 2.")
+    assert items.on_target("select obj_description('etl.runs'::regclass)")[0][0].startswith(state.LEDGER_VERSION)
 
 
 def test_a_run_after_version_1_goes_on_from_its_watermark_and_loads_nothing_twice(items_v1):

@@ -185,7 +185,7 @@ def test_every_session_is_read_only_and_bounded(tables, sessions):
 
 
 def test_no_session_is_left_after_a_run(tables, wait_until):
-    tables.on_target("alter table raw.table_1 drop column note")  # one table fails
+    tables.on_target("alter table raw.table_1 drop column _etl_synced_at")  # one table fails
 
     tables.run()
 
@@ -412,7 +412,7 @@ def test_no_run_is_given_a_transaction_id_by_the_source(replication, next_xid):
     change(replication, *NAMES)
     replication.on_target("alter table raw.table_2 add check (item_id <> 7) not valid")
     with_a_rejected_row = run_and_count()
-    replication.on_target("alter table raw.table_3 drop column note")
+    replication.on_target("alter table raw.table_3 drop column _etl_synced_at")
     with_a_failure = run_and_count()
     before = next_xid()
     change(replication, "table_1")
