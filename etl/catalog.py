@@ -302,7 +302,7 @@ def _refuse_watermark(name: str, label: str, attributes: Sequence[_Attribute], c
         if name in config.watermarks_by_name:
             return f"{label} has no column {own.watermark!r}, its watermark in tables.yml: name another column, or null"
         return None
-    kind = WATERMARK_KINDS.get(_base_type(column.formatted))
+    kind = WATERMARK_KINDS.get(base_type(column.formatted))
     if kind is None:
         return (
             f'column "{column.name}" of {label} has type {column.formatted}: a watermark column must be a timestamp, '
@@ -322,7 +322,7 @@ def _refuse_watermark(name: str, label: str, attributes: Sequence[_Attribute], c
     )
 
 
-def _base_type(formatted: str) -> str:
+def base_type(formatted: str) -> str:
     """Strip the precision: timestamp(3) with time zone is a timestamp with time zone."""
     head, _, rest = formatted.partition("(")
     return head + rest.partition(")")[2] if rest else head
@@ -344,7 +344,7 @@ def _describe(
         columns=tuple(_describe_column(attribute, types, target) for attribute in attributes),
         key=tuple(relation.key or ()),
         watermark=watermark.name if watermark else None,
-        watermark_kind=WATERMARK_KINDS[_base_type(watermark.formatted)] if watermark else None,
+        watermark_kind=WATERMARK_KINDS[base_type(watermark.formatted)] if watermark else None,
         watermark_sequence=watermark.sequence_oid if watermark else None,
         config=own,
         estimated_rows=max(relation.estimated_rows, 0),

@@ -13,14 +13,17 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from etl import pipeline
-from etl.config import Settings, load_settings
+from etl.config import Settings, load_settings, load_source_settings
+from etl.discover import discover, render
 from etl.errors import EtlError
 from etl.model import RunOptions, RunResult
 from etl.progress import choose_progress, print_aligned, result_record
+from etl.scaffold import write_staging
 from etl.source import Holder
 from etl.status import TableStatus, read_status
 from etl.verify import Comparison, describe, verify
@@ -89,6 +92,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--json", action="store_true", help="print the result as JSON")
     compare.set_defaults(command=_verify)
+    look = commands.add_parser(
+        "discover",
+        help="propose a tables.yml for a source",
+        description="Look at a source and print a tables.yml for it, with a reason for each choice and the statements "
+        "that mend what is wrong. Needs SOURCE_DATABASE_URL only, and writes nothing to it.",
+    )
+    look.add_argument("tables", nargs="*", metavar="TABLE", help="tables to look at (default: all of the schema)")
+    look.add_argument("--schema", default="public", help="schema of the source (default: public)")
+    look.add_argument("--json", action="store_true", help="print the proposals as JSON instead")
+    look.add_argument("--dbt", type=Path, metavar="FOLDER", help="also write dbt sources and staging models there")
+    look.set_defaults(command=_discover)
     return parser
 
 
@@ -182,6 +196,19 @@ def _print_comparisons(comparisons: Sequence[Comparison]) -> None:
             key = ", ".join(f"{name} = {value}" for name, value in example.key.items())
             columns = f": {', '.join(example.columns)}" if example.columns else ""
             print(f"{found.table_name}: {key} is {WHERE[example.kind]}{columns}")
+
+
+def _discover(arguments: argparse.Namespace) -> int:
+    settings = load_source_settings(schema=arguments.schema)
+    proposals = discover(settings, arguments.tables)
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(proposal) for proposal in proposals]))
+    else:
+        print(render(proposals, settings), end="")
+    if arguments.dbt:
+        for path in write_staging(arguments.dbt, proposals):
+            print(f"wrote {path}", file=sys.stderr)
+    return 0
 
 
 def _interrupt(_signal: int, _frame: FrameType | Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,13 @@ class Settings:
     def workers(self) -> int:
         """How many tables are read at the same time: one session on the source coordinates."""
         return min(self.parallel_tables, self.max_connections_source - 1)
+
+
+def load_source_settings(environment: Mapping[str, str] = os.environ, *, schema: str = "public") -> Settings:
+    """Return the settings of a command that needs the source alone, and no tables.yml."""
+    known = {name: value for name, value in environment.items() if name != "ETL_TABLES"}
+    known["TARGET_DATABASE_URL"] = "postgresql://"
+    return replace(load_settings(known), tables=TablesConfig(schema=schema))
 
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:

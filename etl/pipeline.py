@@ -42,12 +42,12 @@ def run(
     the run cannot start, LockHeldError when another run is at work.
     """
     try:
-        return _run(settings, table_names, observe)
+        return _run(settings, table_names, observe, options or RunOptions())
     except TableError as error:  # outside the work on one table, a statement that fails stops the run
         raise UnavailableError(f"the run cannot go on: {error}", is_transient=error.is_transient) from error
 
 
-def _run(settings: Settings, table_names: Sequence[str], observe: Observer) -> RunResult:
+def _run(settings: Settings, table_names: Sequence[str], observe: Observer, options: RunOptions) -> RunResult:
     started = time.monotonic()
     with closing(postgres.connect_target(settings)) as control:
         postgres.refuse_transaction_pooler(control, "target", partial(postgres.connect_target, settings))
@@ -58,7 +58,7 @@ def _run(settings: Settings, table_names: Sequence[str], observe: Observer) -> R
                 source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded
                 _say_what_is_unseen(source, observe)
             run_id = state.begin_run(control)
-            attempts = _Attempts(settings, control, run_id, table_names, types, observe, options or RunOptions())
+            attempts = _Attempts(settings, control, run_id, table_names, types, observe, options)
             error: str | None = "interrupted"
             try:
                 results = attempts.run()
