@@ -141,20 +141,26 @@ def _status(arguments: argparse.Namespace) -> int:
         return 0
     header = ("table", "last run", "ended at", "watermark", "lag", "rejected", "held back by")
     print_aligned(header, [_status_row(table) for table in tables])
+    for table in tables:
+        if table.error and _has_failed(table):
+            print(f"{table.table_name}: {table.error}")
     return 0
 
 
 def _status_row(table: TableStatus) -> tuple[str, ...]:
-    has_failed = table.status not in ("succeeded", "running")
     return (
         table.table_name,
-        (table.error or table.status) if has_failed else table.status,
+        table.status,
         f"{table.ended_at:%Y-%m-%d %H:%M:%S}" if table.ended_at else "",
         f"{table.watermark_column} >= {table.watermark}" if table.watermark else "whole table",
         _duration(table.lag_seconds),
         f"{table.rejected_rows:,}" if table.rejected_rows else "",
         "; ".join(map(_describe_holder, table.holders)),
     )
+
+
+def _has_failed(table: TableStatus) -> bool:
+    return table.status not in ("succeeded", "running")
 
 
 def _describe_holder(holder: Holder) -> str:

@@ -291,15 +291,16 @@ def _choose(relation: _Relation, columns: Sequence[SourceColumn]) -> SourceColum
     if relation.updates:
         return None
     created = [column for column in times if column.name.lower() in CREATED_AT and column.is_stamped]
-    if created:
-        return min(created, key=lambda column: _place(column.name, CREATED_AT))
     numbered = [
         column
         for column in columns
-        if column.kind is WatermarkKind.INTEGER and column.is_numbered and column.is_in_order
+        if column.kind is WatermarkKind.INTEGER
+        and column.is_numbered
+        and column.is_in_order
         and relation.key == [column.name]
-    ]  # fmt: skip
-    return numbered[0] if numbered else None
+    ]
+    by_place = sorted(created, key=lambda column: _place(column.name, CREATED_AT))
+    return next(iter([*numbered, *by_place]), None)
 
 
 def _place(name: str, names: Sequence[str]) -> int:
