@@ -6,7 +6,7 @@ LOCAL = .venv/bin/python -m etl.local
 PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment up down seed simulate extract dbt-run dbt-test pipeline status verify psql \
+.PHONY: help setup environment up down seed simulate extract dbt-run dbt-test pipeline status verify reset discover psql \
 	test test-long test-unit test-integration test-end-to-end lint bench clean lock
 
 help:  ## print this
@@ -47,6 +47,12 @@ status: environment  ## where every table stands, and what holds it back
 
 verify: environment  ## compare source and raw by content
 	@$(LOCAL) verify $(ARGS)
+
+reset: environment  ## load tables anew (ARGS="orders customers")
+	@$(LOCAL) reset $(ARGS)
+
+discover: environment  ## propose a tables.yml for the source, with reasons
+	@$(LOCAL) discover $(ARGS)
 
 psql: environment  ## query the warehouse as analyst (ARGS='-c "select ..."')
 	@$(LOCAL) psql $(ARGS)

@@ -91,6 +91,14 @@ def verify(arguments: Sequence[str]) -> int:
     return _etl("verify", arguments)
 
 
+def reset(arguments: Sequence[str]) -> int:
+    return _etl("reset", arguments)
+
+
+def discover(arguments: Sequence[str]) -> int:
+    return _etl("discover", arguments)
+
+
 def dbt_run(arguments: Sequence[str]) -> int:
     return _dbt("run", arguments)
 
@@ -185,6 +193,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "extract": extract,
     "status": status,
     "verify": verify,
+    "reset": reset,
+    "discover": discover,
     "dbt-run": dbt_run,
     "dbt-test": dbt_test,
     "pipeline": pipeline,

@@ -367,6 +367,39 @@ def test_a_kill_between_the_tombstones_and_the_note_is_mended(items, monkeypatch
     assert tombstones(items) == {1, 2}
 
 
+def make_numbered(replication):
+    replication.on_source("create table visits (n bigint generated always as identity primary key, page text)")
+    replication.on_source("insert into visits (page) select 'home' from generate_series(1, 20)")
+    replication.configure({"tables": {"visits": {"watermark": "n"}}})
+    replication.run_one("visits")
+
+
+@pytest.mark.parametrize("gone", ["n > 17", "n = 20", "n in (1, 20)"])
+def test_the_newest_rows_of_a_numbered_table_may_go(replication, gone):
+    """Its maximum falls below the watermark, and its sequence tells that it was not restarted."""
+    make_numbered(replication)
+    replication.on_source(f"delete from visits where {gone}; select pg_stat_force_next_flush()")
+    replication.run_one("visits")
+    replication.on_source("insert into visits (page) values ('new')")
+    replication.run_one("visits")
+
+    assert replication.on_target("select n from raw.visits where _etl_deleted_at is null order by 1") == (
+        replication.on_source("select n from visits order by 1")
+    )
+
+
+def test_without_the_sequence_s_privilege_the_message_names_the_grant(replication, read_as_role):
+    make_numbered(replication)
+    read_as_role(True)
+    replication.on_source("delete from visits where n > 17")
+
+    (result,) = replication.run("visits").tables
+
+    assert result.status == "failed"
+    assert "its sequence cannot be read" in result.error
+    assert "grant select on the sequence" in result.error
+
+
 # Purging
 
 
