@@ -420,7 +420,7 @@ def check_progress(table: Table, progress: Progress, point: Point | None, source
 
 def _check_integer(table: Table, watermark: str, point: Point | None, reader: Reader) -> None:
     """Tell a sequence that was restarted, which hands out numbers below the watermark, from rows that were removed."""
-    if point is not None and int(point.value) >= int(watermark):
+    if int(point.value if point else 0) >= int(watermark) - table.config.lookback_rows:
         return
     last = reader.last_sequence_value()
     if last is not None and last >= int(watermark):
@@ -428,7 +428,7 @@ def _check_integer(table: Table, watermark: str, point: Point | None, reader: Re
     found = "no rows" if point is None else f"max({table.watermark}) = {point.value}"
     raise TableError(
         f"{table.label}: the watermark is {watermark}, but the source has {found}, and its sequence "
-        f"{'cannot be read' if last is None else f'is at {last}'}: if it was restarted, load the table anew with "
+        f"{'cannot tell' if last is None else f'is at {last}'}: if it was restarted, load the table anew with "
         f"`etl reset {table.name}`; if rows were removed, grant select on the sequence to the role of "
         "SOURCE_DATABASE_URL"
     )

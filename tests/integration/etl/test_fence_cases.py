@@ -1080,8 +1080,8 @@ def test_another_source_cluster_stops_its_tables_and_nothing_is_written(
         assert table.status == "failed"
         assert (
             f"the watermark was taken on another source cluster (system identifier {identifiers[0]}, "
-            f"now {identifiers[1]}): point SOURCE_DATABASE_URL at the old one, or drop raw.{table.table_name} "
-            "to load it anew"
+            f"now {identifiers[1]}): point SOURCE_DATABASE_URL at the old one, or load the table anew with "
+            f"`etl reset {table.table_name}`"
         ) in table.error
     assert after == before
     assert has_gone_on
