@@ -17,7 +17,7 @@ from etl.config import TablesConfig
 from etl.delete_gate import Counters
 from etl.errors import ConfigurationError
 from etl.model import Column, Table, WatermarkKind
-from etl.statements import META_COLUMNS
+from etl.statements import OWN_PREFIX
 
 WATERMARK_KINDS = {
     "timestamp with time zone": WatermarkKind.TIMESTAMPTZ,
@@ -289,9 +289,12 @@ def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: Table
             f"{label} has no primary key, by which rows are merged: run on the source: "
             f"alter table {label} add primary key (...); or skip it in tables.yml"
         )
-    taken = [attribute.name for attribute in attributes if attribute.name in META_COLUMNS]
+    taken = [attribute.name for attribute in attributes if attribute.name.startswith(OWN_PREFIX)]
     if taken:
-        return f"{label} has a column {taken[0]}, a name that raw tables use: rename it, or skip the table"
+        return (
+            f"{label} has a column {taken[0]}, and names that begin with {OWN_PREFIX} are those of raw tables: "
+            "rename it, or skip the table"
+        )
     return _refuse_watermark(relation.name, label, attributes, config)
 
 

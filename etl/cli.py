@@ -26,7 +26,7 @@ from etl.progress import choose_progress, print_aligned, result_record
 from etl.scaffold import write_staging
 from etl.source import Holder
 from etl.status import TableStatus, read_status
-from etl.verify import Comparison, describe, verify
+from etl.verify import Verdict, describe, verify
 
 SECONDS_PER_MINUTE = 60
 INTERRUPTED = 130  # as shells report a process that SIGINT ended
@@ -192,7 +192,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0 if all(comparison.is_equal for comparison in comparisons) else 1
 
 
-def _print_comparisons(comparisons: Sequence[Comparison]) -> None:
+def _print_comparisons(comparisons: Sequence[Verdict]) -> None:
     rows = [
         (found.table_name, f"{found.source_rows:,}", f"{found.raw_rows:,}", describe(found)) for found in comparisons
     ]

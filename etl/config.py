@@ -18,6 +18,7 @@ import yaml
 from etl.errors import ConfigurationError
 from etl.model import TableConfig
 
+MAX_SPAN = 1_000_000  # of hours or days: what date arithmetic on both sides can hold
 DELETES = ("reconcile", "none")
 ON_SCHEMA_CHANGE = ("evolve", "freeze")
 NULL_WATERMARKS = ("read", "refuse")
@@ -209,6 +210,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
+def _is_span(value: Any) -> bool:
+    return _is_number(value) and value <= MAX_SPAN
+
+
 def _is_fraction(value: Any) -> bool:
     return _is_number(value) and value <= 1
 
@@ -223,8 +228,11 @@ _DEFAULT_FIELDS: _Fields = {
     "lookback_rows": (_is_count_or_zero, "a whole number of 0 or more"),
     "deletes": _one_of(*DELETES),
     "max_delete_fraction": (_is_fraction, "a number from 0 to 1"),
-    "reconcile_every_hours": (_is_number, "a number of hours, 0 or more"),
-    "tombstone_days": ((lambda value: value is None or _is_number(value)), "a number of days, 0 or more, or null"),
+    "reconcile_every_hours": (_is_span, "a number of hours from 0 to 1,000,000"),
+    "tombstone_days": (
+        (lambda value: value is None or _is_span(value)),
+        "a number of days from 0 to 1,000,000, or null",
+    ),
     "on_schema_change": _one_of(*ON_SCHEMA_CHANGE),
     "batch_rows": (_is_count, "a whole number of 1 or more"),
     "max_rejected_rows": (_is_count_or_zero, "a whole number of 0 or more"),

@@ -27,14 +27,17 @@ class Counters:
     listed_at: dt.datetime  # by the source's clock
 
 
-def check_fraction(table: Table, gone: int, rows: int) -> None:
-    """Raise TableError when more of a table's rows are gone from the source than may go in one run."""
+def check_fraction(table: Table, gone: int, rows: int, command: str = "run") -> None:
+    """Raise TableError when more of a table's rows are gone from the source than may go in one run.
+
+    `command` is the one that confirms it.
+    """
     limit = table.config.max_delete_fraction
     if gone > limit * rows:
         raise TableError(
             f"{table.label}: {gone:,} of {rows:,} rows are gone from the source, more than "
             f"max_delete_fraction = {limit:g} of them; nothing was deleted: if that is meant, confirm it with "
-            f"`etl run --allow-deletes {table.name}`, else mend the source"
+            f"`etl {command} --allow-deletes {table.name}`, else mend the source"
         )
 
 
@@ -47,6 +50,7 @@ def why_reconcile(before: Counters | None, now: Counters, max_hours: float) -> s
         return "it never was"
     reasons = {
         f"the last time is {max_hours:g} hours ago": now.listed_at - before.listed_at >= dt.timedelta(hours=max_hours),
+        "the source's clock was set back": now.listed_at < before.listed_at,
         "the source was restarted": now.server_started_at != before.server_started_at,
         "the source's table was truncated or rewritten": now.filenodes != before.filenodes,
         "rows were deleted": now.deleted != before.deleted,

@@ -61,7 +61,9 @@ LIST_RELATIONS = f"""
     where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition
     order by c.relname
 """
-LIST_COLUMNS = """
+# A column's name as a regular expression that matches nothing else.
+ESCAPED = "pg_catalog.regexp_replace(a.attname, '([^[:alnum:]_])', '\\\\\\1', 'g')"
+LIST_COLUMNS = f"""
     select
         a.attrelid, a.attname, pg_catalog.col_description(a.attrelid, a.attnum),
         pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
@@ -78,8 +80,8 @@ LIST_COLUMNS = """
             where t.tgrelid = a.attrelid and not t.tgisinternal and t.tgenabled in ('O', 'A')
                 and t.tgtype & 1 = 1 and t.tgtype & 2 = 2 and t.tgtype & 16 = 16
                 and (
-                    p.prosrc ~* ('new\\."?' || a.attname || '"?\\s*:?=')
-                    or pg_catalog.encode(t.tgargs, 'escape') ~ ('(^|\\\\000)' || a.attname || '\\\\000')
+                    p.prosrc ~* ('new\\."?' || {ESCAPED} || '"?\\s*:?=')
+                    or pg_catalog.encode(t.tgargs, 'escape') ~ ('(^|\\\\000)' || {ESCAPED} || '\\\\000')
                 )
             order by t.tgname limit 1
         ),
@@ -212,8 +214,8 @@ def _render_table(proposal: Proposal) -> list[str]:
     about = [f"about {proposal.rows:,} rows, {_size(proposal.bytes)}{key}"]
     about += [f"left out: {proposal.skipped}"] if proposal.skipped else ["; ".join(proposal.reasons)]
     for fault, statement in proposal.remedies:
-        about += [f"{fault}: run on the source:", f"    {statement};"]
-    lines = [f"  # {line}" for line in about] + [f"  {_scalar(proposal.name)}:"]
+        about += [f"{fault}: run on the source: {statement};"]
+    lines = [f"  # {' '.join(line.split())}" for line in about] + [f"  {_scalar(proposal.name)}:"]
     if proposal.skipped:
         return [*lines, "    skip: true"]
     lines.append(f"    watermark: {_scalar(proposal.watermark) if proposal.watermark else 'null'}")

@@ -84,9 +84,11 @@ class Side:
         if not comparison.bounds:
             return sql.SQL("0")
         key = [self.table.column(name) for name in self.table.key]
-        operand = _row([_ordered(column, self.value(column)) for column in key])
+        is_single = len(key) == 1 and not key[0].raw_type.endswith("[]")  # an array of arrays would be one array
+        combine = comma if is_single else _row
+        operand = combine([_ordered(column, self.value(column)) for column in key])
         thresholds = comma(
-            _row(
+            combine(
                 [
                     _ordered(column, sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(column.raw_type)))
                     for column, value in zip(key, values, strict=True)
@@ -222,13 +224,12 @@ def column_hashes(side: Side, keys: Sequence[tuple[str, ...]], *, is_same_encodi
     """Answer for each of some keys, as text, the hashes of the row's columns one by one."""
     table = side.table
     columns = [table.column(name) for name in table.key]
-    types = [column.source_type if side.is_source else column.raw_type for column in columns]
     return sql.SQL("select {keys}, array[{hashes}] from {rows} where ({names}) in ({values}) and {condition}").format(
         keys=comma(sql.SQL("{}::text").format(side.value(column)) for column in columns),
         hashes=comma(side.hash([column], is_same_encoding=is_same_encoding) for column in table.columns),
         rows=side.rows,
         names=comma(map(source_column, table.key)),
-        values=key_values(types, keys),
+        values=key_values(table, keys, is_source=side.is_source),
         condition=side.condition,
     )
 
@@ -254,8 +255,7 @@ def _is_held(comparison: Comparison) -> sql.Composable:
     table, left_out = comparison.table, comparison.left_out
     if not left_out:
         return sql.SQL("")
-    types = [table.column(name).source_type for name in table.key]
-    return sql.SQL(" and ({}) not in ({})").format(comma(map(source_column, table.key)), key_values(types, left_out))
+    return sql.SQL(" and ({}) not in ({})").format(comma(map(source_column, table.key)), key_values(table, left_out))
 
 
 def _is_pending(comparison: Comparison) -> sql.Composable:
@@ -273,4 +273,4 @@ def _ordered(column: Column, value: sql.Composable) -> sql.Composable:
 
 
 def _row(values: Sequence[sql.Composable]) -> sql.Composable:
-    return values[0] if len(values) == 1 else sql.SQL("row({})").format(comma(values))
+    return sql.SQL("row({})").format(comma(values))

@@ -52,6 +52,8 @@ create table if not exists etl.watermarks (
 alter table etl.watermarks add column if not exists as_of timestamptz;
 alter table etl.watermarks add column if not exists raw_types jsonb not null default '{}';
 alter table etl.watermarks add column if not exists column_numbers jsonb not null default '{}';
+alter table etl.watermarks add column if not exists next_xid text;
+comment on column etl.watermarks.next_xid is 'How far the source''s transactions had come: an older source is refused.';
 comment on column etl.watermarks.column_numbers is 'The attnum of each column of the source, as last replicated.';
 comment on table etl.watermarks is 'From where the next read of a table starts, inclusive.';
 comment on column etl.watermarks.watermark is 'NULL: nothing has settled yet, the next run reads the whole table.';

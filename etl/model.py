@@ -118,6 +118,7 @@ class Progress:
     as_of: dt.datetime | None = None  # the source's clock, less the margin, when the watermark's point was taken
     points: tuple[Point, ...] = ()
     system_identifier: str | None = None  # of the source cluster
+    next_xid: str | None = None  # xid8: the transaction id that the source's newest snapshot so far had come to
 
     @property
     def latest_as_of(self) -> dt.datetime | None:

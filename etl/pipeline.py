@@ -22,7 +22,6 @@ from etl import postgres, state, target
 from etl.catalog import Catalog
 from etl.column_types import TargetTypes
 from etl.config import Settings
-from etl.delete_gate import Counters, why_reconcile
 from etl.errors import EtlError, TableError, UnavailableError
 from etl.model import Counts, Event, Outcome, Position, Progress, RunOptions, RunResult, Table, TableResult
 from etl.replicate import Observer, Task, replicate_table
@@ -203,20 +202,13 @@ class _Attempts:
                 point=points.get(table.name),
                 activity=activity,
                 counters=counters.get(table.name),
-                reason_to_reconcile=self._why_reconcile(table, reconciled.get(table.name), counters.get(table.name)),
+                reconciled=reconciled.get(table.name),
                 options=self.options,
                 position=self.positions.get(table.name),
             )
             for table in tables
             if table.name not in errors
         ]
-
-    def _why_reconcile(self, table: Table, before: Counters | None, now: Counters | None) -> str | None:
-        if table.config.deletes == "none" or now is None:
-            return None
-        if self.options.reconcile or self.options.full_refresh:
-            return "asked for"
-        return why_reconcile(before, now, table.config.reconcile_every_hours)
 
     def _replicate(self, source: Source, task: Task) -> None:
         try:

@@ -7,29 +7,40 @@ Begin at `reconcile`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from etl.delete_gate import Counters, check_fraction
 from etl.difference import Differences, find_differences, list_differences
 from etl.increment import merge_window
-from etl.model import Counts
+from etl.model import Column, Counts, Table
 from etl.source import Reader
 from etl.statements import Window
 from etl.target import Writer
 
 
+def identifying_columns(table: Table) -> tuple[Column, ...]:
+    """Return the key and the watermark: a row that came back with an old watermark has another one than raw's."""
+    names = dict.fromkeys([*table.key, *([table.watermark] if table.watermark else [])])
+    return tuple(table.column(name) for name in names)
+
+
 def reconcile(
-    reader: Reader, writer: Writer, counters: Counters, on_commit: Callable[[Counts], None], *, allow_deletes: bool
+    reader: Reader,
+    writer: Writer,
+    counters: Counters,
+    on_commit: Callable[[Counts], None],
+    *,
+    allow_deletes: bool,
+    columns: Sequence[Column],
 ) -> None:
-    """Compare the keys of both sides and mend `raw`, note the counters, and purge tombstones that are old enough.
+    """Compare these columns of both sides and mend `raw`, note the counters, and purge old tombstones.
 
     Raises TableError, with nothing written, when more than `max_delete_fraction` of the rows are gone and
     `allow_deletes` does not confirm it.
     """
     table = writer.table
-    keys = [table.column(name) for name in table.key]
     with writer.transaction() as cursor:
-        found = find_differences(reader, cursor, table, keys, None, is_pending_apart=False)
+        found = find_differences(reader, cursor, table, columns, None, is_pending_apart=False)
     if not allow_deletes:
         check_fraction(table, found.extra, found.raw_rows)
     mend(reader, writer, found, on_commit)
@@ -40,7 +51,7 @@ def reconcile(
 
 def mend(reader: Reader, writer: Writer, found: Differences, on_commit: Callable[[Counts], None]) -> None:
     """Make tombstones of the rows found extra, and load those found missing or changed, at the reader's snapshot."""
-    if found.extra:
+    if found.extra and writer.table.config.deletes == "reconcile":
         on_commit(writer.bury_extra())
     if not found.missing and not found.changed:
         return

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 from etl import fence
 from etl.config import Settings
-from etl.delete_gate import Counters
+from etl.delete_gate import Counters, why_reconcile
 from etl.errors import RowRefusedError
 from etl.first_load import load_first
 from etl.increment import check_null_watermarks, merge_changes
 from etl.model import Activity, Counts, Event, Outcome, Point, Position, Progress, RunOptions, Table
-from etl.reconcile import reconcile
+from etl.reconcile import identifying_columns, reconcile
 from etl.schema_changes import describe_changes
 from etl.source import Reader, Source, check_progress
 from etl.target import Writer, open_writer
@@ -32,7 +32,7 @@ class Task:
     point: Point | None
     activity: Activity
     counters: Counters | None  # None: the table vanished after it was listed
-    reason_to_reconcile: str | None
+    reconciled: Counters | None  # those of the last time that keys were compared
     options: RunOptions
     position: Position | None = None  # where this run's reading of the whole table was cut
 
@@ -49,11 +49,11 @@ def replicate_table(settings: Settings, source: Source, run_id: int, task: Task,
 
     with open_writer(settings, table, run_id) as writer, source.open_reader(table) as reader:
         check_null_watermarks(reader, table)
-        is_replacement = task.options.full_refresh and writer.exists()
+        is_replacement = task.options.full_refresh and task.position is None and writer.exists()
         if not is_replacement and writer.fit():
-            check_progress(table, task.progress, task.point, source, reader)
-            known = task.progress if task.progress.column == table.watermark else Progress()
-            before = _before_changes(reader, writer, known)
+            known = _known_progress(task)
+            check_progress(table, known, task.point, source, reader)
+            before = _before_changes(reader, writer, replace(known, watermark=None) if task.position else known)
             _say(observe, table, writer.remarks)
         else:
             outcome = _load(
@@ -65,8 +65,8 @@ def replicate_table(settings: Settings, source: Source, run_id: int, task: Task,
                 observe=observe,
                 on_commit=on_commit,
             )
+            _say(observe, table, writer.remarks)
             if outcome is not None:
-                _say(observe, table, writer.remarks)
                 return outcome
             known = before = _before_changes(reader, writer, Progress())
         outcome = merge_changes(
@@ -74,14 +74,42 @@ def replicate_table(settings: Settings, source: Source, run_id: int, task: Task,
             reader=reader,
             writer=writer,
             before=before,
-            after=_advance(source, task, known),
+            after=_advance(source, reader, task, known),
             position=task.position,
             on_commit=on_commit,
         )
-        if outcome.is_complete and task.counters and task.reason_to_reconcile:
-            allow_deletes = task.options.allow_deletes
-            reconcile(reader, writer, task.counters, on_commit, allow_deletes=allow_deletes)
+        if outcome.is_complete:
+            _reconcile(reader, writer, task, on_commit)
+            if writer.has_load:  # left by one that was to replace the table, and failed
+                writer.discard_load()
         return outcome
+
+
+def _known_progress(task: Task) -> Progress:
+    """Return where the table stands; of another watermark column, only what holds for any."""
+    progress = task.progress
+    if progress.column == task.table.watermark:
+        return progress
+    return Progress(system_identifier=progress.system_identifier, next_xid=progress.next_xid)
+
+
+def _reconcile(reader: Reader, writer: Writer, task: Task, on_commit: Callable[[Counts], None]) -> None:
+    """Compare both sides where rows may be gone: all columns where other rows may have taken their place."""
+    table, counters, options = task.table, task.counters, task.options
+    if counters is None or table.config.deletes == "none":
+        return
+    is_asked_for = options.reconcile or options.full_refresh or options.allow_deletes
+    if not is_asked_for and not why_reconcile(task.reconciled, counters, table.config.reconcile_every_hours):
+        return
+    is_rewritten = task.reconciled is not None and task.reconciled.filenodes != counters.filenodes
+    reconcile(
+        reader,
+        writer,
+        counters,
+        on_commit,
+        allow_deletes=options.allow_deletes,
+        columns=table.columns if is_rewritten else identifying_columns(table),
+    )
 
 
 def _before_changes(reader: Reader, writer: Writer, known: Progress) -> Progress:
@@ -110,7 +138,10 @@ def _load(
     """Load a table for the first time; None when the target refuses rows, which only batches can set aside."""
     columns = task.table.columns
     _say(observe, task.table, [f'column "{one.name}" becomes text: {one.remark}' for one in columns if one.remark])
-    after, loaded = _advance(source, task, Progress()), Counts()
+    if task.options.full_refresh and writer.exists():
+        writer.check_replacement()
+        _say(observe, task.table, writer.remarks)
+    after, loaded = _advance(source, reader, task, Progress()), Counts()
 
     def on_range(counts: Counts) -> None:
         nonlocal loaded
@@ -130,8 +161,8 @@ def _load(
     except RowRefusedError as refusal:
         _say(observe, task.table, [f"starting over in batches, to set the rows to blame aside: {refusal}"])
         discarded = Counts(read=-loaded.read, inserted=-loaded.inserted)
-        writer.start_over(discarded)
         on_commit(discarded)
+        writer.start_over(discarded, refusal)
         return None
     if is_complete and task.counters:
         writer.save_counters(task.counters)
@@ -143,8 +174,13 @@ def _say(observe: Observer, table: Table, remarks: Sequence[str]) -> None:
         observe(Event(kind="notice", message=f"{table.label}: {remark}"))
 
 
-def _advance(source: Source, task: Task, before: Progress) -> Progress:
-    started = replace(before, column=task.table.watermark, system_identifier=source.system_identifier)
+def _advance(source: Source, reader: Reader, task: Task, before: Progress) -> Progress:
+    started = replace(
+        before,
+        column=task.table.watermark,
+        system_identifier=source.system_identifier,
+        next_xid=reader.next_xid(),
+    )
     if task.table.watermark is None:
         return replace(started, watermark=None, as_of=None, points=())
     return fence.advance(started, task.point, task.activity)

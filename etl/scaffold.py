@@ -5,6 +5,7 @@ Begin at `write_staging`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +16,7 @@ import yaml
 from etl.discover import PLAIN_NAME, Proposal
 from etl.errors import ConfigurationError
 
-META_DESCRIPTIONS = {
-    "_etl_run_id": "The run that wrote the row last; incremental models pick what changed by it.",
-    "is_deleted": "Whether the row is gone from the source.",
-}
+RUN_DESCRIPTION = "The run that wrote the row last; incremental models pick what changed by it."
 
 
 def write_staging(folder: Path, proposals: Sequence[Proposal]) -> list[Path]:
@@ -27,9 +25,10 @@ def write_staging(folder: Path, proposals: Sequence[Proposal]) -> list[Path]:
     Raises ConfigurationError, with nothing written, when one of them is there already.
     """
     tables = [proposal for proposal in proposals if not proposal.skipped]
-    files = {f"stg_{_file_name(table.name)}.sql": _model(table) for table in tables}
+    names = _model_names(tables)
+    files = {f"{names[table.name]}.sql": _model(table) for table in tables}
     files["_sources.yml"] = _dump({"version": 2, "sources": [_sources(tables)]})
-    files["_staging.yml"] = _dump({"version": 2, "models": [_describe(table) for table in tables]})
+    files["_staging.yml"] = _dump({"version": 2, "models": [_describe(table, names[table.name]) for table in tables]})
     taken = sorted(name for name in files if (folder / name).exists())
     if taken:
         raise ConfigurationError(
@@ -49,14 +48,14 @@ def _model(table: Proposal) -> str:
             "with",
             "",
             "source as (",
-            f"    select * from {{{{ source('raw', '{table.name}') }}}}",
+            f"    select * from {{{{ source('raw', {_jinja(table.name)}) }}}}",
             "),",
             "",
             "renamed as (",
             "    select",
             *columns,
             "        source._etl_run_id,",
-            "        source._etl_deleted_at is not null as is_deleted",
+            f"        source._etl_deleted_at is not null as {_flag_name(table)}",
             "    from source",
             ")",
             "",
@@ -83,7 +82,7 @@ def _sources(tables: Sequence[Proposal]) -> dict[str, Any]:
     }
 
 
-def _describe(table: Proposal) -> dict[str, Any]:
+def _describe(table: Proposal, model_name: str) -> dict[str, Any]:
     columns: list[dict[str, Any]] = []
     for name, comment in table.columns:
         column: dict[str, Any] = {"name": name, "description": _sentence(comment or f"{name}, as the source has it")}
@@ -94,9 +93,12 @@ def _describe(table: Proposal) -> dict[str, Any]:
         elif name in table.key:
             column["data_tests"] = ["not_null"]
         columns.append(column)
-    columns += [{"name": name, "description": text} for name, text in META_DESCRIPTIONS.items()]
+    columns += [
+        {"name": "_etl_run_id", "description": RUN_DESCRIPTION},
+        {"name": _flag_name(table), "description": "Whether the row is gone from the source."},
+    ]
     return {
-        "name": f"stg_{_file_name(table.name)}",
+        "name": model_name,
         "description": _sentence(table.comment or f"One row per row of {table.name}"),
         "columns": columns,
     }
@@ -110,8 +112,26 @@ def _quoted(name: str) -> str:
     return name if PLAIN_NAME.fullmatch(name) else '"{}"'.format(name.replace('"', '""'))
 
 
-def _file_name(name: str) -> str:
-    return re.sub(r"\W+", "_", name.lower())
+def _jinja(name: str) -> str:
+    """A string of Jinja, which reads those of Python."""
+    return f"'{name}'" if PLAIN_NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+
+
+def _flag_name(table: Proposal) -> str:
+    return "_is_deleted" if "is_deleted" in dict(table.columns) else "is_deleted"
+
+
+def _model_names(tables: Sequence[Proposal]) -> dict[str, str]:
+    """Return for each table the name of its model; names that differ in case or signs only are numbered."""
+    names: dict[str, str] = {}
+    for table in tables:
+        plain = name = "stg_" + re.sub(r"\W+", "_", table.name.lower())
+        number = 1
+        while name in names.values():
+            number += 1
+            name = f"{plain}_{number}"
+        names[table.name] = name
+    return names
 
 
 def _dump(document: Any) -> str:

@@ -60,13 +60,15 @@ def plan_changes(table: Table, raw: RawColumns) -> Plan:
             detail = f"added as {column.raw_type}"
             changes.append(_added("column_added", column, detail))
         elif _is_replaced(column, raw):
-            detail = "dropped and made again under the same name"
+            detail = "made anew under a name that was there before"
             if found == column.raw_type:
                 changes.append(_added("column_replaced", column, detail))
             else:
                 faults.append(f'column "{column.name}" was {detail}, as {column.raw_type} instead of {found}')
         elif found == column.raw_type:
             continue
+        elif raw.loaded_types.get(column.name) == column.raw_type and column.name in table.key:
+            faults.append(f'column "{column.name}" of the key is {found} in raw instead of {column.raw_type}')
         elif raw.loaded_types.get(column.name) == column.raw_type:
             changed_by_owner.append(column.name)
         elif is_widened(found, column.raw_type):
@@ -76,7 +78,7 @@ def plan_changes(table: Table, raw: RawColumns) -> Plan:
                     column_name=column.name,
                     detail=f"from {found} to {column.raw_type}",
                     raw_type=column.raw_type,
-                    needs_old_rows=not _is_same_text(found, column.raw_type),
+                    needs_old_rows=True,  # the statement may have computed them anew
                 )
             )
         else:
@@ -128,13 +130,8 @@ def _added(kind: str, column: Column, detail: str) -> SchemaChange:
 
 
 def _is_replaced(column: Column, raw: RawColumns) -> bool:
-    return raw.loaded_numbers.get(column.name, column.number) != column.number
-
-
-def _is_same_text(old: str, new: str) -> bool:
-    """Tell whether a widened value is written as before, so that rows not read again are right."""
-    name, new_name = _parse(old)[0], _parse(new)[0]
-    return (name in INTEGERS and new_name in INTEGERS) or name in SETS_OF_CHARACTERS
+    """Tell whether raw's column of this name belongs to another one of the source, perhaps gone long ago."""
+    return bool(raw.loaded_numbers) and raw.loaded_numbers.get(column.name) != column.number
 
 
 def _parse(formatted: str) -> tuple[str, tuple[int, ...] | None, str]:

@@ -358,6 +358,10 @@ class Reader:
         """Return the transaction id, an xid8, that no row version written after this snapshot falls below."""
         return str(self._row("select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())")[0])
 
+    def next_xid(self) -> str:
+        """Return the transaction id, an xid8, below which all transactions had begun at this snapshot."""
+        return str(self._row("select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())")[0])
+
     def block_counts(self) -> list[int]:
         """Return the number of blocks of each partition, or of the table itself."""
         with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
@@ -409,6 +413,13 @@ def check_progress(table: Table, progress: Progress, point: Point | None, source
             f"{table.label}: the watermark was taken on another source cluster (system identifier "
             f"{progress.system_identifier}, now {source.system_identifier}): point SOURCE_DATABASE_URL at the old "
             f"one, or load the table anew with `etl reset {table.name}`"
+        )
+    next_xid = reader.next_xid()
+    if progress.next_xid is not None and int(next_xid) < int(progress.next_xid):
+        raise TableError(
+            f"{table.label}: the source is older than at the last run (its transactions have come to {next_xid}, and "
+            f"had to {progress.next_xid}): a standby that lags has to catch up; after a restore from a backup, load "
+            f"the table anew with `etl reset {table.name}`"
         )
     if table.watermark is None or progress.watermark is None or not source.has_clock:
         return

@@ -54,12 +54,14 @@ ADD_BATCH = """
 """
 SAVE_PROGRESS = """
     insert into etl.watermarks (
-        table_name, column_name, watermark, as_of, points, system_identifier, raw_types, column_numbers, run_id
+        table_name, column_name, watermark, as_of, points, system_identifier, next_xid, raw_types,
+        column_numbers, run_id
     )
-    values (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+    values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
     on conflict (table_name) do update set
         column_name = excluded.column_name, watermark = excluded.watermark, as_of = excluded.as_of,
-        points = excluded.points, system_identifier = excluded.system_identifier, raw_types = excluded.raw_types,
+        points = excluded.points, system_identifier = excluded.system_identifier, next_xid = excluded.next_xid,
+        raw_types = excluded.raw_types,
         column_numbers = excluded.column_numbers, run_id = excluded.run_id, changed_at = clock_timestamp()
 """
 SAVE_LOAD = """
@@ -129,22 +131,22 @@ def prepare(connection: Connection) -> None:
     """Create the schemas and the ledger where they are missing; mark runs that vanished. Under the run lock."""
     ledger = resources.files("etl").joinpath("ledger.sql").read_text(encoding="utf-8")
     with errors_of("target", "preparing the ledger"), connection.cursor() as cursor:
-        cursor.execute("select pg_catalog.obj_description(pg_catalog.to_regclass('etl.runs'), 'pg_class')")
-        (comment,) = cursor.fetchone() or (None,)
-        if not (comment or "").startswith(LEDGER_VERSION):
+        if not _has_ledger(cursor):
             with transaction(connection):
                 cursor.execute(ledger)
         cursor.execute(BURY_RUNS)
 
 
 def has_ledger(connection: Connection) -> bool:
-    """Tell whether a run has ever prepared this target."""
+    """Tell whether a run has prepared this target, with the ledger that this version reads."""
     with errors_of("target", "looking for the ledger"), connection.cursor() as cursor:
-        cursor.execute(
-            "select pg_catalog.to_regclass('etl.watermarks') is not null and to_regclass('etl.runs') is not null"
-        )
-        row = cursor.fetchone()
-    return bool(row and row[0])
+        return _has_ledger(cursor)
+
+
+def _has_ledger(cursor: Cursor) -> bool:
+    cursor.execute("select pg_catalog.obj_description(pg_catalog.to_regclass('etl.runs'), 'pg_class')")
+    (comment,) = cursor.fetchone() or (None,)
+    return str(comment or "").startswith(LEDGER_VERSION)
 
 
 def begin_run(connection: Connection) -> int:
@@ -186,7 +188,7 @@ def read_progress(connection: Connection) -> dict[str, Progress]:
     """Return where every table known to the target stands."""
     with errors_of("target", "reading the watermarks"), connection.cursor() as cursor:
         cursor.execute(
-            "select table_name, column_name, watermark, as_of, points, system_identifier from etl.watermarks"
+            "select table_name, column_name, watermark, as_of, points, system_identifier, next_xid from etl.watermarks"
         )
         return {
             name: Progress(
@@ -195,8 +197,9 @@ def read_progress(connection: Connection) -> dict[str, Progress]:
                 as_of=as_of,
                 points=tuple(_read_point(point) for point in points),
                 system_identifier=system_identifier,
+                next_xid=next_xid,
             )
-            for name, column, watermark, as_of, points, system_identifier in cursor
+            for name, column, watermark, as_of, points, system_identifier, next_xid in cursor
         }
 
 
@@ -269,6 +272,7 @@ def save_partial_progress(cursor: Cursor, run_id: int, table: Table, progress: P
             progress.as_of,
             json.dumps([_write_point(point) for point in progress.points]),
             progress.system_identifier,
+            progress.next_xid,
             json.dumps({column.name: column.raw_type for column in table.columns}),
             json.dumps({column.name: column.number for column in table.columns}),
             run_id,
@@ -276,11 +280,19 @@ def save_partial_progress(cursor: Cursor, run_id: int, table: Table, progress: P
     )
 
 
-def read_columns(cursor: Cursor, table_name: str) -> tuple[dict[str, str], dict[str, int]]:
-    """Return the type in `raw` and the attnum of each column of the source when the table was last replicated."""
-    cursor.execute("select raw_types, column_numbers from etl.watermarks where table_name = %s", (table_name,))
-    row = cursor.fetchone()
-    return (dict(row[0]), dict(row[1])) if row else ({}, {})
+def read_columns(cursor: Cursor, table_name: str) -> tuple[dict[str, str], dict[str, int], bool]:
+    """Return the type in `raw` and the attnum of each column of the source when the table was last replicated.
+
+    And whether a load of the table is unfinished.
+    """
+    cursor.execute(
+        "select w.raw_types, w.column_numbers, l.table_name is not null "
+        "from (values (%s)) as t (table_name) left join etl.watermarks as w using (table_name) "
+        "left join etl.loads as l using (table_name)",
+        (table_name,),
+    )
+    raw_types, numbers, has_load = cursor.fetchone() or (None, None, False)
+    return raw_types or {}, numbers or {}, has_load
 
 
 def record_changes(cursor: Cursor, run_id: int, table_name: str, changes: Sequence[SchemaChange]) -> None:

@@ -15,11 +15,13 @@ from psycopg2 import sql
 from etl.model import Column, Table, WatermarkKind
 
 RAW_SCHEMA = "raw"
+OWN_PREFIX = "_etl_"
 META_COLUMNS = ("_etl_run_id", "_etl_synced_at", "_etl_deleted_at")
 # Temporary, one a session: the rows of the batch in hand, and keys that a load keeps.
 BATCH = sql.Identifier("pg_temp", "etl_batch")
 KEYS = sql.Identifier("pg_temp", "etl_keys")
 SECONDS_PER_DAY = 86_400
+MAX_NAME_BYTES = 63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,11 @@ def loading_table(table: Table) -> sql.Identifier:
 
     The name follows from the table's, so that a load is found also after the table was made anew.
     """
-    digest = hashlib.sha256(table.name.encode()).hexdigest()
-    return sql.Identifier(RAW_SCHEMA, f"_etl_loading_{digest[:32]}")
+    return sql.Identifier(RAW_SCHEMA, _loading_name(table))
+
+
+def _loading_name(table: Table) -> str:
+    return f"_etl_loading_{hashlib.sha256(table.name.encode()).hexdigest()[:32]}"
 
 
 def copy_out(table: Table, rows: Window | BlockRange) -> sql.Composable:
@@ -169,9 +174,10 @@ def widen_column(table: Table, name: str) -> sql.Composable:
 
 def has_values(table: Table, names: Sequence[str]) -> sql.Composable:
     """Answer whether any row of the source has a value in any of these columns."""
-    return sql.SQL("select exists (select from {} as s where pg_catalog.num_nonnulls({}) > 0)").format(
-        source_table(table), comma(map(source_column, names))
+    is_any = sql.SQL(" or ").join(
+        sql.SQL("pg_catalog.num_nonnulls({}) > 0").format(source_column(name)) for name in names
     )
+    return sql.SQL("select exists (select from {} as s where {})").format(source_table(table), is_any)
 
 
 def publish_raw(table: Table) -> sql.Composable:
@@ -183,21 +189,32 @@ def drop_raw(table: Table) -> sql.Composable:
     return sql.SQL("drop table {}").format(raw_table(table.name))
 
 
-def carry_tombstones(table: Table, names: Sequence[str], run_id: int) -> sql.Composable:
-    """Copy these columns of the raw rows that the table being loaded lacks into it, as tombstones.
+def rename_key(table: Table) -> sql.Composable:
+    """Call the key of a table that replaced another as if it had been made under its name."""
+    key = f"{table.name}_pkey"
+    if len(key.encode()) > MAX_NAME_BYTES:
+        return sql.SQL("select 1")
+    return sql.SQL("alter index {} rename to {}").format(
+        sql.Identifier(RAW_SCHEMA, f"{_loading_name(table)}_pkey"), sql.Identifier(key)
+    )
 
-    Answers one row: how many of them were live until now, and how many rows were.
+
+def carry_rows(table: Table, names: Sequence[str], run_id: int, *, as_tombstones: bool) -> sql.Composable:
+    """Copy these columns of the raw rows that the table being loaded lacks into it, live ones as tombstones if asked.
+
+    Answers one row: how many live ones were carried, and how many rows were live.
     """
+    became = sql.SQL("transaction_timestamp()" if as_tombstones else "null")
     return sql.SQL(
         "with carried as ("
         " insert into {loading} ({names}, _etl_run_id, _etl_synced_at, _etl_deleted_at)"
         " select {values},"
         " case when r._etl_deleted_at is null then {run_id} else r._etl_run_id end,"
         " case when r._etl_deleted_at is null then transaction_timestamp() else r._etl_synced_at end,"
-        " coalesce(r._etl_deleted_at, transaction_timestamp())"
+        " coalesce(r._etl_deleted_at, {became})"
         " from {raw} as r where not exists (select from {loading} as l where {same_key})"
-        " on conflict do nothing returning _etl_deleted_at)"
-        " select (select count(*) from carried where _etl_deleted_at = transaction_timestamp()),"
+        " on conflict do nothing returning _etl_synced_at)"
+        " select (select count(*) from carried where _etl_synced_at = transaction_timestamp()),"
         " (select count(*) from {raw} where _etl_deleted_at is null)"
     ).format(
         loading=loading_table(table),
@@ -205,8 +222,17 @@ def carry_tombstones(table: Table, names: Sequence[str], run_id: int) -> sql.Com
         names=comma(map(sql.Identifier, names)),
         values=comma(sql.Identifier("r", name) for name in names),
         run_id=sql.Literal(run_id),
+        became=became,
         same_key=same_key(table, "l", "r"),
     )
+
+
+def count_loaded(table: Table) -> sql.Composable:
+    """Answer one row: how many rows the table being loaded has, and how many live ones the raw table."""
+    return sql.SQL(
+        "select (select count(*) from {}),"
+        " (select count(*) from {} as r where to_jsonb(r) ->> '_etl_deleted_at' is null)"
+    ).format(loading_table(table), raw_table(table.name))
 
 
 def analyze_raw(table: Table) -> sql.Composable:
@@ -288,6 +314,10 @@ def lock_source(table: Table) -> sql.Composable:
     return sql.SQL("lock table {} in access share mode").format(source_table(table))
 
 
+def lock_raw(table: Table) -> sql.Composable:
+    return sql.SQL("lock table {} in access share mode").format(raw_table(table.name))
+
+
 def selected(column: Column) -> sql.Composable:
     if not column.is_cast:
         return source_column(column.name)
@@ -349,9 +379,8 @@ def _where(table: Table, window: Window) -> sql.Composable:
             sql.SQL("{} >= {}").format(source_column(table.watermark), _less_lookback(table, window.read_from))
         )
     if window.keys is not None:
-        types = [table.column(name).source_type for name in table.key]
         conditions.append(
-            sql.SQL("({}) in ({})").format(comma(map(source_column, table.key)), key_values(types, window.keys))
+            sql.SQL("({}) in ({})").format(comma(map(source_column, table.key)), key_values(table, window.keys))
         )
     if window.after is not None:
         order = _order(table, window)
@@ -361,12 +390,14 @@ def _where(table: Table, window: Window) -> sql.Composable:
     return _conjunction(conditions)
 
 
-def key_values(types: Sequence[str], keys: Sequence[tuple[str, ...]]) -> sql.Composable:
-    """The right side of IN for keys of these types: one array a column, planned at once.
+def key_values(table: Table, keys: Sequence[tuple[str, ...]], *, is_source: bool = True) -> sql.Composable:
+    """The right side of IN for keys as text: one array a column, planned at once.
 
-    An array of arrays would be flattened, so such keys are listed one by one.
+    unnest() takes arrays and composite values apart, so keys that may hold such are listed one by one.
     """
-    if any(name.endswith("[]") for name in types):
+    columns = [table.column(name) for name in table.key]
+    types = [column.source_type if is_source else column.raw_type for column in columns]
+    if any(column.is_cast or column.raw_type.endswith("[]") for column in columns):
         return comma(
             sql.SQL("({})").format(
                 comma(

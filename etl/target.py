@@ -26,7 +26,7 @@ from etl.delete_gate import Counters, check_fraction
 from etl.errors import RowRefusedError, TableError
 from etl.model import Counts, LoadState, Progress, Table
 from etl.schema_changes import Plan, RawColumns, SchemaChange, describe_changes, is_widened, plan_changes
-from etl.views import detached_views, table_extras
+from etl.views import check_views, detached_views, give_extras, read_extras
 
 # psycopg2 asks for 8 kB at a time unless told otherwise; a pipe holds 64 kB.
 CHUNK_BYTES = 1 << 16
@@ -37,6 +37,12 @@ LIST_COLUMNS = """
     where a.attrelid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))
         and a.attnum > 0 and not a.attisdropped
 """
+# In a snapshot: a table that was replaced or rewritten since looks empty in it.
+IS_AS_IT_WAS = """
+    select c.relfilenode = pg_catalog.pg_relation_filenode(c.oid)
+    from pg_catalog.pg_class as c
+    where c.oid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))
+"""
 LIST_KEY = """
     select a.attname
     from pg_catalog.pg_index as i
@@ -45,6 +51,35 @@ LIST_KEY = """
     where i.indrelid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))
         and i.indisprimary and k.place <= i.indnkeyatts
     order by k.place
+"""
+# What somebody attached to a raw table, that a table made anew does not have.
+LIST_ATTACHED = """
+    with raw as (select c.* from pg_catalog.pg_class as c
+        where c.oid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %(name)s::text)))
+    select 'row-level security', 'policies' from raw where relrowsecurity
+        or exists (select from pg_catalog.pg_policy as p where p.polrelid = raw.oid)
+    union all
+    select 'foreign key of', k.conrelid::regclass::text from raw join pg_catalog.pg_constraint as k
+        on k.confrelid = raw.oid and k.contype = 'f' and k.conrelid <> raw.oid
+    union all
+    select 'column', a.attname from raw join pg_catalog.pg_attribute as a on a.attrelid = raw.oid
+    where a.attnum > 0 and not a.attisdropped and a.attname <> all (%(columns)s)
+    union all
+    select 'constraint', k.conname from raw join pg_catalog.pg_constraint as k on k.conrelid = raw.oid
+    where k.contype in ('c', 'u', 'x', 'f')
+    union all
+    select 'trigger', t.tgname from raw join pg_catalog.pg_trigger as t on t.tgrelid = raw.oid and not t.tgisinternal
+    union all
+    select 'index', i.indexrelid::regclass::text from raw join pg_catalog.pg_index as i on i.indrelid = raw.oid
+    where not exists (select from pg_catalog.pg_constraint as k where k.conindid = i.indexrelid)
+        and pg_catalog.pg_get_indexdef(i.indexrelid) not like '%% USING btree (_etl_run_id)'
+    union all
+    select 'option', unnest(reloptions) from raw
+    union all
+    select 'membership of publication', p.pubname from raw
+    join pg_catalog.pg_publication_rel as m on m.prrelid = raw.oid
+    join pg_catalog.pg_publication as p on p.oid = m.prpubid
+    order by 1, 2
 """
 # Built in, or made by an extension: a type that somebody made may mean another thing than its namesake elsewhere.
 LIST_TYPES = """
@@ -92,6 +127,7 @@ class Writer:
         self._has_batch_table = False
         self.table = table  # in the form that the raw table wants, once `fit` has been called
         self.remarks: list[str] = []
+        self.has_load = False  # an unfinished one that was to replace the raw table
         self.changes: tuple[SchemaChange, ...] = ()  # that the first batch makes, once `fit` has planned them
         self._progress_of_changes: Progress | None = None
 
@@ -109,7 +145,7 @@ class Writer:
                 return False
             cursor.execute(LIST_KEY, (self.table.name,))
             key = tuple(row[0] for row in cursor)
-            loaded_types, loaded_numbers = state.read_columns(cursor, self.table.name)
+            loaded_types, loaded_numbers, self.has_load = state.read_columns(cursor, self.table.name)
         plan = plan_changes(
             self.table, RawColumns(types=types, key=key, loaded_types=loaded_types, loaded_numbers=loaded_numbers)
         )
@@ -150,11 +186,11 @@ class Writer:
             state.save_progress(cursor, self.run_id, table, progress)
         return counts
 
-    def start_over(self, discarded: Counts) -> None:
+    def start_over(self, discarded: Counts, refusal: RowRefusedError) -> None:
         """Give up a load for one in batches: into the raw table that it was to replace, or else into an empty one.
 
         `discarded`, what this run had loaded of the table, is taken from its ledger. Raises TableError when the raw
-        table cannot hold the rows.
+        table does not fit, so that the rows that the target refuses cannot be set aside.
         """
         into = statements.raw_table(self.table.name)
         is_replacement = self.exists()
@@ -165,10 +201,15 @@ class Writer:
                 state.delete_load(cursor, self.table.name)
             else:
                 state.forget_table(cursor, self.table.name)
+                state.record_change(cursor, self.run_id, self.table.name, "table_loaded", "loaded")
                 cursor.execute(statements.create_raw(self.table, into))
                 cursor.execute(statements.complete_raw(self.table, into, self.run_id))
-        if is_replacement:
+        if not is_replacement:
+            return
+        try:
             self.fit()
+        except TableError as error:
+            raise TableError(f"{refusal}; mend the row on the source, then load the table anew") from error
 
     def read_load(self) -> LoadState | None:
         """Return how far a first load in ranges has come; None when there is none."""
@@ -214,6 +255,24 @@ class Writer:
             state.save_load(cursor, self.run_id, table.name, load)
         return counts
 
+    def check_replacement(self) -> None:
+        """Raise TableError when the raw table cannot be replaced by a new one; note what the new one will lack."""
+        table, raw = self.table, statements.raw_table(self.table.name)
+        columns = [*(column.name for column in table.columns), *statements.META_COLUMNS]
+        with postgres.errors_of("target", table.label), self._connection.cursor() as cursor:
+            check_views(cursor, raw, f"raw.{table.name}", columns)
+            cursor.execute(LIST_ATTACHED, {"name": table.name, "columns": columns})
+            attached = [(kind, f"{kind} {name}") for kind, name in cursor]
+        essential = [text for kind, text in attached if kind in ("row-level security", "foreign key of")]
+        if essential:
+            raise TableError(
+                f"raw.{table.name} is to be loaded anew, and would lose {', '.join(essential)}: drop that, run again, "
+                "then make it"
+            )
+        if attached:
+            lost = ", ".join(text for _, text in attached)
+            self.remarks.append(f"raw.{table.name} is made anew, without what somebody added to it: {lost}")
+
     def publish_load(self, progress: Progress, *, allow_deletes: bool) -> Counts:
         """Give a table loaded in ranges its key, metadata and name, and store the progress.
 
@@ -229,12 +288,12 @@ class Writer:
             if types:
                 cursor.execute(statements.complete_raw(table, loading, self.run_id))
                 counts = self._carry_tombstones(cursor, types, allow_deletes=allow_deletes)
-                extras = table_extras(cursor, raw)
+                extras = read_extras(cursor, raw)
                 with detached_views(cursor, raw, f"raw.{table.name}"):
                     cursor.execute(statements.drop_raw(table))
                     cursor.execute(statements.publish_raw(table))
-                    for statement in extras:
-                        cursor.execute(statement)
+                    cursor.execute(statements.rename_key(table))
+                    give_extras(cursor, raw, extras, [column.name for column in table.columns])
             else:
                 cursor.execute(statements.publish_raw(table))
                 cursor.execute(statements.complete_raw(table, raw, self.run_id))
@@ -246,21 +305,28 @@ class Writer:
         return counts
 
     def _carry_tombstones(self, cursor: Cursor, types: Mapping[str, str], *, allow_deletes: bool) -> Counts:
-        """Copy into the table being loaded the tombstones of the raw table, and as such its rows that are gone."""
+        """Copy into the table being loaded the tombstones of the raw table, and as such its rows that are gone.
+
+        Where the source's deletes are not followed, rows that are gone stay as they are.
+        """
         table = self.table
+        is_followed = table.config.deletes == "reconcile"
         kept = [
             column.name
             for column in table.columns
             if (known := types.get(column.name)) and (known == column.raw_type or is_widened(known, column.raw_type))
         ]
-        if not set(table.key) <= set(kept) or not set(statements.META_COLUMNS) <= set(types):
-            self.remarks.append(f"the key of raw.{table.name} was another: gone rows leave no tombstones")
-            return Counts()
-        cursor.execute(statements.carry_tombstones(table, kept, self.run_id))
-        deleted, live = cursor.fetchone() or (0, 0)
-        if not allow_deletes:
-            check_fraction(table, deleted, live)
-        return Counts(deleted=deleted)
+        if set(table.key) <= set(kept) and set(statements.META_COLUMNS) <= set(types):
+            cursor.execute(statements.carry_rows(table, kept, self.run_id, as_tombstones=is_followed))
+            gone, live = cursor.fetchone() or (0, 0)
+        else:
+            self.remarks.append(f"the key of raw.{table.name} was another: rows that are gone leave no tombstones")
+            cursor.execute(statements.count_loaded(table))
+            loaded, live = cursor.fetchone() or (0, 0)
+            gone = max(live - loaded, 0)
+        if is_followed and not allow_deletes:
+            check_fraction(table, gone, live, "reset")
+        return Counts(deleted=gone if is_followed else 0)
 
     def save_progress(self, progress: Progress) -> None:
         """Store how far a table has come that is not done yet."""
@@ -354,6 +420,12 @@ class Writer:
         ):
             cursor.execute("set transaction isolation level repeatable read")
             cursor.execute("set transaction snapshot %s", (snapshot,))
+            cursor.execute(statements.lock_raw(self.table))
+            cursor.execute(IS_AS_IT_WAS, (self.table.name,))
+            if cursor.fetchone() != (True,):
+                raise TableError(
+                    f"raw.{self.table.name} was made anew or changed while tables were compared: compare again"
+                )
             yield cursor
 
     @contextmanager

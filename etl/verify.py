@@ -20,7 +20,7 @@ from etl.config import Settings
 from etl.delete_gate import check_fraction
 from etl.difference import Difference, Differences, find_changed_columns, find_differences, list_differences
 from etl.errors import EtlError, TableError, UnavailableError
-from etl.model import Counts, Event, Progress, Table
+from etl.model import Counts, Event, Progress, Table, TableResult
 from etl.reconcile import mend
 from etl.schema_changes import describe_changes
 from etl.source import Reader, Source
@@ -39,14 +39,14 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Verdict:
     """What was found of one table."""
 
     table_name: str
     source_rows: int = 0
     raw_rows: int = 0  # without tombstones
     missing: int = 0  # in raw
-    extra: int = 0  # in raw
+    extra: int = 0  # in raw, where deletes are followed
     changed: int = 0
     pending: int = 0  # missing or changed, and read by the next run
     examples: tuple[Example, ...] = ()
@@ -64,7 +64,7 @@ def verify(
     *,
     observe: Callable[[Event], None],
     is_repair: bool = False,
-) -> tuple[Comparison, ...]:
+) -> tuple[Verdict, ...]:
     """Compare the configured tables, or those named; with `is_repair`, load again what differs, and compare once more.
 
     Raises UnavailableError when nothing can be compared, LockHeldError when a run keeps a repair from starting.
@@ -86,7 +86,7 @@ class _Verification:
     types: TargetTypes
     observe: Callable[[Event], None]
 
-    def compare(self, table_names: Sequence[str], run_id: int | None = None) -> tuple[Comparison, ...]:
+    def compare(self, table_names: Sequence[str], run_id: int | None = None) -> tuple[Verdict, ...]:
         """Compare tables at one snapshot of each side; a run id makes it mend what differs."""
         with closing(postgres.connect_target(self.settings)) as holder, Source(self.settings) as source:
             snapshot = state.export_snapshot(holder)
@@ -94,7 +94,7 @@ class _Verification:
             found = source.read_catalog(self.types, table_names)
             source.export_snapshot({table.name for table in found.tables})
 
-            def compare_one(table: Table) -> Comparison:
+            def compare_one(table: Table) -> Verdict:
                 watermark = _watermark(table, progress.get(table.name, Progress()))
                 self.observe(Event(kind="table_started", table_name=table.name, estimated_rows=table.estimated_rows))
                 try:
@@ -104,7 +104,7 @@ class _Verification:
                     ):
                         comparison = _compare(reader, writer, snapshot, watermark, is_repair=run_id is not None)
                 except EtlError as error:
-                    comparison = Comparison(table_name=table.name, error=str(error))
+                    comparison = Verdict(table_name=table.name, error=str(error))
                 finally:
                     source.leave_snapshot(table.name)
                 self.observe(Event(kind="table_compared", table_name=table.name, message=describe(comparison)))
@@ -112,10 +112,10 @@ class _Verification:
 
             with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="table") as pool:
                 compared = list(pool.map(compare_one, found.tables))
-        refused = [Comparison(table_name=name, error=reason) for name, reason in found.refusals.items()]
+        refused = [Verdict(table_name=name, error=reason) for name, reason in found.refusals.items()]
         return tuple(sorted([*compared, *refused], key=lambda comparison: comparison.table_name))
 
-    def repair(self, control: Connection, table_names: Sequence[str]) -> tuple[Comparison, ...]:
+    def repair(self, control: Connection, table_names: Sequence[str]) -> tuple[Verdict, ...]:
         """Mend what differs, as a run of its own, and compare the tables concerned once more."""
         with state.run_lock(control, self.settings.lock_wait_seconds):
             state.prepare(control)
@@ -123,16 +123,20 @@ class _Verification:
             error: str | None = "interrupted"
             try:
                 first = self.compare(table_names, run_id)
-                mended = {comparison.table_name: comparison for comparison in first if comparison.repaired}
+                mended = {found.table_name: found for found in first if found.repaired}
                 again = self.compare(tuple(mended)) if mended else ()
-                error = None
+                failed = [found for found in first if found.error]
+                for found in failed:
+                    result = TableResult(table_name=found.table_name, status="failed", error=found.error)
+                    state.fail_table(control, run_id, result)
+                error = f"failed: {', '.join(found.table_name for found in failed)}" if failed else None
             finally:
                 state.end_run(control, run_id, error)
         second = {one.table_name: replace(one, repaired=mended[one.table_name].repaired) for one in again}
         return tuple(second.get(comparison.table_name, comparison) for comparison in first)
 
 
-def describe(comparison: Comparison) -> str:
+def describe(comparison: Verdict) -> str:
     """Return what was found of a table in one line."""
     if comparison.error:
         return comparison.error
@@ -153,7 +157,7 @@ def _watermark(table: Table, progress: Progress) -> str | None:
     return progress.watermark if progress.column == table.watermark else None
 
 
-def _compare(reader: Reader, writer: Writer, snapshot: str, watermark: str | None, *, is_repair: bool) -> Comparison:
+def _compare(reader: Reader, writer: Writer, snapshot: str, watermark: str | None, *, is_repair: bool) -> Verdict:
     if not writer.fit():
         raise TableError(f"expected raw.{writer.table.name} on the target, found none: run `etl run` first")
     if writer.changes:
@@ -163,15 +167,17 @@ def _compare(reader: Reader, writer: Writer, snapshot: str, watermark: str | Non
     with writer.at_snapshot(snapshot) as cursor:
         found = find_differences(reader, cursor, table, table.columns, watermark)
         examples = _examples(reader, cursor, table, found)
-    repaired = 0
+    if table.config.deletes == "none":  # rows that are gone stay
+        found = replace(found, extra=0)
+        examples = tuple(example for example in examples if example.kind != "extra")
+    counts = [Counts()]
     if is_repair and not found.are_none:
         check_fraction(table, found.extra, found.raw_rows)
         writer.start_table(reader.snapshot, watermark)
-        counts: list[Counts] = []
         mend(reader, writer, found, counts.append)
         writer.finish_table(watermark)
-        repaired = found.missing + found.extra + found.changed
-    return Comparison(
+    repaired = sum(each.inserted + each.updated + each.deleted for each in counts)
+    return Verdict(
         table_name=table.name,
         source_rows=found.source_rows,
         raw_rows=found.raw_rows,

@@ -7,7 +7,7 @@ in the caller's transaction, so that nobody sees it. Begin at `detached_views`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -56,12 +56,33 @@ LIST_GRANTS = """
     cross join lateral pg_catalog.aclexplode(a.attacl) as g
     where a.attrelid = %(oid)s and not a.attisdropped
 """
+# Whom default privileges gave something on a new relation; its owner's own are left as they are.
+LIST_GRANTEES = """
+    select distinct nullif(g.grantee, 0)::regrole::text
+    from pg_catalog.pg_class as c
+    cross join lateral pg_catalog.aclexplode(c.relacl) as g
+    where c.oid = %(oid)s and g.grantee <> c.relowner
+"""
+# The columns of a table that views read directly.
+LIST_COLUMNS_IN_VIEWS = """
+    select distinct w.ev_class::regclass::text, a.attname
+    from pg_catalog.pg_depend as d
+    join pg_catalog.pg_rewrite as w on w.oid = d.objid
+    join pg_catalog.pg_attribute as a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+    where d.classid = 'pg_catalog.pg_rewrite'::regclass and d.refclassid = 'pg_catalog.pg_class'::regclass
+        and d.refobjid = %(oid)s and d.refobjsubid > 0
+    order by 1, 2
+"""
 LIST_COMMENTS = """
     select a.attname, d.description
     from pg_catalog.pg_description as d
     left join pg_catalog.pg_attribute as a on a.attrelid = d.objoid and a.attnum = d.objsubid and d.objsubid > 0
     where d.classoid = 'pg_catalog.pg_class'::regclass and d.objoid = %(oid)s
 """
+
+
+# Below the default of deadlock_timeout.
+YIELDING_LOCK_TIMEOUT = "900ms"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +93,26 @@ class View:
     owner: str
     definition: str
     options: tuple[str, ...]
-    extras: tuple[sql.Composable, ...]  # grants and comments
+    extras: Extras
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grant:
+    """One entry of a relation's or a column's access list; None is everybody, or the whole relation."""
+
+    column: str | None
+    privilege: str
+    is_grantable: bool
+    grantee: str | None  # as regrole writes it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What a relation has beside its definition."""
+
+    kind: str  # "table" or "view"
+    grants: tuple[Grant, ...] | None  # None: those that a new relation of its owner has without default privileges
+    comments: tuple[tuple[str | None, str], ...]  # column or None, and text
 
 
 @contextmanager
@@ -80,8 +120,12 @@ def detached_views(cursor: Cursor, relation: sql.Identifier, label: str) -> Iter
     """Drop the views on a table for the length of the block, and make them again, each as its owner.
 
     Raises TableError when a view is of a kind that cannot be made again, or this role may not act as its owner.
+    Waiting for readers of the views is given up before the server looks for a deadlock, so that the readers go on
+    and the change is tried again.
     """
     views = _list_views(cursor, relation, label)
+    if views:
+        cursor.execute("set local lock_timeout = %s", (YIELDING_LOCK_TIMEOUT,))
     for view in views:
         with _acting_as(cursor, view.owner):
             cursor.execute(sql.SQL("drop view {}").format(view.name))
@@ -89,13 +133,51 @@ def detached_views(cursor: Cursor, relation: sql.Identifier, label: str) -> Iter
     for view in reversed(views):
         with _acting_as(cursor, view.owner):
             cursor.execute(_create(view))
-            for extra in view.extras:
-                cursor.execute(extra)
+            give_extras(cursor, view.name, view.extras)
 
 
-def table_extras(cursor: Cursor, relation: sql.Identifier) -> list[sql.Composable]:
-    """Return the statements that give a table of this name the grants and comments that it has now."""
-    return _extras(cursor, _oid_of(cursor, relation), "table", relation)
+def check_views(cursor: Cursor, relation: sql.Identifier, label: str, columns: Sequence[str]) -> None:
+    """Raise TableError when a view on a table could not be made again on one that has these columns only."""
+    _list_views(cursor, relation, label)
+    cursor.execute(LIST_COLUMNS_IN_VIEWS, {"oid": _oid_of(cursor, relation)})
+    for view, column in cursor.fetchall():
+        if column not in columns:
+            raise TableError(
+                f'{label} is to be loaded anew without column "{column}", which is gone from the source, and {view} '
+                "reads it: change or drop the view, then run again"
+            )
+
+
+def read_extras(cursor: Cursor, relation: sql.Identifier, kind: str = "table") -> Extras:
+    """Return the grants and comments of a relation."""
+    return _read_extras(cursor, _oid_of(cursor, relation), kind)
+
+
+def give_extras(cursor: Cursor, relation: sql.Identifier, extras: Extras, columns: Sequence[str] | None = None) -> None:
+    """Give a new relation the grants and comments of another, in place of what default privileges gave it.
+
+    Those of columns that are not among `columns`, where given, are left out.
+    """
+    cursor.execute(LIST_GRANTEES, {"oid": _oid_of(cursor, relation)})
+    for (grantee,) in cursor.fetchall():
+        cursor.execute(sql.SQL("revoke all on table {} from {}").format(relation, sql.SQL(grantee or "public")))
+    for grant in extras.grants or ():
+        if columns is None or grant.column is None or grant.column in columns:
+            cursor.execute(
+                sql.SQL("grant {}{} on table {} to {}{}").format(
+                    sql.SQL(grant.privilege),
+                    sql.SQL(" ({})").format(sql.Identifier(grant.column)) if grant.column else sql.SQL(""),
+                    relation,
+                    sql.SQL(grant.grantee or "public"),
+                    sql.SQL(" with grant option" if grant.is_grantable else ""),
+                )
+            )
+    for column, text in extras.comments:
+        if column is None:
+            cursor.execute(sql.SQL("comment on {} {} is {}").format(sql.SQL(extras.kind), relation, sql.Literal(text)))
+        elif columns is None or column in columns:
+            name = sql.SQL(".").join([relation, sql.Identifier(column)])
+            cursor.execute(sql.SQL("comment on column {} is {}").format(name, sql.Literal(text)))
 
 
 def _list_views(cursor: Cursor, relation: sql.Identifier, label: str) -> list[View]:
@@ -122,7 +204,7 @@ def _list_views(cursor: Cursor, relation: sql.Identifier, label: str) -> list[Vi
                 owner=owner,
                 definition=definition,
                 options=tuple(options),
-                extras=tuple(_extras(cursor, oid, "view", identifier)),
+                extras=_read_extras(cursor, oid, "view"),
             )
         )
     return views
@@ -140,24 +222,16 @@ def _create(view: View) -> sql.Composable:
     return sql.SQL("create view {} {}as {}").format(view.name, options, sql.SQL(view.definition))
 
 
-def _extras(cursor: Cursor, oid: int, kind: str, name: sql.Identifier) -> list[sql.Composable]:
-    statements: list[sql.Composable] = []
+def _read_extras(cursor: Cursor, oid: int, kind: str) -> Extras:
+    cursor.execute("select relacl is null from pg_catalog.pg_class where oid = %s", (oid,))
+    has_defaults = cursor.fetchone() == (True,)
     cursor.execute(LIST_GRANTS, {"oid": oid})
-    for column, privilege, is_grantable, grantee in cursor.fetchall():
-        statements.append(
-            sql.SQL("grant {}{} on table {} to {}{}").format(
-                sql.SQL(privilege),
-                sql.SQL(" ({})").format(sql.Identifier(column)) if column else sql.SQL(""),
-                name,
-                sql.SQL(grantee or "public"),
-                sql.SQL(" with grant option" if is_grantable else ""),
-            )
-        )
+    grants = tuple(
+        Grant(column=column, privilege=privilege, is_grantable=is_grantable, grantee=grantee)
+        for column, privilege, is_grantable, grantee in cursor
+    )
     cursor.execute(LIST_COMMENTS, {"oid": oid})
-    for column, text in cursor.fetchall():
-        what = sql.SQL("column {}.{}").format(name, sql.Identifier(column)) if column else sql.SQL(f"{kind} ") + name
-        statements.append(sql.SQL("comment on {} is {}").format(what, sql.Literal(text)))
-    return statements
+    return Extras(kind=kind, grants=None if has_defaults and not grants else grants, comments=tuple(cursor.fetchall()))
 
 
 def _oid_of(cursor: Cursor, relation: sql.Identifier) -> int:

@@ -245,6 +245,66 @@ def test_a_row_restored_with_an_old_time_is_loaded(items):
     assert_same_keys(items)
 
 
+@pytest.mark.parametrize(
+    "replace_rows",
+    [
+        "delete from items where n = 3; insert into items values (3, 3, 'old version', '2001-01-01Z')",
+        "truncate items; insert into items table backup",
+        "create table others (like items including all); insert into others table backup; "
+        "alter table items rename to gone; alter table others rename to items",
+    ],
+    ids=["a row", "all rows", "the table"],
+)
+def test_older_versions_of_rows_that_raw_has_are_loaded(replication, replace_rows):
+    """As from a backup: their keys are in raw, and their watermarks are below the stored one."""
+    make_items(replication)
+    replication.on_source("create table backup as table items; alter table backup add primary key (k0)")
+    replication.on_source("update items set note = 'newer', updated_at = clock_timestamp() where n = 3")
+    replication.run_one("items")
+    replication.on_source(f"{replace_rows}; select pg_stat_force_next_flush()")
+
+    replication.run_one("items")
+
+    source, raw = replication.rows("items")
+    assert source == raw
+
+
+@pytest.mark.parametrize("kind", ["int[]", "pair"])
+def test_keys_that_are_arrays_or_composites_divide_a_table_as_well(replication, kind):
+    replication.on_source("create type pair as (a int, b text)")
+    value = "array[n, 1]" if kind == "int[]" else "row(n, 'x')::pair"
+    replication.on_source(f"create table items (k {kind} primary key, n int)")
+    rows = 3 * MIN_RANGE_ROWS
+    replication.on_source(f"insert into items select {value}, n from generate_series(1, %s) as n", rows)
+    replication.run_one("items")
+    delete(replication, "n = 7")
+    replication.on_target("delete from raw.items where n = 9")
+
+    replication.run_one("items")
+
+    assert tombstones(replication) == {7}
+    assert_same_keys(replication)
+
+
+def test_a_source_that_is_older_than_at_the_last_run_is_refused(items):
+    """A standby that lags, or a restored backup, lacks rows that nobody deleted."""
+    items.on_target("update etl.watermarks set next_xid = (next_xid::bigint + 1000)::text")
+
+    (result,) = items.run("items", options=RunOptions(reconcile=True)).tables
+
+    assert result.status == "failed"
+    assert "the source is older than at the last run" in result.error
+    assert tombstones(items) == set()
+
+
+def test_a_clock_that_was_ahead_does_not_keep_a_run_from_looking(items, scans):
+    items.on_target("update etl.reconciliations set listed_at = listed_at + interval '300 days'")
+
+    items.run_one("items")
+
+    assert scans == ["items"]
+
+
 def test_a_row_written_while_keys_are_compared_is_not_called_deleted(items, monkeypatch):
     """It is newer than the run's snapshot on the source, and not in raw yet."""
     delete(items, "n = 1")

@@ -222,6 +222,30 @@ def test_wrong_names_are_refused_with_those_that_exist(rentals):
     assert "found none: name another schema with --schema" in empty.stderr
 
 
+def test_odd_names_are_proposed_and_made_into_models(replication, tmp_path):
+    replication.on_source("""
+        create function touch() returns trigger language plpgsql as 'begin new."price (eur" := 1; return new; end';
+        create table "o'brien
+        ltd" (a int primary key, "price (eur" int, is_deleted boolean);
+        create trigger t before update on "o'brien
+        ltd" for each row execute function touch();
+        create table "Film" (a int primary key);
+        create table film (a int primary key)
+    """)
+
+    finished = replication.command("discover", "--dbt", str(tmp_path / "staging"))
+    tables = yaml.safe_load(finished.stdout)["tables"]
+    models = {path.name: path.read_text() for path in (tmp_path / "staging").glob("*.sql")}
+    odd = next(text for name, text in models.items() if "brien" in name)
+
+    assert finished.returncode == 0, finished.stderr
+    assert {"Film", "film"} < tables.keys()
+    assert sum("brien" in name for name in tables) == 1
+    assert {"stg_film.sql", "stg_film_2.sql"} < models.keys()
+    assert "_etl_deleted_at is not null as _is_deleted" in odd
+    assert 'source."price (eur"' in odd
+
+
 DBT_PROJECT = """
 name: found
 version: "1.0.0"

@@ -253,3 +253,18 @@ def test_status_names_the_session_that_holds_a_watermark_back(orders):
     assert found.returncode == 0, found.stderr
     assert f"pid {writer.info.backend_pid} month end" in found.stdout
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("updated_at", "order_id"), ("order_id", "updated_at"), (None, "order_id")]
+)
+def test_a_table_whose_watermark_column_is_changed_is_read_anew(orders, first, second):
+    orders.configure({"tables": {"orders": {"watermark": first}}})
+    orders.run_one("orders")
+    orders.configure({"tables": {"orders": {"watermark": second}}})
+    orders.on_source("update orders set note = 'silent' where order_id = 3")
+
+    result = orders.run_one("orders")
+
+    source, raw = orders.rows("orders")
+    assert (result.rows_read, source == raw) == (1000, True)

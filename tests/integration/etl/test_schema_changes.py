@@ -6,6 +6,7 @@ import psycopg2
 import pytest
 
 from etl import target
+from etl.model import RunOptions
 
 VIEWS = """
     create role modeller;
@@ -204,6 +205,38 @@ def test_a_column_dropped_and_made_again_under_its_name_is_filled_anew(items):
     assert [kind for kind, _, _ in changes_of(items)] == ["column_replaced"]
 
 
+@pytest.mark.parametrize("gone", ["rename note to remark", "drop column note"])
+def test_a_column_that_comes_back_under_an_old_name_is_filled_anew(items, gone):
+    """Raw kept the column, with values from before."""
+    items.on_source(f"alter table items {gone}")
+    items.on_source("insert into items (item_id) values (21)")
+    items.run_one("items")
+    back = "rename remark to note" if "rename" in gone else "add column note varchar(20) default 'again'"
+    items.on_source("update items set amount = 0 where item_id = 2")
+    items.on_source(f"alter table items {back}; update items set note = 'silent' where item_id = 4")
+
+    items.run_one("items")
+
+    read = "select item_id, note from {} order by 1"
+    assert items.on_source(read.format("items")) == items.on_target(read.format("raw.items"))
+
+
+def test_more_columns_than_a_function_takes_arguments_can_be_added_at_once(items):
+    items.on_source("alter table items " + ", ".join(f"add column c{n} int default 1" for n in range(120)))
+
+    items.run_one("items")
+
+    assert_equal(items)
+
+
+def test_values_computed_anew_while_a_type_widened_arrive(items):
+    items.on_source("alter table items alter amount type bigint using amount * 100")
+
+    items.run_one("items")
+
+    assert_equal(items)
+
+
 WIDENED = {
     "an integer": ("amount", "bigint", "bigint", "9000000000"),
     "an integer to numeric": ("amount", "numeric", "numeric", "0.5"),
@@ -271,7 +304,7 @@ REFUSED = {
     ),
     "a column made again as another type": (
         "drop column note, add column note int",
-        'column "note" was dropped and made again under the same name, as integer instead of character varying(20)',
+        'column "note" was made anew under a name that was there before, as integer instead of character varying(20)',
     ),
 }
 
@@ -485,7 +518,6 @@ def test_a_reset_loads_anew_and_keeps_gone_rows_as_tombstones_of_its_run(viewed)
 
 
 def test_readers_see_the_old_rows_until_the_new_ones_are_there(items, monkeypatch):
-    from etl.model import RunOptions
     from etl.target import Writer
 
     items.on_target("update raw.items set note = 'old'")
@@ -522,7 +554,6 @@ def test_a_reset_of_an_emptied_table_asks_for_confirmation(items):
 
 
 def test_a_reset_that_breaks_leaves_the_old_rows_and_goes_on_where_it_stopped(items, monkeypatch):
-    from etl.model import RunOptions
     from etl.target import Writer
 
     with monkeypatch.context() as patching:
@@ -548,6 +579,99 @@ def test_a_reset_with_a_row_that_the_target_refuses_keeps_the_table(items):
     items.command("reset", "items")
 
     assert items.on_target("select amount from raw.items where item_id = 7") == [(2000,)]
+
+
+def test_a_reset_is_refused_before_the_load_when_something_would_be_lost_for_good(items, scans_of_source):
+    items.on_target(
+        "create policy few on raw.items using (item_id < 5); alter table raw.items enable row level security"
+    )
+    with_policy = reset(items).error
+    items.on_target("drop policy few on raw.items; alter table raw.items disable row level security")
+    items.on_target("create view public.notes as select note from raw.items")
+    items.on_source("alter table items drop column note")
+    with_view = reset(items).error
+
+    assert "raw.items is to be loaded anew, and would lose row-level security" in with_policy
+    assert 'without column "note", which is gone from the source, and notes reads it' in with_view.replace(
+        "public.", ""
+    )
+    assert scans_of_source == []
+    assert items.on_target("select count(*) from pg_class where relname like '_etl_loading_%%'") == [(0,)]
+
+
+@pytest.fixture
+def scans_of_source(monkeypatch):
+    """What was copied from the source after the first load."""
+    from etl.source import Reader
+
+    found = []
+    monkeypatch.setattr(Reader, "copy", lambda *_: found.append(1))
+    return found
+
+
+def reset(replication, **options):
+    (result,) = replication.run("items", options=RunOptions(full_refresh=True, **options)).tables
+    return result
+
+
+def test_a_reset_tells_what_somebody_added_to_the_table_and_the_new_one_lacks(items):
+    items.on_target(
+        "alter table raw.items add column mine int; create index by_note on raw.items (note);"
+        "comment on column raw.items.mine is 'gone'; grant select (mine) on raw.items to public"
+    )
+
+    result = reset(items)
+
+    told = [event.message for event in items.events if event.kind == "notice"]
+    assert result.status == "succeeded", result.error
+    assert any("without what somebody added to it: column mine, index raw.by_note" in text for text in told), told
+    assert items.on_target(
+        "select conname from pg_constraint where conrelid = 'raw.items'::regclass and contype = 'p'"
+    ) == [("items_pkey",)]
+
+
+def test_default_privileges_do_not_come_back_on_what_is_made_anew(viewed):
+    viewed.on_target("alter default privileges in schema raw, staging grant select on tables to analyst_of_items")
+    viewed.on_source("alter table items alter column amount type bigint")
+    viewed.run_one("items")
+    after_widening = viewed.on_target("select has_table_privilege('analyst_of_items', 'staging.both', 'select')")
+    reset(viewed)
+    after_reset = viewed.on_target("select has_table_privilege('analyst_of_items', 'raw.items', 'select')")
+    viewed.on_target("alter default privileges in schema raw, staging revoke select on tables from analyst_of_items")
+
+    assert after_widening == after_reset == [(False,)]
+
+
+def test_rows_gone_under_another_key_are_counted_before_a_reset_drops_them(items):
+    items.on_source("truncate items; alter table items drop constraint items_pkey, drop column item_id")
+    items.on_source("alter table items add column code text primary key")
+
+    refused = reset(items).error
+    confirmed = reset(items, allow_deletes=True)
+
+    assert "20 of 20 rows are gone from the source" in refused
+    assert "`etl reset --allow-deletes items`" in refused
+    assert confirmed.status == "succeeded", confirmed.error
+
+
+def test_what_a_failed_reset_left_goes_with_the_next_run(items):
+    items.on_source("truncate items")
+    reset(items)
+    left = items.on_target("select count(*) from etl.loads")
+    items.on_source("insert into items (item_id) select n from generate_series(1, 20) as n")
+    items.run_one("items")
+
+    assert left == [(1,)]
+    assert items.on_target("select count(*) from pg_class where relname like '_etl_loading_%%'") == [(0,)]
+
+
+def test_a_table_whose_deletes_are_not_followed_keeps_its_rows_alive(items):
+    items.configure({"tables": {"items": {"deletes": "none"}}})
+    items.on_source("delete from items where item_id < 4")
+
+    reset(items)
+
+    assert items.on_target("select count(*) from raw.items where _etl_deleted_at is null") == [(20,)]
 
 
 def test_a_table_can_be_reset_before_it_was_loaded(replication):

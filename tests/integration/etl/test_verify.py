@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from etl.errors import LockHeldError
 from etl.key_ranges import MIN_RANGE_ROWS
+from etl.model import RunOptions
 from etl.source import Reader
+from etl.target import Writer
 from etl.verify import verify
 
 
@@ -196,6 +198,66 @@ def test_a_run_beside_verify_makes_no_difference(verified, monkeypatch, insert_o
         found = compare(verified)["orders"]
 
     assert found.is_equal
+
+
+def test_a_table_made_anew_meanwhile_is_not_called_empty(verified, monkeypatch):
+    """In a snapshot from before, its new files hold nothing."""
+    at_snapshot = Writer.at_snapshot
+
+    def reset_first(self, snapshot):
+        verified.run("orders", options=RunOptions(full_refresh=True), load_range_blocks=1)
+        return at_snapshot(self, snapshot)
+
+    monkeypatch.setattr(Writer, "at_snapshot", reset_first)
+
+    found = compare(verified)["orders"]
+
+    assert "raw.orders was made anew or changed while tables were compared: compare again" in found.error
+
+
+def test_rows_of_a_table_whose_deletes_are_not_followed_stay_and_are_no_difference(verified):
+    verified.configure({"tables": {"orders": {"deletes": "none"}}})
+    verified.on_source("delete from orders where order_id < 4")
+
+    found = compare(verified, is_repair=True)["orders"]
+
+    assert found.is_equal
+    assert verified.on_target("select count(*) from raw.orders where _etl_deleted_at is null") == [(1000,)]
+
+
+def test_a_repair_that_could_not_be_made_is_a_failed_run(verified):
+    verified.on_source("create table fresh (a int primary key)")
+    verified.on_source("update orders set note = 'silent' where order_id = 5")
+
+    found = compare(verified, is_repair=True)
+
+    assert found["orders"].is_equal
+    assert found["fresh"].error
+    last = "select run_id, status, error from etl.runs order by run_id desc limit 1"
+    ((run_id, status, error),) = verified.on_target(last)
+    assert (status, error) == ("failed", "failed: fresh")
+    assert verified.on_target("select status from etl.table_runs where run_id = %s order by table_name", run_id) == [
+        ("failed",),
+        ("succeeded",),
+    ]
+
+
+def test_a_row_that_the_target_refuses_is_not_called_repaired(verified):
+    verified.on_target("alter table raw.orders add check (note <> 'bad') not valid")
+    verified.on_source("update orders set note = 'bad' where order_id = 5")
+
+    found = compare(verified, is_repair=True)["orders"]
+
+    assert (found.is_equal, found.changed, found.repaired) == (False, 1, 0)
+
+
+def test_verify_of_an_older_ledger_says_to_run(verified):
+    verified.on_target("comment on table etl.runs is 'Ledger version 1.'")
+
+    finished = verified.command("verify")
+
+    assert finished.returncode == 3
+    assert "run `etl run` first" in finished.stderr
 
 
 def test_only_ranges_that_differ_are_looked_into(replication, monkeypatch):
