@@ -57,10 +57,10 @@ discover: environment  ## propose a tables.yml for the source, with reasons
 psql: environment  ## query the warehouse as analyst (ARGS='-c "select ..."')
 	@$(LOCAL) psql $(ARGS)
 
-test: setup  ## run all tests (about 5 minutes)
+test: setup  ## run all tests (about 10 minutes)
 	@$(PYTEST) $(ARGS)
 
-test-long: setup  ## run the long form of the tests that have one
+test-long: setup  ## run the long form of the tests that have one (about 20 minutes)
 	@$(PYTEST) -m has_long_form --long $(ARGS)
 
 test-unit: setup  ## run the tests that need no database
