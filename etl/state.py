@@ -91,6 +91,13 @@ ADD_REJECT = """
         row_text = excluded.row_text, sqlstate = excluded.sqlstate, message = excluded.message,
         run_id = excluded.run_id, rejected_at = clock_timestamp()
 """
+# to_regclass() fails without the privilege on the schema.
+MAY_READ_BUILDS = """
+    select pg_catalog.has_schema_privilege(n.oid, 'usage') and pg_catalog.has_table_privilege(c.oid, 'select')
+    from pg_catalog.pg_class as c
+    join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+    where n.nspname = 'intermediate' and c.relname = 'dbt_builds'
+"""
 BURY_RUNS = """
     with dead as (
         update etl.runs set status = 'died', ended_at = clock_timestamp(), error = 'the run vanished'
@@ -406,13 +413,23 @@ def read_counters(connection: Connection) -> dict[str, Counters]:
 
 
 def read_built_run(cursor: Cursor) -> int | None:
-    """Return the newest run that every incremental dbt model has read; None before the first build."""
-    cursor.execute("select pg_catalog.to_regclass('intermediate.dbt_builds') is not null")
-    if cursor.fetchone() != (True,):
-        return None
-    cursor.execute("select min(run_id) from intermediate.dbt_builds")
+    """Return the newest run that every incremental dbt model has read; None before the first build.
+
+    Raises TableError when this role may not see that.
+    """
+    cursor.execute(MAY_READ_BUILDS)
     row = cursor.fetchone()
-    return row[0] if row else None
+    if row is None:
+        return None
+    if row != (True,):
+        raise TableError(
+            "tombstones cannot be purged, for intermediate.dbt_builds tells which of them dbt has read: run on the "
+            "target: grant usage on schema intermediate, and select on intermediate.dbt_builds, to the role of "
+            "TARGET_DATABASE_URL; or set tombstone_days: null in tables.yml"
+        )
+    cursor.execute("select min(run_id) from intermediate.dbt_builds")
+    built = cursor.fetchone()
+    return built[0] if built else None
 
 
 def forget_table(cursor: Cursor, table_name: str) -> None:

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from etl import state
+from etl.errors import TableError
 from etl.key_ranges import MIN_RANGE_ROWS
 from etl.model import RunOptions
 from etl.source import Reader
@@ -487,6 +489,30 @@ def test_tombstones_are_purged_once_old_enough_and_read_by_every_model(items):
 
     assert without_build == before_its_build == {1, 2}
     assert tombstones(items) == {2}
+
+
+def test_a_purge_that_may_not_see_what_dbt_has_read_says_what_to_grant(items):
+    items.configure({"defaults": {"tombstone_days": 7, "reconcile_every_hours": 0}})
+    delete(items, "n = 1")
+    items.run_one("items")
+    make_builds(items, 1000)
+    (database,) = items.on_target("select current_database()")[0]
+    role = f"purger_{database}"
+    items.on_target(f"create role {role}; grant select on all tables in schema raw, etl to {role}")
+    items.on_target(f"grant usage on schema raw, etl to {role}")
+    try:
+        with items.target.cursor() as cursor:
+            cursor.execute(f"set role {role}")
+            with pytest.raises(TableError, match="grant usage on schema intermediate"):
+                state.read_built_run(cursor)
+            cursor.execute("reset role")
+            cursor.execute(f"grant usage on schema intermediate to {role}")
+            cursor.execute(f"grant select on intermediate.dbt_builds to {role}")
+            cursor.execute(f"set role {role}")
+            assert state.read_built_run(cursor) == 1000
+            cursor.execute("reset role")
+    finally:
+        items.on_target(f"reset role; drop owned by {role}; drop role {role}")
 
 
 def test_tombstones_are_kept_unless_configured(items):
