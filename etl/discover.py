@@ -28,7 +28,7 @@ CHANGED_AT = (
 )  # fmt: skip
 CREATED_AT = ("created_at", "inserted_at", "created_on", "create_date", "date_created", "created", "occurred_at", "ts")
 
-LIST_RELATIONS = f"""
+LIST_CANDIDATES = f"""
     select
         c.oid, c.relname, c.relkind::text, pg_catalog.obj_description(c.oid, 'pg_class'),
         parts.rows::bigint, parts.bytes::bigint, parts.updates::bigint, pg_catalog.has_table_privilege(c.oid, 'select'),
@@ -63,7 +63,7 @@ LIST_RELATIONS = f"""
 """
 # A column's name as a regular expression that matches nothing else.
 ESCAPED = "pg_catalog.regexp_replace(a.attname, '([^[:alnum:]_])', '\\\\\\1', 'g')"
-LIST_COLUMNS = f"""
+LIST_CANDIDATE_COLUMNS = f"""
     select
         a.attrelid, a.attname, pg_catalog.col_description(a.attrelid, a.attnum),
         pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
@@ -114,7 +114,7 @@ _Namer = Callable[..., str]  # quotes the parts of a name
 
 @dataclass(frozen=True)
 class SourceColumn:
-    """One column, as LIST_COLUMNS shows it."""
+    """One column, as LIST_CANDIDATE_COLUMNS shows it."""
 
     name: str
     comment: str | None
@@ -165,7 +165,7 @@ def discover(settings: Settings, table_names: Sequence[str] = ()) -> tuple[Propo
     connection = postgres.connect_source(settings)
     try:
         with postgres.errors_of("source", "looking at its tables"), connection.cursor() as cursor:
-            cursor.execute(LIST_RELATIONS, (schema,))
+            cursor.execute(LIST_CANDIDATES, (schema,))
             relations = {row[1]: row for row in cursor.fetchall()}
             unknown = sorted(set(table_names) - relations.keys())
             if unknown or not relations:
@@ -175,14 +175,14 @@ def discover(settings: Settings, table_names: Sequence[str] = ()) -> tuple[Propo
                 )
             chosen = [relations[name] for name in (table_names or relations)]
             columns = _read_columns(cursor, [row[0] for row in chosen])
-            return tuple(_propose(cursor, schema, _Relation(*row[1:]), columns.get(row[0], [])) for row in chosen)
+            return tuple(_propose(cursor, schema, _Candidate(*row[1:]), columns.get(row[0], [])) for row in chosen)
     finally:
         connection.close()
 
 
 @dataclass(frozen=True)
-class _Relation:
-    """A row of LIST_RELATIONS, without the oid."""
+class _Candidate:
+    """A row of LIST_CANDIDATES, without the oid."""
 
     name: str
     kind: str
@@ -237,42 +237,42 @@ def _size(count: int) -> str:
 
 
 def _read_columns(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[SourceColumn]]:
-    cursor.execute(LIST_COLUMNS, (list(oids),))
+    cursor.execute(LIST_CANDIDATE_COLUMNS, (list(oids),))
     columns: dict[int, list[SourceColumn]] = {}
     for oid, *rest in cursor:
         columns.setdefault(oid, []).append(SourceColumn(*rest))
     return columns
 
 
-def _propose(cursor: Cursor, schema: str, relation: _Relation, columns: Sequence[SourceColumn]) -> Proposal:
+def _propose(cursor: Cursor, schema: str, candidate: _Candidate, columns: Sequence[SourceColumn]) -> Proposal:
     def name(*parts: str) -> str:
         return sql.Identifier(*parts).as_string(cursor)
 
-    label = name(schema, relation.name)
+    label = name(schema, candidate.name)
     remedies: list[tuple[str, str]] = []
     skipped = None
-    if relation.kind in KINDS:
-        skipped = f"{KINDS[relation.kind]}: only tables are replicated"
-    elif not relation.is_readable:
+    if candidate.kind in KINDS:
+        skipped = f"{KINDS[candidate.kind]}: only tables are replicated"
+    elif not candidate.is_readable:
         skipped = "it cannot be read"
         remedies.append(("no privilege", f"grant select on {label} to replicator"))
-    elif not relation.key:
+    elif not candidate.key:
         skipped = "it has no primary key, by which rows are merged"
-        remedies.append(("no key", _key_statement(label, name, relation)))
+        remedies.append(("no key", _key_statement(label, name, candidate)))
     if skipped:
         return Proposal(
-            name=relation.name, rows=relation.rows, bytes=relation.bytes, remedies=tuple(remedies), skipped=skipped
+            name=candidate.name, rows=candidate.rows, bytes=candidate.bytes, remedies=tuple(remedies), skipped=skipped
         )
-    column = _choose(relation, columns)
-    reasons = _reasons(relation, column, columns)
+    column = _choose(candidate, columns)
+    reasons = _reasons(candidate, column, columns)
     if column is not None:
-        remedies += _remedies(label, name, relation, column)
+        remedies += _remedies(label, name, candidate, column)
     return Proposal(
-        name=relation.name,
-        rows=relation.rows,
-        bytes=relation.bytes,
-        key=tuple(relation.key or ()),
-        comment=relation.comment,
+        name=candidate.name,
+        rows=candidate.rows,
+        bytes=candidate.bytes,
+        key=tuple(candidate.key or ()),
+        comment=candidate.comment,
         columns=tuple((each.name, each.comment) for each in columns),
         watermark=column.name if column else None,
         needs_time_zone=column is not None and column.kind in (WatermarkKind.TIMESTAMP, WatermarkKind.DATE),
@@ -281,7 +281,7 @@ def _propose(cursor: Cursor, schema: str, relation: _Relation, columns: Sequence
     )
 
 
-def _choose(relation: _Relation, columns: Sequence[SourceColumn]) -> SourceColumn | None:
+def _choose(candidate: _Candidate, columns: Sequence[SourceColumn]) -> SourceColumn | None:
     """Choose the watermark: what a trigger keeps, what is called so, or, if no row is updated, what numbers rows."""
     times = [column for column in columns if column.kind not in (None, WatermarkKind.INTEGER)]
     kept = [column for column in times if column.trigger]
@@ -290,7 +290,7 @@ def _choose(relation: _Relation, columns: Sequence[SourceColumn]) -> SourceColum
     named = [column for column in times if column.name.lower() in CHANGED_AT]
     if named:
         return min(named, key=lambda column: _place(column.name, CHANGED_AT))
-    if relation.updates:
+    if candidate.updates:
         return None
     created = [column for column in times if column.name.lower() in CREATED_AT and column.is_stamped]
     numbered = [
@@ -299,7 +299,7 @@ def _choose(relation: _Relation, columns: Sequence[SourceColumn]) -> SourceColum
         if column.kind is WatermarkKind.INTEGER
         and column.is_numbered
         and column.is_in_order
-        and relation.key == [column.name]
+        and candidate.key == [column.name]
     ]
     by_place = sorted(created, key=lambda column: _place(column.name, CREATED_AT))
     return next(iter([*numbered, *by_place]), None)
@@ -309,11 +309,11 @@ def _place(name: str, names: Sequence[str]) -> int:
     return names.index(name.lower()) if name.lower() in names else len(names)
 
 
-def _reasons(relation: _Relation, column: SourceColumn | None, columns: Sequence[SourceColumn]) -> list[str]:
+def _reasons(candidate: _Candidate, column: SourceColumn | None, columns: Sequence[SourceColumn]) -> list[str]:
     if column is None:
-        candidates = [each.name for each in columns if each.kind is not None and each.name not in (relation.key or ())]
-        found = f"; by type it could be {', '.join(candidates)}" if candidates else ""
-        updates = "rows are updated, and " if relation.updates else ""
+        possible = [each.name for each in columns if each.kind is not None and each.name not in (candidate.key or ())]
+        found = f"; by type it could be {', '.join(possible)}" if possible else ""
+        updates = "rows are updated, and " if candidate.updates else ""
         return [f"{updates}no column is known to change with a row, so the whole table is read each run{found}"]
     reasons = [f"{column.name} is {column.type}"]
     if column.trigger:
@@ -334,17 +334,17 @@ def _reasons(relation: _Relation, column: SourceColumn | None, columns: Sequence
     return reasons
 
 
-def _remedies(label: str, name: _Namer, relation: _Relation, column: SourceColumn) -> list[tuple[str, str]]:
+def _remedies(label: str, name: _Namer, candidate: _Candidate, column: SourceColumn) -> list[tuple[str, str]]:
     quoted, remedies = name(column.name), []
     if not column.has_index:
-        concurrently = "" if relation.kind == "p" else "concurrently "
+        concurrently = "" if candidate.kind == "p" else "concurrently "
         remedies.append(("each run searches the whole table", f"create index {concurrently}on {label} ({quoted})"))
     if not column.is_not_null:
         remedies.append(
             ("rows without a value are read every run", f"alter table {label} alter column {quoted} set not null")
         )
     is_time = column.kind is not WatermarkKind.INTEGER
-    if is_time and not column.trigger and (relation.updates or column.name.lower() in CHANGED_AT):
+    if is_time and not column.trigger and (candidate.updates or column.name.lower() in CHANGED_AT):
         function = name("touch_" + column.name)
         value = "now()" if column.kind is WatermarkKind.TIMESTAMPTZ else f"now()::{base_type(column.type)}"
         remedies.append(
@@ -358,6 +358,6 @@ def _remedies(label: str, name: _Namer, relation: _Relation, column: SourceColum
     return remedies
 
 
-def _key_statement(label: str, name: _Namer, relation: _Relation) -> str:
-    columns = ", ".join(name(column) for column in relation.unique) if relation.unique else "..."
+def _key_statement(label: str, name: _Namer, candidate: _Candidate) -> str:
+    columns = ", ".join(name(column) for column in candidate.unique) if candidate.unique else "..."
     return f"alter table {label} add primary key ({columns})"

@@ -139,8 +139,7 @@ class Writer:
         cannot hold the source's rows, or may not be changed.
         """
         with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
-            cursor.execute(LIST_COLUMNS, (self.table.name,))
-            types = dict(cursor.fetchall())
+            types = self._read_raw_types(cursor)
             if not types:
                 return False
             cursor.execute(LIST_KEY, (self.table.name,))
@@ -168,8 +167,7 @@ class Writer:
     def exists(self) -> bool:
         """Tell whether the raw table exists."""
         with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
-            cursor.execute(LIST_COLUMNS, (self.table.name,))
-            return cursor.fetchone() is not None
+            return bool(self._read_raw_types(cursor))
 
     def load_whole(self, copy_out: CopyOut, progress: Progress) -> Counts:
         """Create the raw table with its rows, key and metadata, and store the progress, in one transaction."""
@@ -283,8 +281,7 @@ class Writer:
         table, counts = self.table, Counts()
         raw, loading = statements.raw_table(table.name), statements.loading_table(table)
         with self.transaction() as cursor:
-            cursor.execute(LIST_COLUMNS, (table.name,))
-            types = dict(cursor.fetchall())
+            types = self._read_raw_types(cursor)
             if types:
                 cursor.execute(statements.complete_raw(table, loading, self.run_id))
                 counts = self._carry_tombstones(cursor, types, allow_deletes=allow_deletes)
@@ -444,6 +441,11 @@ class Writer:
         ):
             state.guard_run(cursor, self.run_id)
             yield cursor
+
+    def _read_raw_types(self, cursor: Cursor) -> dict[str, str]:
+        """Return the type of each column of the raw table; none when there is no such table."""
+        cursor.execute(LIST_COLUMNS, (self.table.name,))
+        return dict(cursor.fetchall())
 
     def _copy(self, cursor: Cursor, copy_out: CopyOut, *, into: Composable, freeze: bool) -> tuple[int, int]:
         return _copy(cursor, self.table, copy_out, into=into, freeze=freeze)
