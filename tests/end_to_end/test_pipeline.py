@@ -72,7 +72,8 @@ def machine(free_port):
 
 
 VIEWS = """
-    select oid::regclass::text, pg_get_viewdef(oid), relowner::regrole::text, relacl::text
+    select oid::regclass::text, pg_get_viewdef(oid), relowner::regrole::text,
+        (select array_agg(entry::text order by entry::text) from unnest(relacl) as entry)
     from pg_class where relkind = 'v' and relnamespace in ('staging'::regnamespace, 'intermediate'::regnamespace)
     order by 1
 """

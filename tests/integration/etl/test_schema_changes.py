@@ -26,7 +26,8 @@ VIEWS = """
     reset role;
 """
 DESCRIBE_VIEWS = """
-    select c.oid::regclass::text, c.relkind::text, pg_get_userbyid(c.relowner), c.relacl::text, c.reloptions,
+    select c.oid::regclass::text, c.relkind::text, pg_get_userbyid(c.relowner), c.reloptions,
+        (select array_agg(entry::text order by entry::text) from unnest(c.relacl) as entry),
         pg_get_viewdef(c.oid), obj_description(c.oid),
         (
             select array_agg(row(a.attname, a.attacl, col_description(c.oid, a.attnum))::text order by a.attnum)
