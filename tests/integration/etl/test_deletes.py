@@ -2,12 +2,13 @@
 
 import json
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etl import state
+from etl import key_ranges, state
 from etl.errors import TableError
 from etl.key_ranges import MIN_RANGE_ROWS
 from etl.model import RunOptions
@@ -586,3 +587,27 @@ def test_the_ledger_counts_deleted_rows(items):
     assert record["rows_deleted"] == 3
     assert items.on_target("select rows_deleted from etl.table_runs order by run_id desc limit 1") == [(3,)]
     assert "3 deleted" in finished.stderr
+
+
+@pytest.mark.parametrize("kind", ["text", "varchar(20)", "char(9)", "name", "text[]", "mood"])
+def test_both_sides_order_text_keys_as_collation_c_does_whatever_their_locales(replication, monkeypatch, kind):
+    """The servers of these tests have no other order to show, so the statements are looked at."""
+    replication.on_source("create type mood as enum ('x')")
+    replication.on_source(f"create table items (k {kind} primary key, n int)")
+    value = "'x'" if kind == "mood" else "array['x']" if kind == "text[]" else "'x'"
+    replication.on_source(f"insert into items values ({value}, 1)")
+    replication.run_one("items")
+    comparisons = []
+    checksums = Reader.checksums
+
+    def keep(self, comparison):
+        comparisons.append(replace(comparison, bounds=(("x",),)))
+        return checksums(self, comparison)
+
+    monkeypatch.setattr(Reader, "checksums", keep)
+    replication.run("items", options=RunOptions(reconcile=True))
+
+    for is_source, connection in ((True, replication.source), (False, replication.target)):
+        side = key_ranges.Side(table=comparisons[0].table, is_source=is_source)
+        statement = key_ranges.checksums(side, comparisons[0]).as_string(connection)
+        assert statement.count('collate "C"') == 2  # the key's and the bound's
