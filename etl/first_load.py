@@ -19,9 +19,9 @@ from functools import partial
 
 from etl.config import Settings
 from etl.model import Counts, LoadState, Progress, RunOptions, Table
+from etl.raw_load import RawLoad
 from etl.source import Reader, Source
 from etl.statements import BlockRange
-from etl.target import Writer
 
 XID_MODULUS = 2**32
 # Half of the circle of 32-bit transaction ids: beyond it, age() cannot tell older from newer.
@@ -33,7 +33,7 @@ def load_first(
     settings: Settings,
     source: Source,
     reader: Reader,
-    writer: Writer,
+    raw: RawLoad,
     progress: Progress,
     on_commit: Callable[[Counts], None],
     options: RunOptions,
@@ -43,19 +43,19 @@ def load_first(
     The table appears in `raw` with its last rows and `progress`; the one that it replaces leaves its other rows as
     tombstones. Raises TableError; what was loaded until then stays.
     """
-    load = _usable_load(source, reader, writer)
+    load = _usable_load(source, reader, raw)
     blocks = reader.block_counts()
-    limit = settings.load_range_blocks if writer.table.has_blocks else sys.maxsize
+    limit = settings.load_range_blocks if raw.table.has_blocks else sys.maxsize
     if load is None and not options.full_refresh and range_end(blocks, 0, limit) is None:
-        on_commit(writer.load_whole(partial(reader.copy_out, writer.table, BlockRange()), progress))
+        on_commit(raw.make_whole(partial(reader.copy_out, raw.table, BlockRange()), progress))
         return True
-    load = _begin(source, reader, writer) if load is None else _renew(reader, writer, load, on_commit)
+    load = _begin(source, reader, raw) if load is None else _renew(reader, raw, load, on_commit)
     while load.next_block is not None:
-        load = _load_range(reader, writer, load, limit, on_commit)
+        load = _load_range(reader, raw, load, limit, on_commit)
         if load.next_block is not None and source.is_expired:
             return False
     reader.close()  # building the key takes long, and needs nothing of the source
-    counts = writer.publish_load(progress, allow_deletes=options.allow_deletes)
+    counts = raw.publish(progress, allow_deletes=options.allow_deletes)
     if counts.deleted:
         on_commit(counts)
     return True
@@ -74,10 +74,10 @@ def range_end(counts: Sequence[int], start: int, limit: int) -> int | None:
     return end if end < last else None
 
 
-def _begin(source: Source, reader: Reader, writer: Writer) -> LoadState:
+def _begin(source: Source, reader: Reader, raw: RawLoad) -> LoadState:
     return LoadState(
-        filenodes=writer.table.filenodes,
-        signature=_signature(writer.table),
+        filenodes=raw.table.filenodes,
+        signature=_signature(raw.table),
         system_identifier=source.system_identifier,
         next_block=0,
         oldest_xid=reader.oldest_xid(),
@@ -85,44 +85,42 @@ def _begin(source: Source, reader: Reader, writer: Writer) -> LoadState:
 
 
 def _load_range(
-    reader: Reader, writer: Writer, load: LoadState, limit: int, on_commit: Callable[[Counts], None]
+    reader: Reader, raw: RawLoad, load: LoadState, limit: int, on_commit: Callable[[Counts], None]
 ) -> LoadState:
     start = load.next_block
     assert start is not None
     end = range_end(reader.block_counts(), start, limit)
     after = replace(load, next_block=end)
     rows = BlockRange(start=start, end=end)
-    on_commit(writer.load_range(partial(reader.copy_out, writer.table, rows), after, is_first=start == 0))
+    on_commit(raw.add_range(partial(reader.copy_out, raw.table, rows), after, is_first=start == 0))
     return after
 
 
-def _renew(reader: Reader, writer: Writer, load: LoadState, on_commit: Callable[[Counts], None]) -> LoadState:
+def _renew(reader: Reader, raw: RawLoad, load: LoadState, on_commit: Callable[[Counts], None]) -> LoadState:
     """Bring the ranges read so far, up to `next_block`, to the reader's snapshot."""
     xid = str(int(load.oldest_xid) % XID_MODULUS)
     kept = BlockRange(end=load.next_block, before_xid=xid)
     written = BlockRange(end=load.next_block, since_xid=xid)
     after = replace(load, oldest_xid=reader.oldest_xid())
-    counts = writer.renew_load(
-        partial(reader.copy_out_keys, kept), partial(reader.copy_out, writer.table, written), after
-    )
+    counts = raw.renew(partial(reader.copy_out_keys, kept), partial(reader.copy_out, raw.table, written), after)
     on_commit(counts)
     return after
 
 
-def _usable_load(source: Source, reader: Reader, writer: Writer) -> LoadState | None:
+def _usable_load(source: Source, reader: Reader, raw: RawLoad) -> LoadState | None:
     """Return a load to go on with; one that no longer fits the source's table is discarded."""
-    load = writer.read_load()
+    load = raw.read_state()
     if load is None:
         return None
     fits = (
-        load.filenodes == writer.table.filenodes
-        and load.signature == _signature(writer.table)
+        load.filenodes == raw.table.filenodes
+        and load.signature == _signature(raw.table)
         and load.system_identifier == source.system_identifier
         and 0 <= int(reader.oldest_xid()) - int(load.oldest_xid) < MAX_XID_DISTANCE
     )
     if fits:
         return load
-    writer.discard_load()
+    raw.discard()
     return None
 
 

@@ -15,6 +15,7 @@ from etl.errors import RowRefusedError
 from etl.first_load import load_first
 from etl.increment import check_null_watermarks, merge_changes
 from etl.model import Activity, Counts, Event, Outcome, Point, Position, Progress, RunOptions, Table
+from etl.raw_load import RawLoad
 from etl.reconcile import identifying_columns, reconcile
 from etl.schema_changes import describe_changes
 from etl.source import Reader, Source, check_progress
@@ -81,7 +82,7 @@ def replicate_table(settings: Settings, source: Source, run_id: int, task: Task,
         if outcome.is_complete:
             _reconcile(reader, writer, task, on_commit)
             if writer.has_load:  # left by one that was to replace the table, and failed
-                writer.discard_load()
+                RawLoad(writer).discard()
         return outcome
 
 
@@ -138,8 +139,9 @@ def _load(
     """Load a table for the first time; None when the target refuses rows, which only batches can set aside."""
     columns = task.table.columns
     _say(observe, task.table, [f'column "{one.name}" becomes text: {one.remark}' for one in columns if one.remark])
+    raw = RawLoad(writer)
     if task.options.full_refresh and writer.exists():
-        writer.check_replacement()
+        raw.check_replacement()
         _say(observe, task.table, writer.remarks)
     after, loaded = _advance(source, reader, task, Progress()), Counts()
 
@@ -153,7 +155,7 @@ def _load(
             settings=settings,
             source=source,
             reader=reader,
-            writer=writer,
+            raw=raw,
             progress=after,
             on_commit=on_range,
             options=task.options,
@@ -162,7 +164,7 @@ def _load(
         _say(observe, task.table, [f"starting over in batches, to set the rows to blame aside: {refusal}"])
         discarded = Counts(read=-loaded.read, inserted=-loaded.inserted)
         on_commit(discarded)
-        writer.start_over(discarded, refusal)
+        raw.start_over(discarded, refusal)
         return None
     if is_complete and task.counters:
         writer.save_counters(task.counters)

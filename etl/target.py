@@ -1,4 +1,4 @@
-"""The write side: raw tables, batches and the copy pipe into them.
+"""The write side: a session on the target, batches and the copy pipe into them.
 
 Values never pass through Python objects: `pipe` moves the bytes of COPY from one server to the other.
 """
@@ -22,11 +22,11 @@ from psycopg2.sql import Composable
 from etl import key_ranges, postgres, state, statements
 from etl.column_types import FIRST_USER_OID, TargetTypes
 from etl.config import Settings
-from etl.delete_gate import Counters, check_fraction
+from etl.delete_gate import Counters
 from etl.errors import RowRefusedError, TableError
-from etl.model import Counts, LoadState, Progress, Table
-from etl.schema_changes import Plan, RawColumns, SchemaChange, describe_changes, is_widened, plan_changes
-from etl.views import check_views, detached_views, give_extras, read_extras
+from etl.model import Counts, Progress, Table
+from etl.schema_changes import Plan, RawColumns, SchemaChange, describe_changes, plan_changes
+from etl.views import detached_views
 
 # psycopg2 asks for 8 kB at a time unless told otherwise; a pipe holds 64 kB.
 CHUNK_BYTES = 1 << 16
@@ -51,35 +51,6 @@ LIST_KEY = """
     where i.indrelid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))
         and i.indisprimary and k.place <= i.indnkeyatts
     order by k.place
-"""
-# What somebody attached to a raw table, that a table made anew does not have.
-LIST_ATTACHED = """
-    with raw as (select c.* from pg_catalog.pg_class as c
-        where c.oid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %(name)s::text)))
-    select 'row-level security', 'policies' from raw where relrowsecurity
-        or exists (select from pg_catalog.pg_policy as p where p.polrelid = raw.oid)
-    union all
-    select 'foreign key of', k.conrelid::regclass::text from raw join pg_catalog.pg_constraint as k
-        on k.confrelid = raw.oid and k.contype = 'f' and k.conrelid <> raw.oid
-    union all
-    select 'column', a.attname from raw join pg_catalog.pg_attribute as a on a.attrelid = raw.oid
-    where a.attnum > 0 and not a.attisdropped and a.attname <> all (%(columns)s)
-    union all
-    select 'constraint', k.conname from raw join pg_catalog.pg_constraint as k on k.conrelid = raw.oid
-    where k.contype in ('c', 'u', 'x', 'f')
-    union all
-    select 'trigger', t.tgname from raw join pg_catalog.pg_trigger as t on t.tgrelid = raw.oid and not t.tgisinternal
-    union all
-    select 'index', i.indexrelid::regclass::text from raw join pg_catalog.pg_index as i on i.indrelid = raw.oid
-    where not exists (select from pg_catalog.pg_constraint as k where k.conindid = i.indexrelid)
-        and pg_catalog.pg_get_indexdef(i.indexrelid) not like '%% USING btree (_etl_run_id)'
-    union all
-    select 'option', unnest(reloptions) from raw
-    union all
-    select 'membership of publication', p.pubname from raw
-    join pg_catalog.pg_publication_rel as m on m.prrelid = raw.oid
-    join pg_catalog.pg_publication as p on p.oid = m.prpubid
-    order by 1, 2
 """
 # Built in, or made by an extension: a type that somebody made may mean another thing than its namesake elsewhere.
 LIST_TYPES = """
@@ -119,7 +90,7 @@ def open_writer(settings: Settings, table: Table, run_id: int) -> Iterator[Write
 
 
 class Writer:
-    """Writes the rows of one table in transactions of its own: those of a first load, or batches."""
+    """A session that writes one table, each time in a transaction that proves that the run still holds the target."""
 
     def __init__(self, connection: Connection, table: Table, run_id: int) -> None:
         self._connection = connection
@@ -138,8 +109,8 @@ class Writer:
         them: what is finer is rounded, and a row that does not fit is refused. Raises TableError when the raw table
         cannot hold the source's rows, or may not be changed.
         """
-        with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
-            types = self._read_raw_types(cursor)
+        with self.session() as cursor:
+            types = self.read_raw_types(cursor)
             if not types:
                 return False
             cursor.execute(LIST_KEY, (self.table.name,))
@@ -166,164 +137,8 @@ class Writer:
 
     def exists(self) -> bool:
         """Tell whether the raw table exists."""
-        with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
-            return bool(self._read_raw_types(cursor))
-
-    def load_whole(self, copy_out: CopyOut, progress: Progress) -> Counts:
-        """Create the raw table with its rows, key and metadata, and store the progress, in one transaction."""
-        table, into = self.table, statements.raw_table(self.table.name)
-        with self.transaction() as cursor:
-            cursor.execute(statements.create_raw(table, into))
-            rows, size = self._copy(cursor, copy_out, into=into, freeze=True)
-            cursor.execute(statements.complete_raw(table, into, self.run_id))
-            cursor.execute(statements.analyze_raw(table))
-            counts = Counts(read=rows, inserted=rows, bytes=size)
-            state.forget_table(cursor, table.name)
-            state.record_change(cursor, self.run_id, table.name, "table_loaded", "loaded")
-            state.add_batch(cursor, self.run_id, table.name, counts)
-            state.save_progress(cursor, self.run_id, table, progress)
-        return counts
-
-    def start_over(self, discarded: Counts, refusal: RowRefusedError) -> None:
-        """Give up a load for one in batches: into the raw table that it was to replace, or else into an empty one.
-
-        `discarded`, what this run had loaded of the table, is taken from its ledger. Raises TableError when the raw
-        table does not fit, so that the rows that the target refuses cannot be set aside.
-        """
-        into = statements.raw_table(self.table.name)
-        is_replacement = self.exists()
-        with self.transaction() as cursor:
-            cursor.execute(statements.drop_loading(self.table))
-            state.add_batch(cursor, self.run_id, self.table.name, discarded)
-            if is_replacement:
-                state.delete_load(cursor, self.table.name)
-            else:
-                state.forget_table(cursor, self.table.name)
-                state.record_change(cursor, self.run_id, self.table.name, "table_loaded", "loaded")
-                cursor.execute(statements.create_raw(self.table, into))
-                cursor.execute(statements.complete_raw(self.table, into, self.run_id))
-        if not is_replacement:
-            return
-        try:
-            self.fit()
-        except TableError as error:
-            raise TableError(f"{refusal}; mend the row on the source, then load the table anew") from error
-
-    def read_load(self) -> LoadState | None:
-        """Return how far a first load in ranges has come; None when there is none."""
-        with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
-            return state.read_load(cursor, self.table.name)
-
-    def discard_load(self) -> None:
-        """Forget a first load in ranges."""
-        with self.transaction() as cursor:
-            cursor.execute(statements.drop_loading(self.table))
-            state.delete_load(cursor, self.table.name)
-
-    def load_range(self, copy_out: CopyOut, load: LoadState, *, is_first: bool) -> Counts:
-        """Add the rows of a range to the table being loaded, and store how far the load has come with it."""
-        table, into = self.table, statements.loading_table(self.table)
-        with self.transaction() as cursor:
-            if is_first:
-                cursor.execute(statements.drop_loading(table))
-                cursor.execute(statements.create_raw(table, into))
-            rows, size = self._copy(cursor, copy_out, into=into, freeze=is_first)
-            counts = Counts(read=rows, inserted=rows, bytes=size)
-            state.add_batch(cursor, self.run_id, table.name, counts)
-            state.save_load(cursor, self.run_id, table.name, load)
-        return counts
-
-    def renew_load(self, copy_out_kept_keys: CopyOut, copy_out_written: CopyOut, load: LoadState) -> Counts:
-        """Bring the ranges loaded so far to a newer snapshot.
-
-        `copy_out_kept_keys` gives the keys of the rows that are there as they were, `copy_out_written` the rows
-        written since: what is loaded and has no such key was changed, moved or deleted, and goes.
-        """
-        table, into = self.table, statements.loading_table(self.table)
-        with self.transaction() as cursor:
-            cursor.execute(statements.create_keys(table))
-            copy_keys = statements.copy_in_keys(table)
-            pipe(copy_out_kept_keys, lambda file: cursor.copy_expert(copy_keys, file, CHUNK_BYTES))
-            cursor.execute(statements.analyze_keys())
-            cursor.execute(statements.drop_other_keys(table))
-            dropped = cursor.rowcount
-            rows, size = self._copy(cursor, copy_out_written, into=into, freeze=False)
-            counts = Counts(read=rows, inserted=rows - dropped, bytes=size)
-            state.add_batch(cursor, self.run_id, table.name, counts)
-            state.save_load(cursor, self.run_id, table.name, load)
-        return counts
-
-    def check_replacement(self) -> None:
-        """Raise TableError when the raw table cannot be replaced by a new one; note what the new one will lack."""
-        table, raw = self.table, statements.raw_table(self.table.name)
-        columns = [*(column.name for column in table.columns), *statements.META_COLUMNS]
-        with postgres.errors_of("target", table.label), self._connection.cursor() as cursor:
-            check_views(cursor, raw, f"raw.{table.name}", columns)
-            cursor.execute(LIST_ATTACHED, {"name": table.name, "columns": columns})
-            attached = [(kind, f"{kind} {name}") for kind, name in cursor]
-        essential = [text for kind, text in attached if kind in ("row-level security", "foreign key of")]
-        if essential:
-            raise TableError(
-                f"raw.{table.name} is to be loaded anew, and would lose {', '.join(essential)}: drop that, run again, "
-                "then make it"
-            )
-        if attached:
-            lost = ", ".join(text for _, text in attached)
-            self.remarks.append(f"raw.{table.name} is made anew, without what somebody added to it: {lost}")
-
-    def publish_load(self, progress: Progress, *, allow_deletes: bool) -> Counts:
-        """Give a table loaded in ranges its key, metadata and name, and store the progress.
-
-        A raw table of that name is replaced in the same transaction: its rows that the new one lacks become
-        tombstones there, its views and grants stay. Raises TableError when more than `max_delete_fraction` of its
-        rows would, unless that is allowed.
-        """
-        table, counts = self.table, Counts()
-        raw, loading = statements.raw_table(table.name), statements.loading_table(table)
-        with self.transaction() as cursor:
-            types = self._read_raw_types(cursor)
-            if types:
-                cursor.execute(statements.complete_raw(table, loading, self.run_id))
-                counts = self._carry_tombstones(cursor, types, allow_deletes=allow_deletes)
-                extras = read_extras(cursor, raw)
-                with detached_views(cursor, raw, f"raw.{table.name}"):
-                    cursor.execute(statements.drop_raw(table))
-                    cursor.execute(statements.publish_raw(table))
-                    cursor.execute(statements.rename_key(table))
-                    give_extras(cursor, raw, extras, [column.name for column in table.columns])
-            else:
-                cursor.execute(statements.publish_raw(table))
-                cursor.execute(statements.complete_raw(table, raw, self.run_id))
-            cursor.execute(statements.analyze_raw(table))
-            state.forget_table(cursor, table.name)
-            state.record_change(cursor, self.run_id, table.name, "table_loaded", "loaded anew" if types else "loaded")
-            state.add_batch(cursor, self.run_id, table.name, counts)
-            state.save_progress(cursor, self.run_id, table, progress)
-        return counts
-
-    def _carry_tombstones(self, cursor: Cursor, types: Mapping[str, str], *, allow_deletes: bool) -> Counts:
-        """Copy into the table being loaded the tombstones of the raw table, and as such its rows that are gone.
-
-        Where the source's deletes are not followed, rows that are gone stay as they are.
-        """
-        table = self.table
-        is_followed = table.config.deletes == "reconcile"
-        kept = [
-            column.name
-            for column in table.columns
-            if (known := types.get(column.name)) and (known == column.raw_type or is_widened(known, column.raw_type))
-        ]
-        if set(table.key) <= set(kept) and set(statements.META_COLUMNS) <= set(types):
-            cursor.execute(statements.carry_rows(table, kept, self.run_id, as_tombstones=is_followed))
-            gone, live = cursor.fetchone() or (0, 0)
-        else:
-            self.remarks.append(f"the key of raw.{table.name} was another: rows that are gone leave no tombstones")
-            cursor.execute(statements.count_loaded(table))
-            loaded, live = cursor.fetchone() or (0, 0)
-            gone = max(live - loaded, 0)
-        if is_followed and not allow_deletes:
-            check_fraction(table, gone, live, "reset")
-        return Counts(deleted=gone if is_followed else 0)
+        with self.session() as cursor:
+            return bool(self.read_raw_types(cursor))
 
     def save_progress(self, progress: Progress) -> None:
         """Store how far a table has come that is not done yet."""
@@ -332,7 +147,7 @@ class Writer:
 
     def read_rejected_keys(self) -> tuple[tuple[str, ...], ...]:
         """Return the keys of the rows that the target refused."""
-        with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
+        with self.session() as cursor:
             return state.read_rejected_keys(cursor, self.table.name)
 
     @contextmanager
@@ -428,7 +243,7 @@ class Writer:
     @contextmanager
     def session(self) -> Iterator[Cursor]:
         """Give a cursor outside any transaction."""
-        with self._connection.cursor() as cursor:
+        with postgres.errors_of("target", self.table.label), self._connection.cursor() as cursor:
             yield cursor
 
     @contextmanager
@@ -442,13 +257,10 @@ class Writer:
             state.guard_run(cursor, self.run_id)
             yield cursor
 
-    def _read_raw_types(self, cursor: Cursor) -> dict[str, str]:
+    def read_raw_types(self, cursor: Cursor) -> dict[str, str]:
         """Return the type of each column of the raw table; none when there is no such table."""
         cursor.execute(LIST_COLUMNS, (self.table.name,))
         return dict(cursor.fetchall())
-
-    def _copy(self, cursor: Cursor, copy_out: CopyOut, *, into: Composable, freeze: bool) -> tuple[int, int]:
-        return _copy(cursor, self.table, copy_out, into=into, freeze=freeze)
 
 
 class Batch:
@@ -513,7 +325,7 @@ class Batch:
     def _merge(self, copy_out: CopyOut) -> Counts:
         if not self._is_empty:
             self._cursor.execute("truncate pg_temp.etl_batch")
-        rows, size = _copy(self._cursor, self._table, copy_out, into=statements.BATCH, freeze=False)
+        rows, size = copy_rows(self._cursor, self._table, copy_out, into=statements.BATCH, freeze=False)
         if not rows:
             return Counts(bytes=size)
         self._cursor.execute(statements.merge(self._table, self._run_id))
@@ -521,7 +333,8 @@ class Batch:
         return Counts(read=rows, inserted=inserted, updated=updated, bytes=size)
 
 
-def _copy(cursor: Cursor, table: Table, copy_out: CopyOut, *, into: Composable, freeze: bool) -> tuple[int, int]:
+def copy_rows(cursor: Cursor, table: Table, copy_out: CopyOut, *, into: Composable, freeze: bool) -> tuple[int, int]:
+    """Copy rows into a table of the target; return how many, and their bytes."""
     statement = statements.copy_in(table, into, freeze=freeze)
     size = pipe(copy_out, lambda file: cursor.copy_expert(statement, file, CHUNK_BYTES))
     return cursor.rowcount, size

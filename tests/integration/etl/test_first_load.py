@@ -249,13 +249,13 @@ def test_a_load_that_breaks_after_every_range_ends(items):
 
 def test_a_load_that_broke_after_its_last_range_is_brought_to_the_newer_snapshot(items, monkeypatch):
     """Nothing is left to read then, but what was read has grown old."""
-    from etl.target import Writer
+    from etl.raw_load import RawLoad
 
-    publish = Writer.publish_load
-    monkeypatch.setattr(Writer, "publish_load", lambda *_, **__: stop())
+    publish = RawLoad.publish
+    monkeypatch.setattr(RawLoad, "publish", lambda *_, **__: stop())
     with pytest.raises(BrokenLoadError):
         Load(items).run()
-    monkeypatch.setattr(Writer, "publish_load", publish)
+    monkeypatch.setattr(RawLoad, "publish", publish)
     assert items.on_target("select next_block from etl.loads") == [(None,)]
     items.on_source("update items set payload = 'silent' where item_id < 10")
     items.on_source("delete from items where item_id between 20 and 29")

@@ -519,20 +519,20 @@ def test_a_reset_loads_anew_and_keeps_gone_rows_as_tombstones_of_its_run(viewed)
 
 
 def test_readers_see_the_old_rows_until_the_new_ones_are_there(items, monkeypatch):
-    from etl.target import Writer
+    from etl.raw_load import RawLoad
 
     items.on_target("update raw.items set note = 'old'")
     seen = []
     with closing(psycopg2.connect(items.target_url)) as reader, reader.cursor() as cursor:
         reader.autocommit = True
-        carry = Writer._carry_tombstones
+        carry = RawLoad._carry_tombstones
 
         def look(*arguments, **options):
             cursor.execute("select count(*), min(note), max(note) from raw.items")
             seen.append(cursor.fetchone())
             return carry(*arguments, **options)
 
-        monkeypatch.setattr(Writer, "_carry_tombstones", look)
+        monkeypatch.setattr(RawLoad, "_carry_tombstones", look)
         items.run_one("items", options=RunOptions(full_refresh=True))
         cursor.execute("select count(*), min(note), max(note) from raw.items")
         seen.append(cursor.fetchone())
@@ -555,10 +555,10 @@ def test_a_reset_of_an_emptied_table_asks_for_confirmation(items):
 
 
 def test_a_reset_that_breaks_leaves_the_old_rows_and_goes_on_where_it_stopped(items, monkeypatch):
-    from etl.target import Writer
+    from etl.raw_load import RawLoad
 
     with monkeypatch.context() as patching:
-        patching.setattr(Writer, "publish_load", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patching.setattr(RawLoad, "publish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             items.run_one("items", options=RunOptions(full_refresh=True))
     items.on_source("update items set note = 'silent' where item_id = 4")
