@@ -255,8 +255,9 @@ def test_a_row_restored_with_an_old_time_is_loaded(items):
         "truncate items; insert into items table backup",
         "create table others (like items including all); insert into others table backup; "
         "alter table items rename to gone; alter table others rename to items",
+        "truncate items; insert into items select n, k0, 'another note', updated_at from backup",
     ],
-    ids=["a row", "all rows", "the table"],
+    ids=["a row", "all rows", "the table", "all rows with the same times"],
 )
 def test_older_versions_of_rows_that_raw_has_are_loaded(replication, replace_rows):
     """As from a backup: their keys are in raw, and their watermarks are below the stored one."""
