@@ -163,20 +163,40 @@ def small_disk(servers_home):
 
 
 @pytest.fixture
-def cramped(small_disk, target_server, source_url, replicate_between, create_orders, insert_orders):
+def quiet_server(target_server, wait_until):
+    """The target's server without autovacuum.
+
+    Vacuuming a catalog makes the next session write the cache of catalogs, for which a full disk has no room.
+    """
+    is_at_work = "select count(*) from pg_stat_activity where backend_type = 'autovacuum worker'"
+    with closing(psycopg2.connect(target_server.url())) as control:
+        control.autocommit = True
+        execute(control, "alter system set autovacuum = off")
+        execute(control, "select pg_reload_conf()")
+        try:
+            wait_until(lambda: execute(control, is_at_work) == [(0,)])
+            yield target_server
+        finally:
+            execute(control, "alter system reset autovacuum")
+            execute(control, "select pg_reload_conf()")
+
+
+@pytest.fixture
+def cramped(small_disk, quiet_server, source_url, replicate_between, create_orders, insert_orders):
     """A replication into a database on the small disk; its table without watermark has been loaded."""
     place = small_disk.folder / "tablespace"
     place.mkdir(mode=0o700)
     owner = pwd.getpwnam(servers.UNPRIVILEGED_USER)
     os.chown(place, owner.pw_uid, owner.pw_gid)
-    with closing(psycopg2.connect(target_server.url())) as control:
+    with closing(psycopg2.connect(quiet_server.url())) as control:
         control.autocommit = True
         execute(control, f"create tablespace small location '{place}'")
         try:
-            shop = replicate_between(source_url, create_database(target_server, "tablespace small"))
+            shop = replicate_between(source_url, create_database(quiet_server, "tablespace small"))
             create_orders(shop, 1000)
             stock(shop, insert_orders)
             shop.run_one("tags")
+            psycopg2.connect(shop.target_url).close()  # writes the cache of catalogs, if it is not there
             yield shop
         finally:
             (name,) = shop.on_target("select current_database()")[0]
