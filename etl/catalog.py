@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
+from etl.catalog_sql import LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
 from etl.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_type
 from etl.config import TablesConfig
-from etl.delete_gate import Counters
 from etl.errors import ConfigurationError
 from etl.model import Column, Table, WatermarkKind
-from etl.statements import OWN_PREFIX
+from etl.raw_statements import OWN_PREFIX
+from etl.table_files import FILENODES
 
 WATERMARK_KINDS = {
     "timestamp with time zone": WatermarkKind.TIMESTAMPTZ,
@@ -28,30 +29,10 @@ WATERMARK_KINDS = {
     "bigint": WatermarkKind.INTEGER,
 }
 
-LEAVES = """
-    with recursive parts as (
-        select {oid} as oid
-        union all
-        select i.inhrelid from pg_catalog.pg_inherits as i
-        join parts as p on p.oid = i.inhparent
-        join pg_catalog.pg_class as parent on parent.oid = p.oid and parent.relkind = 'p'
-    )
-    select leaf.* from parts join pg_catalog.pg_class as leaf on leaf.oid = parts.oid and leaf.relkind <> 'p'
-"""
-FILENODES = f"""
-    select coalesce(string_agg(l.oid || ':' || pg_catalog.pg_relation_filenode(l.oid), ',' order by l.oid), '')
-    from ({LEAVES}) as l
-"""
 LIST_TABLES = f"""
     select
         c.oid, c.relname, c.relkind::text, c.reltuples::bigint,
-        (
-            select array_agg(a.attname::text order by k.place)
-            from pg_catalog.pg_index as i
-            cross join unnest(i.indkey::int2[]) with ordinality as k (number, place)
-            join pg_catalog.pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.number
-            where i.indrelid = c.oid and i.indisprimary and k.place <= i.indnkeyatts
-        ),
+        ({PRIMARY_KEY.format(oid="c.oid")}),
         c.relkind = 'r' and c.relhassubclass,
         pg_catalog.has_table_privilege(c.oid, 'select'),
         ({FILENODES.format(oid="c.oid")}),
@@ -65,24 +46,13 @@ LIST_TABLES = f"""
     where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition
     order by c.relname
 """
-LIST_COLUMNS = """
+LIST_COLUMNS = f"""
     select
         a.attrelid, a.attname, a.attnum, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), not a.attnotnull,
         s.seqcache, s.seqincrement, s.seqrelid::regclass::text, s.seqrelid,
-        exists (
-            select from pg_catalog.pg_index as i
-            where i.indrelid = a.attrelid and i.indkey[0] = a.attnum and i.indisvalid and i.indpred is null
-        )
+        {LEADS_AN_INDEX}
     from pg_catalog.pg_attribute as a
-    left join lateral (
-        select q.*
-        from pg_catalog.pg_depend as d
-        join pg_catalog.pg_sequence as q on q.seqrelid = d.objid
-        where d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
-            and d.classid = 'pg_catalog.pg_class'::regclass and d.deptype in ('a', 'i')
-        order by d.deptype desc, q.seqcache desc, q.seqincrement desc
-        limit 1
-    ) as s on true
+    left join lateral ({OWN_SEQUENCE}) as s on true
     where a.attrelid = any (%s) and a.attnum > 0 and not a.attisdropped
     order by a.attrelid, a.attnum
 """
@@ -111,19 +81,6 @@ LIST_TYPES = """
         )
     from used as u
     join pg_catalog.pg_type as t on t.oid = u.oid
-"""
-READ_COUNTERS = f"""
-    select t.oid, sum(pg_catalog.pg_stat_get_tuples_inserted(l.oid)), sum(pg_catalog.pg_stat_get_tuples_updated(l.oid)),
-        sum(pg_catalog.pg_stat_get_tuples_deleted(l.oid)),
-        (
-            select pg_catalog.concat_ws(' ', d.stats_reset, w.stats_reset)
-            from pg_catalog.pg_stat_database as d, pg_catalog.pg_stat_bgwriter as w
-            where d.datname = pg_catalog.current_database()
-        ),
-        pg_catalog.pg_postmaster_start_time(), pg_catalog.clock_timestamp()
-    from unnest(%s::oid[]) as t (oid)
-    cross join lateral ({LEAVES.format(oid="t.oid")}) as l
-    group by t.oid
 """
 KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
@@ -197,43 +154,6 @@ def read_catalog(cursor: Cursor, config: TablesConfig, target: TargetTypes, name
         elif relation.kind in "rp":
             notices.append(f"{reason}; it is left out")
     return Catalog(tables=tuple(tables), refusals=refusals, notices=tuple(notices))
-
-
-def read_filenodes(cursor: Cursor, oid: int) -> str:
-    """Return the identity of a table's files, which TRUNCATE and rewriting DDL change."""
-    cursor.execute(FILENODES.format(oid="%(oid)s::oid"), {"oid": oid})
-    row = cursor.fetchone()
-    return str(row[0]) if row else ""
-
-
-def read_block_counts(cursor: Cursor, oid: int) -> list[int]:
-    """Return the number of blocks of each of a table's partitions, or of the table itself."""
-    cursor.execute(
-        "select pg_catalog.pg_relation_size(l.oid) / pg_catalog.current_setting('block_size')::bigint "
-        f"from ({LEAVES.format(oid='%(oid)s::oid')}) as l",
-        {"oid": oid},
-    )
-    return [int(row[0] or 0) for row in cursor]
-
-
-def read_counters(cursor: Cursor, tables: Sequence[Table]) -> dict[str, Counters]:
-    """Return what the server has counted of each table, summed over its partitions."""
-    cursor.execute(READ_COUNTERS, ([table.oid for table in tables],))
-    found = {row[0]: row[1:] for row in cursor}
-    return {
-        table.name: Counters(
-            inserted=int(inserted),
-            updated=int(updated),
-            deleted=int(deleted),
-            filenodes=table.filenodes,
-            stats_reset=stats_reset,
-            server_started_at=server_started_at,
-            listed_at=listed_at,
-        )
-        for table in tables
-        if table.oid in found
-        for inserted, updated, deleted, stats_reset, server_started_at, listed_at in [found[table.oid]]
-    }
 
 
 def _choose(found: Mapping[str, _Relation], config: TablesConfig, names: Sequence[str]) -> list[str]:

@@ -18,13 +18,13 @@ from types import FrameType
 from typing import Any
 
 from etl import pipeline
+from etl.activity import Holder
 from etl.config import Settings, load_settings, load_source_settings
-from etl.discover import discover, render
+from etl.discover import discover
 from etl.errors import EtlError
 from etl.model import RunOptions, RunResult
 from etl.progress import choose_progress, print_aligned, result_record
-from etl.scaffold import write_staging
-from etl.source import Holder
+from etl.scaffold import render_tables, write_staging
 from etl.status import TableStatus, read_status
 from etl.verify import Verdict, describe, verify
 
@@ -182,22 +182,20 @@ def _duration(seconds: float | None) -> str:
 
 def _verify(arguments: argparse.Namespace) -> int:
     with choose_progress(arguments.log_format) as display:
-        comparisons = verify(load_settings(), arguments.tables, observe=display, is_repair=arguments.repair)
+        verdicts = verify(load_settings(), arguments.tables, observe=display, is_repair=arguments.repair)
     if arguments.json:
-        print(json.dumps([{**dataclasses.asdict(found), "is_equal": found.is_equal} for found in comparisons]))
+        print(json.dumps([{**dataclasses.asdict(found), "is_equal": found.is_equal} for found in verdicts]))
     else:
-        _print_comparisons(comparisons)
-    if any(comparison.error for comparison in comparisons):
+        _print_verdicts(verdicts)
+    if any(verdict.error for verdict in verdicts):
         return 3
-    return 0 if all(comparison.is_equal for comparison in comparisons) else 1
+    return 0 if all(verdict.is_equal for verdict in verdicts) else 1
 
 
-def _print_comparisons(comparisons: Sequence[Verdict]) -> None:
-    rows = [
-        (found.table_name, f"{found.source_rows:,}", f"{found.raw_rows:,}", describe(found)) for found in comparisons
-    ]
+def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
+    rows = [(found.table_name, f"{found.source_rows:,}", f"{found.raw_rows:,}", describe(found)) for found in verdicts]
     print_aligned(("table", "source rows", "raw rows", "verdict"), rows)
-    for found in comparisons:
+    for found in verdicts:
         for example in found.examples:
             key = ", ".join(f"{name} = {value}" for name, value in example.key.items())
             columns = f": {', '.join(example.columns)}" if example.columns else ""
@@ -210,7 +208,7 @@ def _discover(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([dataclasses.asdict(proposal) for proposal in proposals]))
     else:
-        print(render(proposals, settings), end="")
+        print(render_tables(proposals, settings), end="")
     if arguments.dbt:
         for path in write_staging(arguments.dbt, proposals):
             print(f"wrote {path}", file=sys.stderr)

@@ -41,21 +41,20 @@ def check_fraction(table: Table, gone: int, rows: int, command: str = "run") -> 
         )
 
 
-def why_reconcile(before: Counters | None, now: Counters, max_hours: float) -> str | None:
-    """Return why a table has to be reconciled, None when nothing can have gone since `before`.
+def may_lack_rows(before: Counters | None, now: Counters, max_hours: float) -> bool:
+    """Tell whether rows may have gone from a source table, or others taken their place, since `before`.
 
-    `before` are the counters listed before the snapshot at which the table was last reconciled, or loaded.
+    `before` are the counters listed before the snapshot at which the table was last reconciled, or loaded; None when
+    it never was. A clock that was set back, a restart and reset statistics may hide deletes.
     """
     if before is None:
-        return "it never was"
-    reasons = {
-        f"the last time is {max_hours:g} hours ago": now.listed_at - before.listed_at >= dt.timedelta(hours=max_hours),
-        "the source's clock was set back": now.listed_at < before.listed_at,
-        "the source was restarted": now.server_started_at != before.server_started_at,
-        "the source's table was truncated or rewritten": now.filenodes != before.filenodes,
-        "rows were deleted": now.deleted != before.deleted,
-        "the source's counters were reset": now.stats_reset != before.stats_reset
+        return True
+    return (
+        now.deleted != before.deleted
+        or now.filenodes != before.filenodes
+        or now.stats_reset != before.stats_reset
         or now.inserted < before.inserted
-        or now.updated < before.updated,
-    }
-    return next((reason for reason, applies in reasons.items() if applies), None)
+        or now.updated < before.updated
+        or now.server_started_at != before.server_started_at
+        or not dt.timedelta() <= now.listed_at - before.listed_at < dt.timedelta(hours=max_hours)
+    )

@@ -14,23 +14,21 @@ from functools import partial
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import encodings
 
-from etl import key_ranges, postgres, state
+from etl import key_ranges, postgres, rejects
+from etl.copy_pipe import CHUNK_BYTES, pipe
 from etl.key_ranges import Comparison, Side
 from etl.model import Column, Table
-from etl.source import Reader
-from etl.target import CHUNK_BYTES, pipe
+from etl.reader import Reader
 
 LIST_ROWS = 1000  # keys read from the target at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """How many rows differ, and in how many ranges; those that the next run would read again are pending."""
+    """How many rows differ; those that the next run would read again are pending."""
 
     source_rows: int
     raw_rows: int
-    ranges: int
-    ranges_different: int = 0
     missing: int = 0  # in `raw`
     extra: int = 0  # in `raw`
     changed: int = 0
@@ -40,11 +38,6 @@ class Differences:
     @property
     def are_none(self) -> bool:
         return not self.missing and not self.extra and not self.changed
-
-    @property
-    def are_settled(self) -> bool:
-        """Tell whether nothing is even pending."""
-        return self.are_none and not self.pending
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +84,6 @@ def find_differences(
     return Differences(
         source_rows=sum(rows for rows, _ in source.values()),
         raw_rows=sum(rows for rows, _ in raw.values()),
-        ranges=len(comparison.bounds) + 1,
-        ranges_different=len(different),
         missing=counts.get(("missing", False), 0),
         not_held=len(comparison.left_out),
         extra=counts.get(("extra", False), 0),
@@ -142,7 +133,7 @@ def _keys_not_held(reader: Reader, cursor: Cursor, table: Table) -> tuple[tuple[
     if _is_same_encoding(reader, cursor):
         return ()
     codec = encodings.get(cursor.connection.info.parameter_status("server_encoding") or "", "ascii")
-    refused = state.read_rejected_keys(cursor, table.name)
+    refused = rejects.read_rejected_keys(cursor, table.name)
     return tuple(key for key in refused if any(part.encode(codec, "ignore").decode(codec) != part for part in key))
 
 

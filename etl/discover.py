@@ -7,8 +7,6 @@ is told with the statement that makes it. Nothing is written. Begin at `discover
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +14,8 @@ from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
 from etl import postgres
-from etl.catalog import KINDS, LEAVES, WATERMARK_KINDS, base_type
+from etl.catalog import KINDS, WATERMARK_KINDS, base_type
+from etl.catalog_sql import KEY_COLUMNS, LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
 from etl.config import Settings
 from etl.errors import ConfigurationError
 from etl.model import WatermarkKind
@@ -28,24 +27,14 @@ CHANGED_AT = (
 )  # fmt: skip
 CREATED_AT = ("created_at", "inserted_at", "created_on", "create_date", "date_created", "created", "occurred_at", "ts")
 
+IS_UNIQUE_ON_ALL_ROWS = "i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indpred is null"
 LIST_CANDIDATES = f"""
     select
         c.oid, c.relname, c.relkind::text, pg_catalog.obj_description(c.oid, 'pg_class'),
         parts.rows::bigint, parts.bytes::bigint, parts.updates::bigint, pg_catalog.has_table_privilege(c.oid, 'select'),
+        ({PRIMARY_KEY.format(oid="c.oid")}),
         (
-            select array_agg(a.attname::text order by k.place)
-            from pg_catalog.pg_index as i
-            cross join unnest(i.indkey::int2[]) with ordinality as k (number, place)
-            join pg_catalog.pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.number
-            where i.indrelid = c.oid and i.indisprimary and k.place <= i.indnkeyatts
-        ),
-        (
-            select array_agg(a.attname::text order by k.place)
-            from pg_catalog.pg_index as i
-            cross join unnest(i.indkey::int2[]) with ordinality as k (number, place)
-            join pg_catalog.pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.number
-            where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indpred is null
-                and k.place <= i.indnkeyatts
+            {KEY_COLUMNS.format(condition=IS_UNIQUE_ON_ALL_ROWS)}
             group by i.indexrelid, i.indnkeyatts
             having count(*) = i.indnkeyatts and bool_and(a.attnotnull)
             order by i.indnkeyatts, i.indexrelid limit 1
@@ -69,10 +58,7 @@ LIST_CANDIDATE_COLUMNS = f"""
         pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
         a.attidentity <> '' or coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid) ~ 'nextval', false),
         coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid) ~* 'now\\(\\)|current_|_timestamp\\(\\)', false),
-        exists (
-            select from pg_catalog.pg_index as i
-            where i.indrelid = a.attrelid and i.indkey[0] = a.attnum and i.indisvalid and i.indpred is null
-        ),
+        {LEADS_AN_INDEX},
         (
             select t.tgname
             from pg_catalog.pg_trigger as t
@@ -86,28 +72,17 @@ LIST_CANDIDATE_COLUMNS = f"""
             order by t.tgname limit 1
         ),
         s.null_frac,
-        q.seqcache, q.seqincrement, q.seqrelid::regclass::text
+        q.seqcache, q.seqincrement
     from pg_catalog.pg_attribute as a
     join pg_catalog.pg_class as c on c.oid = a.attrelid
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     left join pg_catalog.pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
     left join pg_catalog.pg_stats as s on s.schemaname = n.nspname and s.tablename = c.relname and s.attname = a.attname
         and not s.inherited = (c.relkind = 'r')
-    left join lateral (
-        select x.*
-        from pg_catalog.pg_depend as e
-        join pg_catalog.pg_sequence as x on x.seqrelid = e.objid
-        where e.refclassid = 'pg_catalog.pg_class'::regclass and e.refobjid = a.attrelid and e.refobjsubid = a.attnum
-            and e.classid = 'pg_catalog.pg_class'::regclass and e.deptype in ('a', 'i')
-        limit 1
-    ) as q on true
+    left join lateral ({OWN_SEQUENCE}) as q on true
     where a.attrelid = any (%s) and a.attnum > 0 and not a.attisdropped
     order by a.attrelid, a.attnum
 """
-PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
-YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
-UNITS = ("bytes", "kB", "MB", "GB", "TB")
-UNIT = 1024
 
 _Namer = Callable[..., str]  # quotes the parts of a name
 
@@ -127,7 +102,6 @@ class SourceColumn:
     null_fraction: float | None  # by the last ANALYZE
     sequence_cache: int | None
     sequence_increment: int | None
-    sequence: str | None
 
     @property
     def kind(self) -> WatermarkKind | None:
@@ -193,47 +167,6 @@ class _Candidate:
     is_readable: bool
     key: list[str] | None
     unique: list[str] | None  # columns that are as good as a key
-
-
-def render(proposals: Sequence[Proposal], settings: Settings) -> str:
-    """Return a tables.yml with the reasons as comments."""
-    lines = [
-        f"# Proposed by `etl discover` for {settings.source_url.address}.",
-        "# Read the reasons, change what you know better, save it, and name the file with ETL_TABLES.",
-        f"schema: {_scalar(settings.tables.schema)}",
-        "discover: true  # tables that are made later are taken as well",
-        "tables:",
-    ]
-    for proposal in proposals:
-        lines += ["", *_render_table(proposal)]
-    return "\n".join(lines) + "\n"
-
-
-def _render_table(proposal: Proposal) -> list[str]:
-    key = f"; key ({', '.join(proposal.key)})" if proposal.key else ""
-    about = [f"about {proposal.rows:,} rows, {_size(proposal.bytes)}{key}"]
-    about += [f"left out: {proposal.skipped}"] if proposal.skipped else ["; ".join(proposal.reasons)]
-    for fault, statement in proposal.remedies:
-        about += [f"{fault}: run on the source: {statement};"]
-    lines = [f"  # {' '.join(line.split())}" for line in about] + [f"  {_scalar(proposal.name)}:"]
-    if proposal.skipped:
-        return [*lines, "    skip: true"]
-    lines.append(f"    watermark: {_scalar(proposal.watermark) if proposal.watermark else 'null'}")
-    if proposal.needs_time_zone:
-        lines.append("    time_zone: UTC  # in which zone the source writes it")
-    return [*lines, "    deletes: reconcile"]
-
-
-def _scalar(text: str) -> str:
-    is_plain = PLAIN_NAME.fullmatch(text) is not None and text not in YAML_WORDS
-    return text if is_plain else json.dumps(text, ensure_ascii=False)
-
-
-def _size(count: int) -> str:
-    size, unit = float(count), 0
-    while size >= UNIT and unit < len(UNITS) - 1:
-        size, unit = size / UNIT, unit + 1
-    return f"{size:.0f} {UNITS[unit]}"
 
 
 def _read_columns(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[SourceColumn]]:

@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from etl.config import Settings
-from etl.model import Counts, LoadState, Progress, RunOptions, Table
+from etl.exchange import Exchange
+from etl.model import LoadState, Progress, Table
 from etl.raw_load import RawLoad
-from etl.source import Reader, Source
+from etl.source import Source
 from etl.statements import BlockRange
 
 XID_MODULUS = 2**32
@@ -29,35 +29,29 @@ MAX_XID_DISTANCE = 2**31
 
 
 def load_first(
-    *,
-    settings: Settings,
-    source: Source,
-    reader: Reader,
-    raw: RawLoad,
-    progress: Progress,
-    on_commit: Callable[[Counts], None],
-    options: RunOptions,
+    exchange: Exchange, *, range_blocks: int, progress: Progress, is_replacement: bool, allow_deletes: bool
 ) -> bool:
     """Load a table that `raw` does not have, or has to replace; tell whether it is done, or the snapshot expired.
 
-    The table appears in `raw` with its last rows and `progress`; the one that it replaces leaves its other rows as
-    tombstones. Raises TableError; what was loaded until then stays.
+    A transaction reads `range_blocks` blocks of the source at most. The table appears in `raw` with its last rows and
+    `progress`; the one that it replaces leaves its other rows as tombstones. Raises TableError; what was loaded until
+    then stays.
     """
-    load = _usable_load(source, reader, raw)
-    blocks = reader.block_counts()
-    limit = settings.load_range_blocks if raw.table.has_blocks else sys.maxsize
-    if load is None and not options.full_refresh and range_end(blocks, 0, limit) is None:
-        on_commit(raw.make_whole(partial(reader.copy_out, raw.table, BlockRange()), progress))
+    source, reader, raw = exchange.source, exchange.reader, RawLoad(exchange.writer)
+    load = _usable_load(source, raw)
+    limit = range_blocks if raw.table.has_blocks else sys.maxsize
+    if load is None and not is_replacement and range_end(reader.block_counts(), 0, limit) is None:
+        exchange.on_commit(raw.make_whole(partial(reader.copy_out, raw.table, BlockRange()), progress))
         return True
-    load = _begin(source, reader, raw) if load is None else _renew(reader, raw, load, on_commit)
+    load = _begin(source, raw) if load is None else _renew(exchange, raw, load)
     while load.next_block is not None:
-        load = _load_range(reader, raw, load, limit, on_commit)
+        load = _load_range(exchange, raw, load, limit)
         if load.next_block is not None and source.is_expired:
             return False
     reader.close()  # building the key takes long, and needs nothing of the source
-    counts = raw.publish(progress, allow_deletes=options.allow_deletes)
+    counts = raw.publish(progress, allow_deletes=allow_deletes)
     if counts.deleted:
-        on_commit(counts)
+        exchange.on_commit(counts)
     return True
 
 
@@ -74,40 +68,38 @@ def range_end(counts: Sequence[int], start: int, limit: int) -> int | None:
     return end if end < last else None
 
 
-def _begin(source: Source, reader: Reader, raw: RawLoad) -> LoadState:
+def _begin(source: Source, raw: RawLoad) -> LoadState:
     return LoadState(
         filenodes=raw.table.filenodes,
         signature=_signature(raw.table),
         system_identifier=source.system_identifier,
         next_block=0,
-        oldest_xid=reader.oldest_xid(),
+        oldest_xid=source.oldest_xid,
     )
 
 
-def _load_range(
-    reader: Reader, raw: RawLoad, load: LoadState, limit: int, on_commit: Callable[[Counts], None]
-) -> LoadState:
-    start = load.next_block
+def _load_range(exchange: Exchange, raw: RawLoad, load: LoadState, limit: int) -> LoadState:
+    start, reader = load.next_block, exchange.reader
     assert start is not None
     end = range_end(reader.block_counts(), start, limit)
     after = replace(load, next_block=end)
     rows = BlockRange(start=start, end=end)
-    on_commit(raw.add_range(partial(reader.copy_out, raw.table, rows), after, is_first=start == 0))
+    exchange.on_commit(raw.add_range(partial(reader.copy_out, raw.table, rows), after, is_first=start == 0))
     return after
 
 
-def _renew(reader: Reader, raw: RawLoad, load: LoadState, on_commit: Callable[[Counts], None]) -> LoadState:
+def _renew(exchange: Exchange, raw: RawLoad, load: LoadState) -> LoadState:
     """Bring the ranges read so far, up to `next_block`, to the reader's snapshot."""
-    xid = str(int(load.oldest_xid) % XID_MODULUS)
+    reader, xid = exchange.reader, str(int(load.oldest_xid) % XID_MODULUS)
     kept = BlockRange(end=load.next_block, before_xid=xid)
     written = BlockRange(end=load.next_block, since_xid=xid)
-    after = replace(load, oldest_xid=reader.oldest_xid())
+    after = replace(load, oldest_xid=exchange.source.oldest_xid)
     counts = raw.renew(partial(reader.copy_out_keys, kept), partial(reader.copy_out, raw.table, written), after)
-    on_commit(counts)
+    exchange.on_commit(counts)
     return after
 
 
-def _usable_load(source: Source, reader: Reader, raw: RawLoad) -> LoadState | None:
+def _usable_load(source: Source, raw: RawLoad) -> LoadState | None:
     """Return a load to go on with; one that no longer fits the source's table is discarded."""
     load = raw.read_state()
     if load is None:
@@ -116,7 +108,7 @@ def _usable_load(source: Source, reader: Reader, raw: RawLoad) -> LoadState | No
         load.filenodes == raw.table.filenodes
         and load.signature == _signature(raw.table)
         and load.system_identifier == source.system_identifier
-        and 0 <= int(reader.oldest_xid()) - int(load.oldest_xid) < MAX_XID_DISTANCE
+        and 0 <= int(source.oldest_xid) - int(load.oldest_xid) < MAX_XID_DISTANCE
     )
     if fits:
         return load

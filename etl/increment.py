@@ -7,65 +7,50 @@ Begin at `merge_changes`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from etl.batch import Batch
 from etl.errors import RowRefusedError, TableError
+from etl.exchange import Exchange
 from etl.model import Counts, Outcome, Position, Progress, Table
-from etl.source import Reader, Source
+from etl.reader import Reader
 from etl.statements import Window
-from etl.target import Batch, Writer
 
 
-def merge_changes(
-    *,
-    source: Source,
-    reader: Reader,
-    writer: Writer,
-    before: Progress,
-    after: Progress,
-    position: Position | None,
-    on_commit: Callable[[Counts], None],
-) -> Outcome:
+def merge_changes(exchange: Exchange, *, before: Progress, after: Progress, position: Position | None) -> Outcome:
     """Merge what changed since `before`; the last batch stores `after`.
 
     Ends early, between two batches, when the snapshot has expired; what was merged is then committed, and the outcome
     says from where to go on. Raises TableError.
     """
-    table = writer.table
+    writer = exchange.writer
     final = position.progress if position else after
-    *earlier, last = _windows(table, before, writer.read_rejected_keys(), position)
+    *earlier, last = _windows(writer.table, before, writer.read_rejected_keys(), position)
     for part in (*earlier, last):
         window: Window | None = part
         while window is not None:
-            window = merge_window(reader, writer, window, on_commit, final=final if part is last else None)
-            if window is not None and source.is_expired:
-                outcome = _cut(reader, writer, before, final, window)
+            window = merge_window(exchange, window, final=final if part is last else None)
+            if window is not None and exchange.source.is_expired:
+                outcome = _cut(exchange, before, final, window)
                 if outcome is not None:
                     return outcome
     return Outcome(progress=final)
 
 
-def merge_window(
-    reader: Reader,
-    writer: Writer,
-    window: Window,
-    on_commit: Callable[[Counts], None],
-    *,
-    final: Progress | None = None,
-) -> Window | None:
+def merge_window(exchange: Exchange, window: Window, *, final: Progress | None = None) -> Window | None:
     """Merge one batch in one transaction; return the window of the next one, None when this part is done.
 
     The last batch of a part stores `final`, and forgets the rejects among its keys that it has not refused again.
     """
+    reader, writer = exchange.reader, exchange.writer
     with writer.open_batch() as batch:
         is_full = _merge(reader, batch, writer.table, window).read == window.limit
         if not is_full and window.keys is not None:
             batch.clear_rejects(window.keys)
         if not is_full and final is not None:
             batch.save_progress(final)
-    on_commit(batch.counts)
+    exchange.on_commit(batch.counts)
     return replace(window, after=reader.window_end(window)) if is_full else None
 
 
@@ -111,7 +96,7 @@ def check_null_watermarks(reader: Reader, table: Table) -> None:
         )
 
 
-def _cut(reader: Reader, writer: Writer, before: Progress, final: Progress, window: Window) -> Outcome | None:
+def _cut(exchange: Exchange, before: Progress, final: Progress, window: Window) -> Outcome | None:
     """Leave the snapshot between two batches, if that is progress; None if the same rows would be read for ever.
 
     All rows up to the window are merged, and no open transaction can write below a settled point: the lesser of
@@ -125,9 +110,10 @@ def _cut(reader: Reader, writer: Writer, before: Progress, final: Progress, wind
         return Outcome(progress=before, is_complete=False, position=position)
     if final.watermark is None:
         return None
+    reader = exchange.reader
     reached = reader.lesser_watermark(window.after[0], final.watermark)
     if reader.lesser_watermark(reached, window.read_from) == reached:
         return None
     progress = replace(before, watermark=reached)
-    writer.save_progress(progress)
+    exchange.writer.save_progress(progress)
     return Outcome(progress=progress, is_complete=False)

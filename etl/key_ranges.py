@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from psycopg2 import sql
 
 from etl.model import Column, Table
+from etl.raw_statements import raw_table
 from etl.statements import (
     SECONDS_PER_DAY,
     cast,
     comma,
     key_values,
-    raw_table,
     same_key,
     source_column,
     source_table,

@@ -18,7 +18,7 @@ from functools import partial
 from psycopg2.extensions import connection as Connection
 from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_exponential_jitter
 
-from etl import postgres, state, target
+from etl import ledger, postgres, state, target
 from etl.catalog import Catalog
 from etl.column_types import TargetTypes
 from etl.config import Settings
@@ -50,13 +50,13 @@ def _run(settings: Settings, table_names: Sequence[str], observe: Observer, opti
     started = time.monotonic()
     with closing(postgres.connect_target(settings)) as control:
         postgres.refuse_transaction_pooler(control, "target", partial(postgres.connect_target, settings))
-        with state.run_lock(control, settings.lock_wait_seconds):
-            state.prepare(control)
+        with ledger.run_lock(control, settings.lock_wait_seconds):
+            ledger.prepare(control)
             types = target.read_types(control)
             with Source(settings) as source:
                 source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded
                 _say_what_is_unseen(source, observe)
-            run_id = state.begin_run(control)
+            run_id = ledger.begin_run(control)
             attempts = _Attempts(settings, control, run_id, table_names, types, observe, options)
             error: str | None = "interrupted"
             try:
@@ -86,7 +86,7 @@ def _say_what_is_unseen(source: Source, observe: Observer) -> None:
 def _end(control: Connection, run_id: int, error: str | None) -> None:
     """Record the end; when the target has gone away, the next run marks this one as died."""
     try:
-        state.end_run(control, run_id, error)
+        ledger.end_run(control, run_id, error)
     except TableError:
         if error is None:
             raise
@@ -178,7 +178,7 @@ class _Attempts:
         """Say once of each table that was replicated and is not among the source's any more, that it is gone."""
         present = {table.name for table in found.tables} | found.refusals.keys()
         missing = [name for name in state.read_progress(self.control) if name not in present]
-        for name in state.record_missing_tables(self.control, self.run_id, missing):
+        for name in ledger.record_missing_tables(self.control, self.run_id, missing):
             self._notice(
                 f"{name} is gone from the source, or left out in tables.yml: raw.{name} stays as it is; drop it when "
                 "nobody reads it (a table that was renamed is loaded under its new name)"
@@ -225,7 +225,7 @@ class _Attempts:
         self.observe(Event(kind="table_started", table_name=table.name, estimated_rows=_expected_rows(task)))
         try:
             with self.lock:
-                state.start_table(
+                ledger.start_table(
                     self.control,
                     self.run_id,
                     table.name,
@@ -234,7 +234,7 @@ class _Attempts:
                     fence_wait_seconds=source.fence_wait_seconds,
                 )
                 if self.attempt_error:
-                    state.record_retry(self.control, self.run_id, table.name, str(self.attempt_error), self.retries)
+                    ledger.record_retry(self.control, self.run_id, table.name, str(self.attempt_error), self.retries)
             outcome = replicate_table(self.settings, source, self.run_id, task, self._count)
         except EtlError as error:
             self._postpone_or_fail(table.name, error)
@@ -282,7 +282,7 @@ class _Attempts:
             return
         with self.lock:
             self.errors[name] = error
-            state.record_retry(self.control, self.run_id, name, str(error), self.retries + 1)
+            ledger.record_retry(self.control, self.run_id, name, str(error), self.retries + 1)
         self.observe(Event(kind="table_retried", table_name=name, message=str(error)))
 
     def _notice(self, message: str) -> None:
@@ -304,7 +304,7 @@ class _Attempts:
         with self.lock:
             self.errors.pop(name, None)
             self.results[name] = result
-            state.fail_table(self.control, self.run_id, result)
+            ledger.fail_table(self.control, self.run_id, result)
         self.observe(Event(kind="table_finished", table_name=name, result=result))
 
 

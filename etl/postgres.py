@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import psycopg2.errors
@@ -115,11 +115,23 @@ def check_session(cursor: Cursor, side: str) -> None:
         raise _transaction_pooler(side)
 
 
-def _server_pid(cursor: Cursor) -> int:
-    cursor.execute("select pg_catalog.pg_backend_pid()")
+def single(cursor: Cursor) -> Any:
+    """Return the value of a statement that answers one row of one column."""
     row = cursor.fetchone()
     assert row is not None
-    return int(row[0])
+    return row[0]
+
+
+def export_snapshot(cursor: Cursor) -> str:
+    """Open a transaction that only reads, whose snapshot others can share while it stays open; return its name."""
+    cursor.execute("begin isolation level repeatable read, read only")
+    cursor.execute("select pg_catalog.pg_export_snapshot()")
+    return str(single(cursor))
+
+
+def _server_pid(cursor: Cursor) -> int:
+    cursor.execute("select pg_catalog.pg_backend_pid()")
+    return int(single(cursor))
 
 
 def _transaction_pooler(side: str) -> UnavailableError:

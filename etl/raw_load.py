@@ -9,12 +9,14 @@ from collections.abc import Mapping
 
 from psycopg2.extensions import cursor as Cursor
 
-from etl import state, statements
+from etl import ledger, raw_statements, state
+from etl.batch import copy_rows
+from etl.copy_pipe import CHUNK_BYTES, CopyOut, pipe
 from etl.delete_gate import check_fraction
 from etl.errors import RowRefusedError, TableError
 from etl.model import Counts, LoadState, Progress
 from etl.schema_changes import is_widened
-from etl.target import CHUNK_BYTES, CopyOut, Writer, copy_rows, pipe
+from etl.target import Writer
 from etl.views import check_views, detached_views, give_extras, read_extras
 
 # What somebody attached to a raw table, that a table made anew does not have.
@@ -57,37 +59,36 @@ class RawLoad:
 
     def make_whole(self, copy_out: CopyOut, progress: Progress) -> Counts:
         """Create the raw table with its rows, key and metadata, and store the progress, in one transaction."""
-        table, into = self.table, statements.raw_table(self.table.name)
+        table, into = self.table, raw_statements.raw_table(self.table.name)
         with self._writer.transaction() as cursor:
-            cursor.execute(statements.create_raw(table, into))
+            cursor.execute(raw_statements.create_raw(table, into))
             rows, size = copy_rows(cursor, self.table, copy_out, into=into, freeze=True)
-            cursor.execute(statements.complete_raw(table, into, self._writer.run_id))
-            cursor.execute(statements.analyze_raw(table))
+            cursor.execute(raw_statements.complete_raw(table, into, self._writer.run_id))
+            cursor.execute(raw_statements.analyze_raw(table))
             counts = Counts(read=rows, inserted=rows, bytes=size)
             state.forget_table(cursor, table.name)
-            state.record_change(cursor, self._writer.run_id, table.name, "table_loaded", "loaded")
-            state.add_batch(cursor, self._writer.run_id, table.name, counts)
+            ledger.record_change(cursor, self._writer.run_id, table.name, "table_loaded", "loaded")
+            ledger.add_batch(cursor, self._writer.run_id, table.name, counts)
             state.save_progress(cursor, self._writer.run_id, table, progress)
         return counts
 
-    def start_over(self, discarded: Counts, refusal: RowRefusedError) -> None:
+    def start_over(self, discarded: Counts, refusal: RowRefusedError, *, is_replacement: bool) -> None:
         """Give up a load for one in batches: into the raw table that it was to replace, or else into an empty one.
 
         `discarded`, what this run had loaded of the table, is taken from its ledger. Raises TableError when the raw
         table does not fit, so that the rows that the target refuses cannot be set aside.
         """
-        into = statements.raw_table(self.table.name)
-        is_replacement = self._writer.exists()
+        into = raw_statements.raw_table(self.table.name)
         with self._writer.transaction() as cursor:
-            cursor.execute(statements.drop_loading(self.table))
-            state.add_batch(cursor, self._writer.run_id, self.table.name, discarded)
+            cursor.execute(raw_statements.drop_loading(self.table))
+            ledger.add_batch(cursor, self._writer.run_id, self.table.name, discarded)
             if is_replacement:
                 state.delete_load(cursor, self.table.name)
             else:
                 state.forget_table(cursor, self.table.name)
-                state.record_change(cursor, self._writer.run_id, self.table.name, "table_loaded", "loaded")
-                cursor.execute(statements.create_raw(self.table, into))
-                cursor.execute(statements.complete_raw(self.table, into, self._writer.run_id))
+                ledger.record_change(cursor, self._writer.run_id, self.table.name, "table_loaded", "loaded")
+                cursor.execute(raw_statements.create_raw(self.table, into))
+                cursor.execute(raw_statements.complete_raw(self.table, into, self._writer.run_id))
         if not is_replacement:
             return
         try:
@@ -103,19 +104,19 @@ class RawLoad:
     def discard(self) -> None:
         """Forget a first load in ranges."""
         with self._writer.transaction() as cursor:
-            cursor.execute(statements.drop_loading(self.table))
+            cursor.execute(raw_statements.drop_loading(self.table))
             state.delete_load(cursor, self.table.name)
 
     def add_range(self, copy_out: CopyOut, load: LoadState, *, is_first: bool) -> Counts:
         """Add the rows of a range to the table being loaded, and store how far the load has come with it."""
-        table, into = self.table, statements.loading_table(self.table)
+        table, into = self.table, raw_statements.loading_table(self.table)
         with self._writer.transaction() as cursor:
             if is_first:
-                cursor.execute(statements.drop_loading(table))
-                cursor.execute(statements.create_raw(table, into))
+                cursor.execute(raw_statements.drop_loading(table))
+                cursor.execute(raw_statements.create_raw(table, into))
             rows, size = copy_rows(cursor, self.table, copy_out, into=into, freeze=is_first)
             counts = Counts(read=rows, inserted=rows, bytes=size)
-            state.add_batch(cursor, self._writer.run_id, table.name, counts)
+            ledger.add_batch(cursor, self._writer.run_id, table.name, counts)
             state.save_load(cursor, self._writer.run_id, table.name, load)
         return counts
 
@@ -125,24 +126,24 @@ class RawLoad:
         `copy_out_kept_keys` gives the keys of the rows that are there as they were, `copy_out_written` the rows
         written since: what is loaded and has no such key was changed, moved or deleted, and goes.
         """
-        table, into = self.table, statements.loading_table(self.table)
+        table, into = self.table, raw_statements.loading_table(self.table)
         with self._writer.transaction() as cursor:
-            cursor.execute(statements.create_keys(table))
-            copy_keys = statements.copy_in_keys(table)
+            cursor.execute(raw_statements.create_keys(table))
+            copy_keys = raw_statements.copy_in_keys(table)
             pipe(copy_out_kept_keys, lambda file: cursor.copy_expert(copy_keys, file, CHUNK_BYTES))
-            cursor.execute(statements.analyze_keys())
-            cursor.execute(statements.drop_other_keys(table))
+            cursor.execute(raw_statements.analyze_keys())
+            cursor.execute(raw_statements.drop_other_keys(table))
             dropped = cursor.rowcount
             rows, size = copy_rows(cursor, self.table, copy_out_written, into=into, freeze=False)
             counts = Counts(read=rows, inserted=rows - dropped, bytes=size)
-            state.add_batch(cursor, self._writer.run_id, table.name, counts)
+            ledger.add_batch(cursor, self._writer.run_id, table.name, counts)
             state.save_load(cursor, self._writer.run_id, table.name, load)
         return counts
 
     def check_replacement(self) -> None:
         """Raise TableError when the raw table cannot be replaced by a new one; note what the new one will lack."""
-        table, raw = self.table, statements.raw_table(self.table.name)
-        columns = [*(column.name for column in table.columns), *statements.META_COLUMNS]
+        table, raw = self.table, raw_statements.raw_table(self.table.name)
+        columns = [*(column.name for column in table.columns), *raw_statements.META_COLUMNS]
         with self._writer.session() as cursor:
             check_views(cursor, raw, f"raw.{table.name}", columns)
             cursor.execute(LIST_ATTACHED, {"name": table.name, "columns": columns})
@@ -165,27 +166,27 @@ class RawLoad:
         rows would, unless that is allowed.
         """
         table, counts = self.table, Counts()
-        raw, loading = statements.raw_table(table.name), statements.loading_table(table)
+        raw, loading = raw_statements.raw_table(table.name), raw_statements.loading_table(table)
         with self._writer.transaction() as cursor:
             types = self._writer.read_raw_types(cursor)
             if types:
-                cursor.execute(statements.complete_raw(table, loading, self._writer.run_id))
+                cursor.execute(raw_statements.complete_raw(table, loading, self._writer.run_id))
                 counts = self._carry_tombstones(cursor, types, allow_deletes=allow_deletes)
                 extras = read_extras(cursor, raw)
                 with detached_views(cursor, raw, f"raw.{table.name}"):
-                    cursor.execute(statements.drop_raw(table))
-                    cursor.execute(statements.publish_raw(table))
-                    cursor.execute(statements.rename_key(table))
+                    cursor.execute(raw_statements.drop_raw(table))
+                    cursor.execute(raw_statements.publish_raw(table))
+                    cursor.execute(raw_statements.rename_key(table))
                     give_extras(cursor, raw, extras, [column.name for column in table.columns])
             else:
-                cursor.execute(statements.publish_raw(table))
-                cursor.execute(statements.complete_raw(table, raw, self._writer.run_id))
-            cursor.execute(statements.analyze_raw(table))
+                cursor.execute(raw_statements.publish_raw(table))
+                cursor.execute(raw_statements.complete_raw(table, raw, self._writer.run_id))
+            cursor.execute(raw_statements.analyze_raw(table))
             state.forget_table(cursor, table.name)
-            state.record_change(
+            ledger.record_change(
                 cursor, self._writer.run_id, table.name, "table_loaded", "loaded anew" if types else "loaded"
             )
-            state.add_batch(cursor, self._writer.run_id, table.name, counts)
+            ledger.add_batch(cursor, self._writer.run_id, table.name, counts)
             state.save_progress(cursor, self._writer.run_id, table, progress)
         return counts
 
@@ -201,14 +202,14 @@ class RawLoad:
             for column in table.columns
             if (known := types.get(column.name)) and (known == column.raw_type or is_widened(known, column.raw_type))
         ]
-        if set(table.key) <= set(kept) and set(statements.META_COLUMNS) <= set(types):
-            cursor.execute(statements.carry_rows(table, kept, self._writer.run_id, as_tombstones=is_followed))
+        if set(table.key) <= set(kept) and set(raw_statements.META_COLUMNS) <= set(types):
+            cursor.execute(raw_statements.carry_rows(table, kept, self._writer.run_id, as_tombstones=is_followed))
             gone, live = cursor.fetchone() or (0, 0)
         else:
             self._writer.remarks.append(
                 f"the key of raw.{table.name} was another: rows that are gone leave no tombstones"
             )
-            cursor.execute(statements.count_loaded(table))
+            cursor.execute(raw_statements.count_loaded(table))
             loaded, live = cursor.fetchone() or (0, 0)
             gone = max(live - loaded, 0)
         if is_followed and not allow_deletes:

@@ -7,15 +7,14 @@ Begin at `reconcile`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from etl.delete_gate import Counters, check_fraction
 from etl.difference import Differences, find_differences, list_differences
+from etl.exchange import Exchange
 from etl.increment import merge_window
-from etl.model import Column, Counts, Table
-from etl.source import Reader
+from etl.model import Column, Table
 from etl.statements import Window
-from etl.target import Writer
 
 
 def identifying_columns(table: Table) -> tuple[Column, ...]:
@@ -24,38 +23,31 @@ def identifying_columns(table: Table) -> tuple[Column, ...]:
     return tuple(table.column(name) for name in names)
 
 
-def reconcile(
-    reader: Reader,
-    writer: Writer,
-    counters: Counters,
-    on_commit: Callable[[Counts], None],
-    *,
-    allow_deletes: bool,
-    columns: Sequence[Column],
-) -> None:
+def reconcile(exchange: Exchange, counters: Counters, *, allow_deletes: bool, columns: Sequence[Column]) -> None:
     """Compare these columns of both sides and mend `raw`, note the counters, and purge old tombstones.
 
     Raises TableError, with nothing written, when more than `max_delete_fraction` of the rows are gone and
     `allow_deletes` does not confirm it.
     """
-    table = writer.table
+    writer, table = exchange.writer, exchange.writer.table
     with writer.transaction() as cursor:
-        found = find_differences(reader, cursor, table, columns, None, is_pending_apart=False)
+        found = find_differences(exchange.reader, cursor, table, columns, None, is_pending_apart=False)
     if not allow_deletes:
         check_fraction(table, found.extra, found.raw_rows)
-    mend(reader, writer, found, on_commit)
+    mend(exchange, found)
     writer.save_counters(counters)
     if table.config.tombstone_days is not None:
         writer.purge_tombstones(table.config.tombstone_days)
 
 
-def mend(reader: Reader, writer: Writer, found: Differences, on_commit: Callable[[Counts], None]) -> None:
+def mend(exchange: Exchange, found: Differences) -> None:
     """Make tombstones of the rows found extra, and load those found missing or changed, at the reader's snapshot."""
+    writer = exchange.writer
     if found.extra and writer.table.config.deletes == "reconcile":
-        on_commit(writer.bury_extra())
+        exchange.on_commit(writer.bury_extra())
     if not found.missing and not found.changed:
         return
     with writer.session() as cursor:
         for chunk in list_differences(cursor, writer.table, ("missing", "changed")):
             window = Window(keys=tuple(each.key for each in chunk), limit=len(chunk) + 1)
-            merge_window(reader, writer, window, on_commit)
+            merge_window(exchange, window)

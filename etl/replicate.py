@@ -10,15 +10,18 @@ from dataclasses import dataclass, replace
 
 from etl import fence
 from etl.config import Settings
-from etl.delete_gate import Counters, why_reconcile
+from etl.delete_gate import Counters, may_lack_rows
 from etl.errors import RowRefusedError
+from etl.exchange import Exchange
 from etl.first_load import load_first
 from etl.increment import check_null_watermarks, merge_changes
 from etl.model import Activity, Counts, Event, Outcome, Point, Position, Progress, RunOptions, Table
+from etl.progress_checks import check_progress
 from etl.raw_load import RawLoad
+from etl.reader import Reader
 from etl.reconcile import identifying_columns, reconcile
 from etl.schema_changes import describe_changes
-from etl.source import Reader, Source, check_progress
+from etl.source import Source
 from etl.target import Writer, open_writer
 
 Observer = Callable[[Event], None]
@@ -49,6 +52,7 @@ def replicate_table(settings: Settings, source: Source, run_id: int, task: Task,
         observe(Event(kind="batch_committed", table_name=table.name, counts=counts))
 
     with open_writer(settings, table, run_id) as writer, source.open_reader(table) as reader:
+        exchange = Exchange(source=source, reader=reader, writer=writer, on_commit=on_commit)
         check_null_watermarks(reader, table)
         is_replacement = task.options.full_refresh and task.position is None and writer.exists()
         if not is_replacement and writer.fit():
@@ -57,30 +61,14 @@ def replicate_table(settings: Settings, source: Source, run_id: int, task: Task,
             before = _before_changes(reader, writer, replace(known, watermark=None) if task.position else known)
             _say(observe, table, writer.remarks)
         else:
-            outcome = _load(
-                settings=settings,
-                source=source,
-                reader=reader,
-                writer=writer,
-                task=task,
-                observe=observe,
-                on_commit=on_commit,
-            )
+            outcome = _load(exchange, settings, task, observe, is_replacement=is_replacement)
             _say(observe, table, writer.remarks)
             if outcome is not None:
                 return outcome
             known = before = _before_changes(reader, writer, Progress())
-        outcome = merge_changes(
-            source=source,
-            reader=reader,
-            writer=writer,
-            before=before,
-            after=_advance(source, reader, task, known),
-            position=task.position,
-            on_commit=on_commit,
-        )
+        outcome = merge_changes(exchange, before=before, after=_advance(source, task, known), position=task.position)
         if outcome.is_complete:
-            _reconcile(reader, writer, task, on_commit)
+            _reconcile(exchange, task)
             if writer.has_load:  # left by one that was to replace the table, and failed
                 RawLoad(writer).discard()
         return outcome
@@ -94,20 +82,18 @@ def _known_progress(task: Task) -> Progress:
     return Progress(system_identifier=progress.system_identifier, next_xid=progress.next_xid)
 
 
-def _reconcile(reader: Reader, writer: Writer, task: Task, on_commit: Callable[[Counts], None]) -> None:
+def _reconcile(exchange: Exchange, task: Task) -> None:
     """Compare both sides where rows may be gone: all columns where other rows may have taken their place."""
     table, counters, options = task.table, task.counters, task.options
     if counters is None or table.config.deletes == "none":
         return
     is_asked_for = options.reconcile or options.full_refresh or options.allow_deletes
-    if not is_asked_for and not why_reconcile(task.reconciled, counters, table.config.reconcile_every_hours):
+    if not is_asked_for and not may_lack_rows(task.reconciled, counters, table.config.reconcile_every_hours):
         return
     is_rewritten = task.reconciled is not None and task.reconciled.filenodes != counters.filenodes
     reconcile(
-        reader,
-        writer,
+        exchange,
         counters,
-        on_commit,
         allow_deletes=options.allow_deletes,
         columns=table.columns if is_rewritten else identifying_columns(table),
     )
@@ -127,44 +113,34 @@ def _before_changes(reader: Reader, writer: Writer, known: Progress) -> Progress
 
 
 def _load(
-    *,
-    settings: Settings,
-    source: Source,
-    reader: Reader,
-    writer: Writer,
-    task: Task,
-    observe: Observer,
-    on_commit: Callable[[Counts], None],
+    exchange: Exchange, settings: Settings, task: Task, observe: Observer, *, is_replacement: bool
 ) -> Outcome | None:
-    """Load a table for the first time; None when the target refuses rows, which only batches can set aside."""
-    columns = task.table.columns
+    """Load a table anew; None when the target refuses rows, which only batches can set aside."""
+    writer, raw, columns = exchange.writer, RawLoad(exchange.writer), task.table.columns
     _say(observe, task.table, [f'column "{one.name}" becomes text: {one.remark}' for one in columns if one.remark])
-    raw = RawLoad(writer)
-    if task.options.full_refresh and writer.exists():
+    if is_replacement:
         raw.check_replacement()
         _say(observe, task.table, writer.remarks)
-    after, loaded = _advance(source, reader, task, Progress()), Counts()
+    after, loaded = _advance(exchange.source, task, Progress()), Counts()
 
-    def on_range(counts: Counts) -> None:
+    def on_commit(counts: Counts) -> None:
         nonlocal loaded
         loaded += counts
-        on_commit(counts)
+        exchange.on_commit(counts)
 
     try:
         is_complete = load_first(
-            settings=settings,
-            source=source,
-            reader=reader,
-            raw=raw,
+            replace(exchange, on_commit=on_commit),
+            range_blocks=settings.load_range_blocks,
             progress=after,
-            on_commit=on_range,
-            options=task.options,
+            is_replacement=is_replacement,
+            allow_deletes=task.options.allow_deletes,
         )
     except RowRefusedError as refusal:
         _say(observe, task.table, [f"starting over in batches, to set the rows to blame aside: {refusal}"])
         discarded = Counts(read=-loaded.read, inserted=-loaded.inserted)
-        on_commit(discarded)
-        raw.start_over(discarded, refusal)
+        exchange.on_commit(discarded)
+        raw.start_over(discarded, refusal, is_replacement=is_replacement)
         return None
     if is_complete and task.counters:
         writer.save_counters(task.counters)
@@ -176,12 +152,12 @@ def _say(observe: Observer, table: Table, remarks: Sequence[str]) -> None:
         observe(Event(kind="notice", message=f"{table.label}: {remark}"))
 
 
-def _advance(source: Source, reader: Reader, task: Task, before: Progress) -> Progress:
+def _advance(source: Source, task: Task, before: Progress) -> Progress:
     started = replace(
         before,
         column=task.table.watermark,
         system_identifier=source.system_identifier,
-        next_xid=reader.next_xid(),
+        next_xid=source.next_xid,
     )
     if task.table.watermark is None:
         return replace(started, watermark=None, as_of=None, points=())

@@ -1,6 +1,6 @@
-"""Writes dbt sources and staging models for replicated tables, in the style of the project's own.
+"""Writes what was discovered: a tables.yml with the reasons, and dbt sources and staging models in the project's style.
 
-Begin at `write_staging`.
+Begin at `render_tables` or `write_staging`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,56 @@ from typing import Any
 
 import yaml
 
-from etl.discover import PLAIN_NAME, Proposal
+from etl.config import Settings
+from etl.discover import Proposal
 from etl.errors import ConfigurationError
 
+YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
+UNIT = 1024
+PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 RUN_DESCRIPTION = "The run that wrote the row last; incremental models pick what changed by it."
+
+
+def render_tables(proposals: Sequence[Proposal], settings: Settings) -> str:
+    """Return a tables.yml with the reasons as comments."""
+    lines = [
+        f"# Proposed by `etl discover` for {settings.source_url.address}.",
+        "# Read the reasons, change what you know better, save it, and name the file with ETL_TABLES.",
+        f"schema: {_scalar(settings.tables.schema)}",
+        "discover: true  # tables that are made later are taken as well",
+        "tables:",
+    ]
+    for proposal in proposals:
+        lines += ["", *_render_table(proposal)]
+    return "\n".join(lines) + "\n"
+
+
+def _render_table(proposal: Proposal) -> list[str]:
+    key = f"; key ({', '.join(proposal.key)})" if proposal.key else ""
+    about = [f"about {proposal.rows:,} rows, {_size(proposal.bytes)}{key}"]
+    about += [f"left out: {proposal.skipped}"] if proposal.skipped else ["; ".join(proposal.reasons)]
+    for fault, statement in proposal.remedies:
+        about += [f"{fault}: run on the source: {statement};"]
+    lines = [f"  # {' '.join(line.split())}" for line in about] + [f"  {_scalar(proposal.name)}:"]
+    if proposal.skipped:
+        return [*lines, "    skip: true"]
+    lines.append(f"    watermark: {_scalar(proposal.watermark) if proposal.watermark else 'null'}")
+    if proposal.needs_time_zone:
+        lines.append("    time_zone: UTC  # in which zone the source writes it")
+    return [*lines, "    deletes: reconcile"]
+
+
+def _scalar(text: str) -> str:
+    is_plain = PLAIN_NAME.fullmatch(text) is not None and text not in YAML_WORDS
+    return text if is_plain else json.dumps(text, ensure_ascii=False)
+
+
+def _size(count: int) -> str:
+    size, unit = float(count), 0
+    while size >= UNIT and unit < len(UNITS) - 1:
+        size, unit = size / UNIT, unit + 1
+    return f"{size:.0f} {UNITS[unit]}"
 
 
 def write_staging(folder: Path, proposals: Sequence[Proposal]) -> list[Path]:

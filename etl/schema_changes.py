@@ -36,7 +36,6 @@ class SchemaChange:
     kind: str  # "column_added", "column_replaced", "column_widened" or "column_dropped"
     column_name: str
     detail: str
-    raw_type: str | None = None  # that the raw column gets
     needs_old_rows: bool = False  # rows written before have another value now
 
 
@@ -77,7 +76,6 @@ def plan_changes(table: Table, raw: RawColumns) -> Plan:
                     kind="column_widened",
                     column_name=column.name,
                     detail=f"from {found} to {column.raw_type}",
-                    raw_type=column.raw_type,
                     needs_old_rows=True,  # the statement may have computed them anew
                 )
             )
@@ -124,9 +122,7 @@ def _holds_numbers(limits: tuple[int, ...] | None, new_limits: tuple[int, ...] |
 
 
 def _added(kind: str, column: Column, detail: str) -> SchemaChange:
-    return SchemaChange(
-        kind=kind, column_name=column.name, detail=detail, raw_type=column.raw_type, needs_old_rows=True
-    )
+    return SchemaChange(kind=kind, column_name=column.name, detail=detail, needs_old_rows=True)
 
 
 def _is_replaced(column: Column, raw: RawColumns) -> bool:

@@ -1,37 +1,37 @@
-"""The read side: the catalog, the points of the fence, the snapshot, and the rows.
+"""The read side: the catalog, the points of the fence and the snapshot that the readers of tables share.
 
-Begin at `Source`, the coordinating session of one attempt; `open_reader` gives the sessions that read rows at
-its snapshot. Nothing here writes.
+Begin at `Source`, the coordinating session of one attempt. Nothing here writes.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import io
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 import psycopg2
 import psycopg2.errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
-from psycopg2.sql import Composable
 
-from etl import catalog, fence, key_ranges, postgres, statements
+from etl import activity, catalog, fence, postgres, statements, table_files
 from etl.column_types import TargetTypes
 from etl.config import Settings
 from etl.delete_gate import Counters
-from etl.errors import EtlError, SourceChangedError, TableError, UnavailableError
-from etl.key_ranges import Comparison, Side
+from etl.errors import EtlError, SourceChangedError, UnavailableError
 from etl.model import Activity, Point, Progress, Table, WatermarkKind
-from etl.statements import BlockRange, Window
+from etl.reader import Reader
 
 DRAIN_POLL_SECONDS = 0.02
+XIDS_OF_SNAPSHOT = """
+    select pg_catalog.pg_snapshot_xmin(s)::text, pg_catalog.pg_snapshot_xmax(s)::text
+    from pg_catalog.pg_current_snapshot() as s
+"""
 # What a server answers to the name of a snapshot whose transaction has ended; the last one since version 17.
 SNAPSHOT_IS_GONE = (
     psycopg2.errors.InvalidParameterValue,
@@ -45,62 +45,6 @@ POINT_EXPRESSIONS = {
     WatermarkKind.TIMESTAMP: "(%(repeated)s::timestamptz at time zone %(zone)s)::text",
     WatermarkKind.DATE: "((%(repeated)s::timestamptz at time zone %(zone)s)::date)::text",
 }
-
-# A virtual transaction whose session has just ended stays on the list: not knowing counts as open. Sessions of
-# other databases cannot write here; autovacuum workers have no user.
-LIST_TRANSACTIONS = """
-    select l.virtualxid
-    from pg_catalog.pg_locks as l
-    left join pg_catalog.pg_stat_activity as a on a.pid = l.pid
-    where l.locktype = 'virtualxid'
-        and l.pid <> pg_catalog.pg_backend_pid()
-        and (a.pid is null or (a.usesysid is not null and a.datname = pg_catalog.current_database()))
-"""
-# A walsender is active from the start of its stream on, without a transaction of its own; it counts by xact_start.
-LIST_STARTS = """
-    select
-        exists (select from pg_catalog.pg_prepared_xacts where database = pg_catalog.current_database()),
-        least(
-            min(a.xact_start),
-            min(a.query_start) filter (where a.state = 'active' and a.backend_type is distinct from 'walsender')
-        ),
-        pg_catalog.pg_postmaster_start_time()
-    from pg_catalog.pg_stat_activity as a
-    where a.pid <> pg_catalog.pg_backend_pid()
-        and a.usesysid is not null
-        and a.datname = pg_catalog.current_database()
-"""
-NAME_HOLDERS = """
-    select a.pid, a.usename::text, a.application_name, a.state,
-        extract(epoch from pg_catalog.clock_timestamp() - a.xact_start)::float8 as age_seconds
-    from pg_catalog.pg_stat_activity as a
-    where a.pid <> pg_catalog.pg_backend_pid() and a.usesysid is not null
-        and a.datname = pg_catalog.current_database()
-        and (
-            a.xact_start <= %(as_of)s
-            or exists (
-                select from pg_catalog.pg_locks as l
-                where l.pid = a.pid and l.locktype = 'virtualxid' and l.virtualxid = any (%(transactions)s)
-            )
-        )
-    union all
-    select null, p.owner::text, p.gid, 'prepared',
-        extract(epoch from pg_catalog.clock_timestamp() - p.prepared)::float8
-    from pg_catalog.pg_prepared_xacts as p
-    where p.database = pg_catalog.current_database()
-    order by age_seconds desc nulls last
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Holder:
-    """A transaction that holds a watermark back; unknown parts need pg_read_all_stats."""
-
-    pid: int | None  # None: a prepared transaction
-    user: str | None
-    application: str | None  # of a prepared transaction its global id
-    state: str | None
-    age_seconds: float | None  # of a prepared transaction since it was prepared
 
 
 class Source:
@@ -122,6 +66,7 @@ class Source:
             self._connection.close()
             raise
         self.snapshot = ""
+        self.oldest_xid = self.next_xid = ""
         self._readers: set[str] = set()  # tables that are still to be read at the snapshot
         self._lock = threading.Lock()
         self.fence_wait_seconds = 0.0
@@ -168,13 +113,13 @@ class Source:
                     values[table.name] = _point_value(cursor, table, instant)
                 except EtlError as error:
                     errors[table.name] = error
-            activity = self._list_activity(cursor)
+            listed = activity.list_activity(cursor, is_standby=self.is_standby)
         points = {
             name: Point(
                 value=value,
                 as_of=instant,
-                transactions=activity.transactions,
-                server_started_at=activity.server_started_at,
+                transactions=listed.transactions,
+                server_started_at=listed.server_started_at,
             )
             for name, value in values.items()
             if value is not None
@@ -184,28 +129,30 @@ class Source:
     def read_counters(self, tables: Sequence[Table]) -> dict[str, Counters]:
         """Return what the source counts of each table."""
         with postgres.errors_of("source", "reading the counters"), self._connection.cursor() as cursor:
-            return catalog.read_counters(cursor, tables)
+            return table_files.read_counters(cursor, tables)
 
     def drain(self, points: Sequence[Point]) -> Activity:
         """Wait up to `fence_wait_seconds` for the points to settle; return the last listing."""
         started = time.monotonic()
         with postgres.errors_of("source", "waiting at the fence"), self._connection.cursor() as cursor:
             while True:
-                activity = self._list_activity(cursor)
+                listed = activity.list_activity(cursor, is_standby=self.is_standby)
                 self.fence_wait_seconds = time.monotonic() - started
-                if fence.is_drained(points, activity):
-                    return activity
-                if self.fence_wait_seconds >= self._settings.fence_wait_seconds:
-                    return activity
+                if fence.is_drained(points, listed) or self.fence_wait_seconds >= self._settings.fence_wait_seconds:
+                    return listed
                 time.sleep(DRAIN_POLL_SECONDS)
 
     def export_snapshot(self, table_names: Collection[str]) -> None:
-        """Open the transaction whose snapshot every reader of this attempt shares, until each has left it."""
+        """Open the transaction whose snapshot every reader of this attempt shares, until each has left it.
+
+        No row version written after it has a transaction id, an xid8, below `oldest_xid`; all that had begun by then
+        are below `next_xid`.
+        """
         self._readers = set(table_names)
         with postgres.errors_of("source", "exporting the snapshot"), self._connection.cursor() as cursor:
-            cursor.execute("begin isolation level repeatable read, read only")
-            cursor.execute("select pg_catalog.pg_export_snapshot()")
-            self.snapshot = _single(cursor)
+            self.snapshot = postgres.export_snapshot(cursor)
+            cursor.execute(XIDS_OF_SNAPSHOT)
+            self.oldest_xid, self.next_xid = cursor.fetchone() or ("", "")
         self._expires_at = time.monotonic() + self._settings.max_snapshot_seconds
 
     def leave_snapshot(self, table_name: str) -> None:
@@ -217,23 +164,16 @@ class Source:
             with suppress(psycopg2.Error), self._connection.cursor() as cursor:  # lost: it holds nothing any more
                 cursor.execute("rollback")
 
-    def name_holders(self, progress: Progress) -> list[Holder]:
+    def name_holders(self, progress: Progress) -> list[activity.Holder]:
         """Name the transactions that keep the points of a table from settling."""
-        if not progress.points:
-            return []
-        held = sorted(set().union(*(point.transactions for point in progress.points)))
         with postgres.errors_of("source", "naming what holds a watermark"), self._connection.cursor() as cursor:
-            cursor.execute(NAME_HOLDERS, {"transactions": held, "as_of": progress.points[0].as_of})
-            return [
-                Holder(pid=pid, user=user, application=application, state=state, age_seconds=age)
-                for pid, user, application, state, age in cursor
-            ]
+            return activity.name_holders(cursor, progress)
 
     def read_clock(self) -> dt.datetime:
         """Return the time of the source's clock."""
         with postgres.errors_of("source", "reading the clock"), self._connection.cursor() as cursor:
             cursor.execute("select pg_catalog.clock_timestamp()")
-            now: dt.datetime = _single(cursor)
+            now: dt.datetime = postgres.single(cursor)
         return now
 
     @contextmanager
@@ -250,7 +190,7 @@ class Source:
                 self._import_snapshot(cursor, table)
                 postgres.check_session(cursor, "source")
                 cursor.execute(statements.lock_source(table))
-                if catalog.read_filenodes(cursor, table.oid) != table.filenodes:
+                if table_files.read_filenodes(cursor, table.oid) != table.filenodes:
                     raise SourceChangedError(
                         f"{table.label} was truncated or rewritten after the snapshot was taken; read again"
                     )
@@ -279,181 +219,8 @@ class Source:
         """
         clock = "pg_last_xact_replay_timestamp" if self.is_standby else "clock_timestamp"
         cursor.execute(f"select pg_catalog.{clock}()")
-        now: dt.datetime | None = _single(cursor)
+        now: dt.datetime | None = postgres.single(cursor)
         return None if now is None else fence.set_back(now, self._settings.fence_margin_seconds)
-
-    def _list_activity(self, cursor: Cursor) -> Activity:
-        """List what is open: virtual transactions first, so that one that prepares meanwhile shows in either.
-
-        A standby cannot tell what is open on its primary: there the declared lookback has to cover it.
-        """
-        transactions = frozenset() if self.is_standby else _list_transactions(cursor)
-        has_prepared, oldest_start, server_started_at = _list_starts(cursor)
-        return Activity(
-            transactions=transactions,
-            has_prepared=has_prepared and not self.is_standby,
-            oldest_start=None if self.is_standby else oldest_start,
-            server_started_at=server_started_at,
-        )
-
-
-class Reader:
-    """One table at one snapshot."""
-
-    def __init__(self, connection: Connection, table: Table, snapshot: str, *, on_close: Callable[[], None]) -> None:
-        self._connection = connection
-        self._table = table
-        self.snapshot = snapshot
-        self._on_close = on_close
-
-    def close(self) -> None:
-        """Leave the snapshot and the lock on the table."""
-        self._connection.close()
-        self._on_close()
-
-    def copy_out(self, table: Table, rows: Window | BlockRange, into: IO[bytes]) -> None:
-        """Write rows to a file in COPY format; `table` says in which form, as the target wants it."""
-        self.copy(statements.copy_out(table, rows), into)
-
-    def copy_out_keys(self, rows: Window | BlockRange, into: IO[bytes]) -> None:
-        """Write the keys of rows to a file in COPY text format."""
-        self.copy(statements.copy_out_keys(self._table, rows), into)
-
-    def text_of(self, window: Window) -> bytes:
-        """Return the rows of a small window in COPY text format, in UTF-8."""
-        return self._copied(statements.copy_out_text(self._table, window))
-
-    def window_end(self, window: Window) -> tuple[str, ...]:
-        """Return the order values of the last row of a window that was full."""
-        return self._row(statements.window_end(self._table, window))
-
-    def key_of(self, window: Window) -> tuple[str, ...]:
-        """Return the key, as text, of the last row of a window that was full."""
-        return self._row(statements.last_key(self._table, window))
-
-    def lesser_watermark(self, one: str, other: str) -> str:
-        """Return the lesser of two values of the watermark column."""
-        return str(self._row(statements.lesser_watermark(self._table, one, other))[0])
-
-    def last_sequence_value(self) -> int | None:
-        """Return the last number of the watermark's sequence; None without one, or without the privilege."""
-        statement = (
-            "select case when pg_catalog.has_sequence_privilege(%s::oid, 'select, usage')"
-            " then pg_catalog.pg_sequence_last_value(%s::oid) end"
-        )
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
-            cursor.execute(statement, [self._table.watermark_sequence] * 2)
-            last: int | None = _single(cursor)
-        return last
-
-    def has_values(self, names: Sequence[str]) -> bool:
-        """Tell whether any row has a value in any of these columns."""
-        return bool(self._row(statements.has_values(self._table, names))[0])
-
-    def has_null_watermark(self) -> bool:
-        """Tell whether any row has no watermark."""
-        return bool(self._row(statements.has_null_watermark(self._table))[0])
-
-    def oldest_xid(self) -> str:
-        """Return the transaction id, an xid8, that no row version written after this snapshot falls below."""
-        return str(self._row("select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())")[0])
-
-    def next_xid(self) -> str:
-        """Return the transaction id, an xid8, below which all transactions had begun at this snapshot."""
-        return str(self._row("select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())")[0])
-
-    def block_counts(self) -> list[int]:
-        """Return the number of blocks of each partition, or of the table itself."""
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
-            return catalog.read_block_counts(cursor, self._table.oid)
-
-    def checksums(self, comparison: Comparison) -> dict[int, tuple[int, str]]:
-        """Return for each range of keys that has rows how many, and a checksum."""
-        statement = key_ranges.checksums(Side(table=self._table, is_source=True), comparison)
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
-            cursor.execute(statement)
-            return {number: (rows, checksum) for number, rows, checksum in cursor}
-
-    def column_hashes(
-        self, keys: Sequence[tuple[str, ...]], *, is_same_encoding: bool
-    ) -> dict[tuple[str, ...], list[int]]:
-        """Return for each of some keys the hashes of the row's columns."""
-        side = Side(table=self._table, is_source=True)
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
-            cursor.execute(key_ranges.column_hashes(side, keys, is_same_encoding=is_same_encoding))
-            return {tuple(key): hashes for *key, hashes in cursor}
-
-    @property
-    def encoding(self) -> str | None:
-        """The encoding of the source's database, in which hashes of text are taken."""
-        return self._connection.info.parameter_status("server_encoding")
-
-    def copy(self, statement: Composable, into: IO[bytes]) -> None:
-        """Write what a COPY statement gives to a file."""
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
-            cursor.copy_expert(statement, into)
-
-    def _row(self, statement: str | Composable) -> tuple[Any, ...]:
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
-            cursor.execute(statement)
-            row = cursor.fetchone()
-        assert row is not None
-        return tuple(row)
-
-    def _copied(self, statement: Composable) -> bytes:
-        buffer = io.BytesIO()
-        self.copy(statement, buffer)
-        return buffer.getvalue()
-
-
-def check_progress(table: Table, progress: Progress, point: Point | None, source: Source, reader: Reader) -> None:
-    """Refuse to go on from a watermark that belongs to another source or was overtaken backwards."""
-    if progress.system_identifier not in (None, source.system_identifier):
-        raise TableError(
-            f"{table.label}: the watermark was taken on another source cluster (system identifier "
-            f"{progress.system_identifier}, now {source.system_identifier}): point SOURCE_DATABASE_URL at the old "
-            f"one, or load the table anew with `etl reset {table.name}`"
-        )
-    next_xid = reader.next_xid()
-    if progress.next_xid is not None and int(next_xid) < int(progress.next_xid):
-        raise TableError(
-            f"{table.label}: the source is older than at the last run (its transactions have come to {next_xid}, and "
-            f"had to {progress.next_xid}): a standby that lags has to catch up; after a restore from a backup, load "
-            f"the table anew with `etl reset {table.name}`"
-        )
-    if table.watermark is None or progress.watermark is None or not source.has_clock:
-        return
-    if table.watermark_kind is WatermarkKind.INTEGER:
-        _check_integer(table, progress.watermark, point, reader)
-    elif point is not None and not source.is_standby:
-        _check_clock(table, progress, point, source.margin_seconds)
-
-
-def _check_integer(table: Table, watermark: str, point: Point | None, reader: Reader) -> None:
-    """Tell a sequence that was restarted, which hands out numbers below the watermark, from rows that were removed."""
-    if int(point.value if point else 0) >= int(watermark) - table.config.lookback_rows:
-        return
-    last = reader.last_sequence_value()
-    if last is not None and last >= int(watermark):
-        return
-    found = "no rows" if point is None else f"max({table.watermark}) = {point.value}"
-    raise TableError(
-        f"{table.label}: the watermark is {watermark}, but the source has {found}, and its sequence "
-        f"{'cannot tell' if last is None else f'is at {last}'}: if it was restarted, load the table anew with "
-        f"`etl reset {table.name}`; if rows were removed, grant select on the sequence to the role of "
-        "SOURCE_DATABASE_URL"
-    )
-
-
-def _check_clock(table: Table, progress: Progress, point: Point, margin_seconds: float) -> None:
-    seconds = fence.seconds_set_back(progress, point)
-    if seconds > margin_seconds + table.config.lookback_seconds:
-        raise TableError(
-            f"{table.label}: the source's clock is {seconds:.0f} s behind where it was at an earlier run, so rows "
-            f"written since may be stamped below the watermark {progress.watermark}: declare lookback_seconds of "
-            "more than that in tables.yml until the clock has caught up, or load the table anew with "
-            f"`etl reset {table.name}`"
-        )
 
 
 def _require_lookback(found: catalog.Catalog) -> catalog.Catalog:
@@ -482,18 +249,6 @@ def _identify(cursor: Cursor) -> tuple[str, bool, bool, str]:
     return row[0], row[1], row[2], row[3]
 
 
-def _list_transactions(cursor: Cursor) -> frozenset[str]:
-    cursor.execute(LIST_TRANSACTIONS)
-    return frozenset(row[0] for row in cursor)
-
-
-def _list_starts(cursor: Cursor) -> tuple[bool, dt.datetime | None, dt.datetime]:
-    cursor.execute(LIST_STARTS)
-    row = cursor.fetchone()
-    assert row is not None
-    return row[0], row[1], row[2]
-
-
 def _point_value(cursor: Cursor, table: Table, instant: dt.datetime) -> str | None:
     """Return the value of a table's point; None without watermark, or for an integer column without rows."""
     if table.watermark_kind is None:
@@ -501,7 +256,7 @@ def _point_value(cursor: Cursor, table: Table, instant: dt.datetime) -> str | No
     if table.watermark_kind is WatermarkKind.INTEGER:
         with postgres.errors_of("source", table.label):
             cursor.execute(statements.max_integer(table))
-            largest: str | None = _single(cursor)
+            largest: str | None = postgres.single(cursor)
         return largest
     parameters: Mapping[str, Any] = {
         "instant": instant,
@@ -509,10 +264,4 @@ def _point_value(cursor: Cursor, table: Table, instant: dt.datetime) -> str | No
         "zone": table.config.time_zone,
     }
     cursor.execute(f"select {POINT_EXPRESSIONS[table.watermark_kind]}", parameters)
-    return str(_single(cursor))
-
-
-def _single(cursor: Cursor) -> Any:
-    row = cursor.fetchone()
-    assert row is not None
-    return row[0]
+    return str(postgres.single(cursor))

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from etl import postgres, state
+from etl import ledger, postgres, state
+from etl.activity import Holder
 from etl.config import Settings
 from etl.errors import UnavailableError
 from etl.model import Progress
-from etl.source import Holder, Source
+from etl.source import Source
 
 LIST_LAST_RUNS = """
     select distinct on (t.table_name) t.table_name, t.status, t.ended_at, t.error,
@@ -40,7 +41,7 @@ class TableStatus:
 def read_status(settings: Settings) -> tuple[TableStatus, ...]:
     """Return the status of every table that was ever run; raises UnavailableError before the first run."""
     with closing(postgres.connect_target(settings)) as control:
-        if not state.has_ledger(control):
+        if not ledger.has_ledger(control):
             raise UnavailableError(f"the target {settings.target_url.address} has seen no run: run `etl run` first")
         progress = state.read_progress(control)
         with postgres.errors_of("target", "reading the ledger"), control.cursor() as cursor:

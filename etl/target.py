@@ -6,30 +6,26 @@ Values never pass through Python objects: `pipe` moves the bytes of COPY from on
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import IO
 
 import psycopg2
 import psycopg2.errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
-from psycopg2.sql import Composable
 
-from etl import key_ranges, postgres, state, statements
+from etl import key_ranges, ledger, postgres, raw_statements, rejects, state
+from etl.batch import Batch
+from etl.catalog_sql import PRIMARY_KEY
 from etl.column_types import FIRST_USER_OID, TargetTypes
 from etl.config import Settings
 from etl.delete_gate import Counters
-from etl.errors import RowRefusedError, TableError
+from etl.errors import TableError
 from etl.model import Counts, Progress, Table
+from etl.raw_statements import META_COLUMNS
 from etl.schema_changes import Plan, RawColumns, SchemaChange, describe_changes, plan_changes
 from etl.views import detached_views
-
-# psycopg2 asks for 8 kB at a time unless told otherwise; a pipe holds 64 kB.
-CHUNK_BYTES = 1 << 16
 
 LIST_COLUMNS = """
     select a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)
@@ -43,15 +39,7 @@ IS_AS_IT_WAS = """
     from pg_catalog.pg_class as c
     where c.oid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))
 """
-LIST_KEY = """
-    select a.attname
-    from pg_catalog.pg_index as i
-    cross join unnest(i.indkey::int2[]) with ordinality as k (number, place)
-    join pg_catalog.pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.number
-    where i.indrelid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))
-        and i.indisprimary and k.place <= i.indnkeyatts
-    order by k.place
-"""
+READ_KEY = PRIMARY_KEY.format(oid="pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))")
 # Built in, or made by an extension: a type that somebody made may mean another thing than its namesake elsewhere.
 LIST_TYPES = """
     select pg_catalog.format_type(t.oid, null)
@@ -65,8 +53,6 @@ LIST_TYPES = """
             )
         )
 """
-
-CopyOut = Callable[[IO[bytes]], None]
 
 
 def read_types(connection: Connection) -> TargetTypes:
@@ -113,8 +99,8 @@ class Writer:
             types = self.read_raw_types(cursor)
             if not types:
                 return False
-            cursor.execute(LIST_KEY, (self.table.name,))
-            key = tuple(row[0] for row in cursor)
+            cursor.execute(READ_KEY, (self.table.name,))
+            key = tuple(postgres.single(cursor) or ())
             loaded_types, loaded_numbers, self.has_load = state.read_columns(cursor, self.table.name)
         plan = plan_changes(
             self.table, RawColumns(types=types, key=key, loaded_types=loaded_types, loaded_numbers=loaded_numbers)
@@ -148,7 +134,7 @@ class Writer:
     def read_rejected_keys(self) -> tuple[tuple[str, ...], ...]:
         """Return the keys of the rows that the target refused."""
         with self.session() as cursor:
-            return state.read_rejected_keys(cursor, self.table.name)
+            return rejects.read_rejected_keys(cursor, self.table.name)
 
     @contextmanager
     def open_batch(self) -> Iterator[Batch]:
@@ -159,10 +145,10 @@ class Writer:
             if self._has_batch_table:
                 cursor.execute("truncate pg_temp.etl_batch")
             else:
-                cursor.execute(statements.create_batch(self.table))
+                cursor.execute(raw_statements.create_batch(self.table))
             batch = Batch(cursor, self.table, self.run_id)
             yield batch
-            state.add_batch(cursor, self.run_id, self.table.name, batch.counts)
+            ledger.add_batch(cursor, self.run_id, self.table.name, batch.counts)
         self._has_batch_table = True
         self.changes = ()
 
@@ -174,15 +160,15 @@ class Writer:
         """Change the raw table as planned, in the transaction of the first rows that need it."""
         if not self.changes:
             return
-        raw = statements.raw_table(self.table.name)
+        raw = raw_statements.raw_table(self.table.name)
         widened = [change for change in self.changes if change.kind == "column_widened"]
         with detached_views(cursor, raw, f"raw.{self.table.name}") if widened else contextlib.nullcontext():
             for change in widened:
-                cursor.execute(statements.widen_column(self.table, change.column_name))
+                cursor.execute(raw_statements.widen_column(self.table, change.column_name))
         for change in self.changes:
             if change.kind == "column_added":
-                cursor.execute(statements.add_column(self.table, change.column_name))
-        state.record_changes(cursor, self.run_id, self.table.name, self.changes)
+                cursor.execute(raw_statements.add_column(self.table, change.column_name))
+        ledger.record_changes(cursor, self.run_id, self.table.name, self.changes)
         if self._progress_of_changes:
             state.save_partial_progress(cursor, self.run_id, self.table, self._progress_of_changes)
 
@@ -196,7 +182,7 @@ class Writer:
         with self.transaction() as cursor:
             cursor.execute(key_ranges.bury_extra(self.table, self.run_id))
             counts = Counts(deleted=cursor.rowcount)
-            state.add_batch(cursor, self.run_id, self.table.name, counts)
+            ledger.add_batch(cursor, self.run_id, self.table.name, counts)
         return counts
 
     def purge_tombstones(self, days: float) -> None:
@@ -208,7 +194,7 @@ class Writer:
 
     def start_table(self, snapshot: str, watermark: str | None) -> None:
         """Record that this table's repair begins."""
-        state.start_table(
+        ledger.start_table(
             self._connection,
             self.run_id,
             self.table.name,
@@ -220,7 +206,7 @@ class Writer:
     def finish_table(self, watermark: str | None) -> None:
         """Record that this table's repair is done; its watermark stays."""
         with self.transaction() as cursor:
-            state.finish_table(cursor, self.run_id, self.table.name, watermark)
+            ledger.finish_table(cursor, self.run_id, self.table.name, watermark)
 
     @contextmanager
     def at_snapshot(self, snapshot: str) -> Iterator[Cursor]:
@@ -232,7 +218,7 @@ class Writer:
         ):
             cursor.execute("set transaction isolation level repeatable read")
             cursor.execute("set transaction snapshot %s", (snapshot,))
-            cursor.execute(statements.lock_raw(self.table))
+            cursor.execute(raw_statements.lock_raw(self.table))
             cursor.execute(IS_AS_IT_WAS, (self.table.name,))
             if cursor.fetchone() != (True,):
                 raise TableError(
@@ -254,7 +240,7 @@ class Writer:
             postgres.transaction(self._connection),
             self._connection.cursor() as cursor,
         ):
-            state.guard_run(cursor, self.run_id)
+            ledger.guard_run(cursor, self.run_id)
             yield cursor
 
     def read_raw_types(self, cursor: Cursor) -> dict[str, str]:
@@ -263,142 +249,10 @@ class Writer:
         return dict(cursor.fetchall())
 
 
-class Batch:
-    """The transaction of one batch: rows are merged in parts, and a part that fails leaves the others."""
-
-    def __init__(self, cursor: Cursor, table: Table, run_id: int) -> None:
-        self._cursor = cursor
-        self._table = table
-        self._run_id = run_id
-        self._is_empty = True
-        self._refusals: dict[tuple[str, ...], RowRefusedError] = {}
-        self.counts = Counts()
-
-    def merge(self, copy_out: CopyOut) -> Counts:
-        """Merge rows; raises RowRefusedError, with this part undone, when the target refuses any of them."""
-        with postgres.errors_of("target", self._table.label):
-            with postgres.savepoint(self._cursor, "part"), postgres.errors_of("target", self._table.label):
-                counts = self._merge(copy_out)
-            self._is_empty = self._is_empty and not counts.read
-        self.counts += counts
-        return counts
-
-    def reject(self, key: Sequence[str], text: bytes, refusal: RowRefusedError) -> None:
-        """Keep a row that the target refused; raises TableError when it is one more than the table may have."""
-        with postgres.errors_of("target", self._table.label):
-            refused_by = state.add_reject(
-                self._cursor, self._run_id, self._table.name, key=key, text=text, refusal=refusal
-            )
-        self._refusals[tuple(key)] = refusal
-        if refused_by != self._run_id:  # a row that a run reads twice counts once
-            self.counts += Counts(read=1, rejected=1)
-        if refused_by is None:
-            self._check_rejects()
-
-    def clear_rejects(self, retried: Iterable[tuple[str, ...]]) -> None:
-        """Forget those of the rows refused before that this batch has not refused again.
-
-        Raises TableError when more are left than the table may have.
-        """
-        with postgres.errors_of("target", self._table.label):
-            state.clear_rejects(self._cursor, self._table.name, set(retried) - self._refusals.keys())
-        self._check_rejects()
-
-    def save_progress(self, progress: Progress) -> None:
-        """Store the progress of a table that is done with this batch."""
-        with postgres.errors_of("target", self._table.label):
-            state.save_progress(self._cursor, self._run_id, self._table, progress)
-
-    def _check_rejects(self) -> None:
-        limit = self._table.config.max_rejected_rows
-        with postgres.errors_of("target", self._table.label):
-            is_within = state.count_rejects(self._cursor, self._table.name) <= limit
-        if is_within or not self._refusals:
-            return
-        key, refusal = list(self._refusals.items())[-1]
-        raise TableError(
-            f"{self._table.label}: the target refuses more than max_rejected_rows = {limit} rows, the last one "
-            f"{_describe_key(self._table, key)}: {refusal}; mend the rows or raw.{self._table.name}, or raise "
-            "max_rejected_rows in tables.yml"
-        )
-
-    def _merge(self, copy_out: CopyOut) -> Counts:
-        if not self._is_empty:
-            self._cursor.execute("truncate pg_temp.etl_batch")
-        rows, size = copy_rows(self._cursor, self._table, copy_out, into=statements.BATCH, freeze=False)
-        if not rows:
-            return Counts(bytes=size)
-        self._cursor.execute(statements.merge(self._table, self._run_id))
-        inserted, updated = self._cursor.fetchone() or (0, 0)
-        return Counts(read=rows, inserted=inserted, updated=updated, bytes=size)
-
-
-def copy_rows(cursor: Cursor, table: Table, copy_out: CopyOut, *, into: Composable, freeze: bool) -> tuple[int, int]:
-    """Copy rows into a table of the target; return how many, and their bytes."""
-    statement = statements.copy_in(table, into, freeze=freeze)
-    size = pipe(copy_out, lambda file: cursor.copy_expert(statement, file, CHUNK_BYTES))
-    return cursor.rowcount, size
-
-
-def pipe(write: CopyOut, read: CopyOut) -> int:
-    """Run `write` in a thread and `read` here, joined by a pipe; return the bytes moved.
-
-    When `write` fails, `read` sees an error instead of an end, so that a half stream is never taken for a whole
-    one; when `read` fails, `write` sees a broken pipe. The first cause is raised.
-    """
-    read_end, write_end = os.pipe()
-    failures: list[BaseException] = []
-    tap = _Tap(read_end, failures)
-
-    def feed() -> None:
-        file = os.fdopen(write_end, "wb", buffering=CHUNK_BYTES)
-        try:
-            write(file)
-            file.flush()
-        except BaseException as error:
-            failures.append(error)  # before the end of the stream can be seen
-        with contextlib.suppress(OSError):  # what a broken pipe left in the buffer
-            file.close()
-
-    feeder = threading.Thread(target=feed, name="copy-out")
-    feeder.start()
-    try:
-        read(tap)  # type: ignore[arg-type]
-    except BaseException:
-        os.close(read_end)
-        read_end = -1
-        feeder.join()
-        if tap.has_failed:
-            raise failures[0] from None
-        raise
-    finally:
-        if read_end >= 0:
-            os.close(read_end)
-        feeder.join()
-    return tap.size
-
-
-class _Tap:
-    """The reading end of a pipe: counts bytes, and fails where the writer failed."""
-
-    def __init__(self, descriptor: int, failures: list[BaseException]) -> None:
-        self._descriptor = descriptor
-        self._failures = failures
-        self.size = 0
-        self.has_failed = False
-
-    def read(self, size: int = CHUNK_BYTES) -> bytes:
-        chunk = os.read(self._descriptor, size if size > 0 else CHUNK_BYTES)
-        if not chunk and self._failures:
-            self.has_failed = True
-            raise BrokenPipeError("the reading side of the copy failed")
-        self.size += len(chunk)
-        return chunk
-
-
 def _refuse_changes(table: Table, plan: Plan, types: Mapping[str, str]) -> None:
     faults = list(plan.faults)
-    faults += [f'expected column "{name}" in raw, found none' for name in statements.META_COLUMNS if name not in types]
+    missing = [name for name in META_COLUMNS if name not in types]
+    faults += [f'expected column "{name}" in raw, found none' for name in missing]
     if faults:
         raise TableError(
             f"raw.{table.name} does not fit {table.label}: {'; '.join(faults)}; load it anew: `etl reset {table.name}`"
@@ -408,10 +262,6 @@ def _refuse_changes(table: Table, plan: Plan, types: Mapping[str, str]) -> None:
             f"{table.label} has changed, which on_schema_change: freeze refuses: {describe_changes(plan.changes)}; "
             "set it to evolve in tables.yml to follow"
         )
-
-
-def _describe_key(table: Table, key: Sequence[str]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in zip(table.key, key, strict=True))
 
 
 def _reads_xml(cursor: Cursor) -> bool:

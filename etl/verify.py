@@ -14,17 +14,18 @@ from dataclasses import dataclass, replace
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from etl import postgres, state, target
+from etl import ledger, postgres, state, target
 from etl.column_types import TargetTypes
 from etl.config import Settings
 from etl.delete_gate import check_fraction
 from etl.difference import Difference, Differences, find_changed_columns, find_differences, list_differences
 from etl.errors import EtlError, TableError, UnavailableError
+from etl.exchange import Exchange
 from etl.model import Counts, Event, Progress, Table, TableResult
+from etl.reader import Reader
 from etl.reconcile import mend
 from etl.schema_changes import describe_changes
-from etl.source import Reader, Source
-from etl.target import Writer
+from etl.source import Source
 
 MAX_EXAMPLES = 10  # of each kind, for a table
 
@@ -70,7 +71,7 @@ def verify(
     Raises UnavailableError when nothing can be compared, LockHeldError when a run keeps a repair from starting.
     """
     with closing(postgres.connect_target(settings)) as control:
-        if not state.has_ledger(control):
+        if not ledger.has_ledger(control):
             raise UnavailableError(
                 f"the target {settings.target_url.address} holds no replicated tables: run `etl run` first"
             )
@@ -89,7 +90,8 @@ class _Verification:
     def compare(self, table_names: Sequence[str], run_id: int | None = None) -> tuple[Verdict, ...]:
         """Compare tables at one snapshot of each side; a run id makes it mend what differs."""
         with closing(postgres.connect_target(self.settings)) as holder, Source(self.settings) as source:
-            snapshot = state.export_snapshot(holder)
+            with postgres.errors_of("target", "exporting a snapshot"), holder.cursor() as cursor:
+                snapshot = postgres.export_snapshot(cursor)
             progress = state.read_progress(holder)
             found = source.read_catalog(self.types, table_names)
             source.export_snapshot({table.name for table in found.tables})
@@ -102,24 +104,28 @@ class _Verification:
                         target.open_writer(self.settings, table, run_id or 0) as writer,
                         source.open_reader(table) as reader,
                     ):
-                        comparison = _compare(reader, writer, snapshot, watermark, is_repair=run_id is not None)
+                        counts: list[Counts] = []
+                        exchange = Exchange(source=source, reader=reader, writer=writer, on_commit=counts.append)
+                        verdict = _compare(exchange, snapshot, watermark, is_repair=run_id is not None)
+                        repaired = sum(each.inserted + each.updated + each.deleted for each in counts)
+                        verdict = replace(verdict, repaired=repaired)
                 except EtlError as error:
-                    comparison = Verdict(table_name=table.name, error=str(error))
+                    verdict = Verdict(table_name=table.name, error=str(error))
                 finally:
                     source.leave_snapshot(table.name)
-                self.observe(Event(kind="table_compared", table_name=table.name, message=describe(comparison)))
-                return comparison
+                self.observe(Event(kind="table_compared", table_name=table.name, message=describe(verdict)))
+                return verdict
 
             with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="table") as pool:
                 compared = list(pool.map(compare_one, found.tables))
         refused = [Verdict(table_name=name, error=reason) for name, reason in found.refusals.items()]
-        return tuple(sorted([*compared, *refused], key=lambda comparison: comparison.table_name))
+        return tuple(sorted([*compared, *refused], key=lambda verdict: verdict.table_name))
 
     def repair(self, control: Connection, table_names: Sequence[str]) -> tuple[Verdict, ...]:
         """Mend what differs, as a run of its own, and compare the tables concerned once more."""
-        with state.run_lock(control, self.settings.lock_wait_seconds):
-            state.prepare(control)
-            run_id = state.begin_run(control)
+        with ledger.run_lock(control, self.settings.lock_wait_seconds):
+            ledger.prepare(control)
+            run_id = ledger.begin_run(control)
             error: str | None = "interrupted"
             try:
                 first = self.compare(table_names, run_id)
@@ -128,27 +134,27 @@ class _Verification:
                 failed = [found for found in first if found.error]
                 for found in failed:
                     result = TableResult(table_name=found.table_name, status="failed", error=found.error)
-                    state.fail_table(control, run_id, result)
+                    ledger.fail_table(control, run_id, result)
                 error = f"failed: {', '.join(found.table_name for found in failed)}" if failed else None
             finally:
-                state.end_run(control, run_id, error)
+                ledger.end_run(control, run_id, error)
         second = {one.table_name: replace(one, repaired=mended[one.table_name].repaired) for one in again}
-        return tuple(second.get(comparison.table_name, comparison) for comparison in first)
+        return tuple(second.get(verdict.table_name, verdict) for verdict in first)
 
 
-def describe(comparison: Verdict) -> str:
+def describe(verdict: Verdict) -> str:
     """Return what was found of a table in one line."""
-    if comparison.error:
-        return comparison.error
-    repaired = f", after {comparison.repaired:,} rows were repaired" if comparison.repaired else ""
+    if verdict.error:
+        return verdict.error
+    repaired = f", after {verdict.repaired:,} rows were repaired" if verdict.repaired else ""
     counts = {
-        "missing in raw": comparison.missing,
-        "extra in raw": comparison.extra,
-        "changed": comparison.changed,
-        "pending": comparison.pending,
+        "missing in raw": verdict.missing,
+        "extra in raw": verdict.extra,
+        "changed": verdict.changed,
+        "pending": verdict.pending,
     }
     found = ", ".join(f"{rows:,} {kind}" for kind, rows in counts.items() if rows)
-    if comparison.is_equal:
+    if verdict.is_equal:
         return f"equal{repaired}" + (f"; {found}, which the next run reads" if found else "")
     return f"different{repaired}: {found}"
 
@@ -157,26 +163,24 @@ def _watermark(table: Table, progress: Progress) -> str | None:
     return progress.watermark if progress.column == table.watermark else None
 
 
-def _compare(reader: Reader, writer: Writer, snapshot: str, watermark: str | None, *, is_repair: bool) -> Verdict:
+def _compare(exchange: Exchange, snapshot: str, watermark: str | None, *, is_repair: bool) -> Verdict:
+    reader, writer, table = exchange.reader, exchange.writer, exchange.writer.table
     if not writer.fit():
-        raise TableError(f"expected raw.{writer.table.name} on the target, found none: run `etl run` first")
+        raise TableError(f"expected raw.{table.name} on the target, found none: run `etl run` first")
     if writer.changes:
         changes = describe_changes(writer.changes)
-        raise TableError(f"{writer.table.label} has changed since it was replicated: {changes}: run `etl run` first")
-    table = writer.table
+        raise TableError(f"{table.label} has changed since it was replicated: {changes}: run `etl run` first")
     with writer.at_snapshot(snapshot) as cursor:
         found = find_differences(reader, cursor, table, table.columns, watermark)
         examples = _examples(reader, cursor, table, found)
     if table.config.deletes == "none":  # rows that are gone stay
         found = replace(found, extra=0)
         examples = tuple(example for example in examples if example.kind != "extra")
-    counts = [Counts()]
     if is_repair and not found.are_none:
         check_fraction(table, found.extra, found.raw_rows)
         writer.start_table(reader.snapshot, watermark)
-        mend(reader, writer, found, counts.append)
+        mend(exchange, found)
         writer.finish_table(watermark)
-    repaired = sum(each.inserted + each.updated + each.deleted for each in counts)
     return Verdict(
         table_name=table.name,
         source_rows=found.source_rows,
@@ -186,7 +190,6 @@ def _compare(reader: Reader, writer: Writer, snapshot: str, watermark: str | Non
         changed=found.changed,
         pending=found.pending,
         examples=examples,
-        repaired=repaired,
     )
 
 

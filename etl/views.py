@@ -111,7 +111,7 @@ class Extras:
     """What a relation has beside its definition."""
 
     kind: str  # "table" or "view"
-    grants: tuple[Grant, ...] | None  # None: those that a new relation of its owner has without default privileges
+    grants: tuple[Grant, ...]  # without the owner's own
     comments: tuple[tuple[str | None, str], ...]  # column or None, and text
 
 
@@ -148,9 +148,9 @@ def check_views(cursor: Cursor, relation: sql.Identifier, label: str, columns: S
             )
 
 
-def read_extras(cursor: Cursor, relation: sql.Identifier, kind: str = "table") -> Extras:
-    """Return the grants and comments of a relation."""
-    return _read_extras(cursor, _oid_of(cursor, relation), kind)
+def read_extras(cursor: Cursor, table: sql.Identifier) -> Extras:
+    """Return the grants and comments of a table."""
+    return _read_extras(cursor, _oid_of(cursor, table), "table")
 
 
 def give_extras(cursor: Cursor, relation: sql.Identifier, extras: Extras, columns: Sequence[str] | None = None) -> None:
@@ -161,7 +161,7 @@ def give_extras(cursor: Cursor, relation: sql.Identifier, extras: Extras, column
     cursor.execute(LIST_GRANTEES, {"oid": _oid_of(cursor, relation)})
     for (grantee,) in cursor.fetchall():
         cursor.execute(sql.SQL("revoke all on table {} from {}").format(relation, sql.SQL(grantee or "public")))
-    for grant in extras.grants or ():
+    for grant in extras.grants:
         if columns is None or grant.column is None or grant.column in columns:
             cursor.execute(
                 sql.SQL("grant {}{} on table {} to {}{}").format(
@@ -223,15 +223,13 @@ def _create(view: View) -> sql.Composable:
 
 
 def _read_extras(cursor: Cursor, oid: int, kind: str) -> Extras:
-    cursor.execute("select relacl is null from pg_catalog.pg_class where oid = %s", (oid,))
-    has_defaults = cursor.fetchone() == (True,)
     cursor.execute(LIST_GRANTS, {"oid": oid})
     grants = tuple(
         Grant(column=column, privilege=privilege, is_grantable=is_grantable, grantee=grantee)
         for column, privilege, is_grantable, grantee in cursor
     )
     cursor.execute(LIST_COMMENTS, {"oid": oid})
-    return Extras(kind=kind, grants=None if has_defaults and not grants else grants, comments=tuple(cursor.fetchall()))
+    return Extras(kind=kind, grants=grants, comments=tuple(cursor.fetchall()))
 
 
 def _oid_of(cursor: Cursor, relation: sql.Identifier) -> int:

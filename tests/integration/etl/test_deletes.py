@@ -12,7 +12,7 @@ from etl import key_ranges, state
 from etl.errors import TableError
 from etl.key_ranges import MIN_RANGE_ROWS
 from etl.model import RunOptions
-from etl.source import Reader
+from etl.reader import Reader
 
 KEYS = {
     "bigint": "n::bigint",

@@ -17,6 +17,7 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
+import etl.activity
 import etl.source
 from etl import fence
 from etl.config import DatabaseUrl
@@ -275,8 +276,8 @@ def prepare_between_listings(monkeypatch, writer):
 
         return listing_and_prepare
 
-    for name in ("_list_transactions", "_list_starts"):
-        monkeypatch.setattr(etl.source, name, spied(getattr(etl.source, name)))
+    for name in ("list_transactions", "list_starts"):
+        monkeypatch.setattr(etl.activity, name, spied(getattr(etl.activity, name)))
 
 
 def test_a_transaction_that_prepares_between_the_two_listings_is_seen(orders, read_as_role, open_session, monkeypatch):

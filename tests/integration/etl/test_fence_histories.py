@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from psycopg2.extras import wait_select
 
+import etl.activity
 from etl import pipeline
 from etl.config import DatabaseUrl
 from etl.model import Point
@@ -486,15 +487,15 @@ def history(replication, wait_until, monkeypatch):
         replication.settings, fence_margin_seconds=0.0, fence_wait_seconds=0.0, parallel_tables=1, max_attempts=1
     )
     found = History(replication, wait_until)
-    list_activity = Source._list_activity
+    list_activity = etl.activity.list_activity
 
-    def list_interrupted(self, cursor):
+    def list_interrupted(cursor, *, is_standby):
         found.reach_moment()
-        activity = list_activity(self, cursor)
+        activity = list_activity(cursor, is_standby=is_standby)
         found.reach_moment()
         return activity
 
-    monkeypatch.setattr(Source, "_list_activity", list_interrupted)
+    monkeypatch.setattr(etl.activity, "list_activity", list_interrupted)
     yield found
     found.close()
 

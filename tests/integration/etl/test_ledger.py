@@ -13,7 +13,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 
-from etl import pipeline, state
+from etl import ledger, pipeline
 from etl.errors import ConfigurationError, LockHeldError, UnavailableError
 
 LEDGER_V1 = Path(__file__).with_name("ledger_v1.sql")
@@ -300,10 +300,10 @@ def test_run_ids_are_serial_and_runs_that_could_not_begin_take_none(items):
     items.run()
     with pytest.raises(ConfigurationError):
         items.run("nothing")
-    items.on_target("select pg_advisory_lock(%s)", state.RUN_LOCK_KEY)
+    items.on_target("select pg_advisory_lock(%s)", ledger.RUN_LOCK_KEY)
     with pytest.raises(LockHeldError):
         items.run(lock_wait_seconds=0.05)
-    items.on_target("select pg_advisory_unlock(%s)", state.RUN_LOCK_KEY)
+    items.on_target("select pg_advisory_unlock(%s)", ledger.RUN_LOCK_KEY)
 
     items.run("items")
     items.run()
@@ -449,14 +449,14 @@ def test_every_table_of_the_ledger_says_what_it_is(items):
         "schema_changes",
     }
     assert all(found.values())
-    assert found["runs"].startswith(state.LEDGER_VERSION)
+    assert found["runs"].startswith(ledger.LEDGER_VERSION)
 
 
 def test_preparing_the_ledger_again_changes_nothing(items):
     items.run()
     catalog, contents = items.on_target(CATALOG_VERSIONS), contents_of_ledger(items)
 
-    state.prepare(items.target)
+    ledger.prepare(items.target)
 
     assert len(catalog) > 50
     assert items.on_target(CATALOG_VERSIONS) == catalog
@@ -517,7 +517,7 @@ def test_a_ledger_of_version_1_is_carried_over_with_what_it_says(items):
         "select table_name, column_name, watermark, points, system_identifier, run_id, changed_at from etl.watermarks"
     )
 
-    state.prepare(items.target)
+    ledger.prepare(items.target)
 
     assert items.on_target(f"select {names} from etl.runs") == before
     assert items.on_target(f"select {table_names} from etl.table_runs") == tables_before
@@ -531,7 +531,7 @@ def test_a_ledger_of_version_1_is_carried_over_with_what_it_says(items):
     )
     assert watermarks_before[0][3] == [point]
     assert items.on_target("select as_of, raw_types from etl.watermarks") == [(None, {})]
-    assert items.on_target("select obj_description('etl.runs'::regclass)")[0][0].startswith(state.LEDGER_VERSION)
+    assert items.on_target("select obj_description('etl.runs'::regclass)")[0][0].startswith(ledger.LEDGER_VERSION)
 
 
 def test_a_run_after_version_1_goes_on_from_its_watermark_and_loads_nothing_twice(items_v1):
@@ -578,10 +578,10 @@ def test_a_ledger_carried_over_is_the_same_as_a_new_one(items):
     put_ledger_v1(items)
     old = items.on_target(DEFINITIONS)
 
-    state.prepare(items.target)
+    ledger.prepare(items.target)
     carried_over = items.on_target(DEFINITIONS)
     catalog = items.on_target(CATALOG_VERSIONS)
-    state.prepare(items.target)
+    ledger.prepare(items.target)
 
     assert old != new
     assert carried_over == new

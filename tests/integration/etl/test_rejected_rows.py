@@ -14,7 +14,7 @@ from psycopg2 import sql
 
 from etl import pipeline
 from etl.errors import UnavailableError
-from etl.source import Reader
+from etl.reader import Reader
 
 REJECTS = "select key, sqlstate, message, row_text, run_id, first_run_id from etl.rejected_rows where table_name = %s"
 _numbers = itertools.count(1)

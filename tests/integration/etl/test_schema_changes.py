@@ -149,7 +149,7 @@ def test_a_break_after_the_column_was_added_leaves_no_row_unfilled(items, monkey
     items.configure({"defaults": {"batch_rows": 4}})
     items.on_source("alter table items add column extra int default 7")
     batches = []
-    add_batch = target.state.add_batch
+    add_batch = target.ledger.add_batch
 
     def break_at_third(*arguments):
         batches.append(1)
@@ -158,7 +158,7 @@ def test_a_break_after_the_column_was_added_leaves_no_row_unfilled(items, monkey
         add_batch(*arguments)
 
     with monkeypatch.context() as patching:
-        patching.setattr(target.state, "add_batch", break_at_third)
+        patching.setattr(target.ledger, "add_batch", break_at_third)
         with pytest.raises(KeyboardInterrupt):
             items.run_one("items")
     filled = items.on_target("select count(*) from raw.items where extra = 7")
@@ -277,7 +277,7 @@ def test_the_key_can_be_widened(viewed):
 def test_readers_never_miss_a_view_while_a_type_is_widened(viewed, monkeypatch):
     """They wait for the transaction, or see what was there before."""
     seen = []
-    record = target.state.record_changes
+    record = target.ledger.record_changes
 
     def look(*arguments):
         with closing(psycopg2.connect(viewed.target_url)) as reader, reader.cursor() as cursor:
@@ -285,7 +285,7 @@ def test_readers_never_miss_a_view_while_a_type_is_widened(viewed, monkeypatch):
             seen.append(cursor.fetchone())
         record(*arguments)
 
-    monkeypatch.setattr(target.state, "record_changes", look)
+    monkeypatch.setattr(target.ledger, "record_changes", look)
     viewed.on_source("alter table items alter column amount type bigint")
 
     viewed.run_one("items")
@@ -603,7 +603,7 @@ def test_a_reset_is_refused_before_the_load_when_something_would_be_lost_for_goo
 @pytest.fixture
 def scans_of_source(monkeypatch):
     """What was copied from the source after the first load."""
-    from etl.source import Reader
+    from etl.reader import Reader
 
     found = []
     monkeypatch.setattr(Reader, "copy", lambda *_: found.append(1))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from etl.errors import LockHeldError
 from etl.key_ranges import MIN_RANGE_ROWS
 from etl.model import RunOptions
-from etl.source import Reader
+from etl.reader import Reader
 from etl.target import Writer
 from etl.verify import verify
 

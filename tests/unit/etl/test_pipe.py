@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.target import pipe
+from etl.copy_pipe import pipe
 
 
 def read_all(into):

@@ -1,0 +1,94 @@
+"""The transaction of one batch: rows are merged in parts, and a part that fails leaves the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from psycopg2.extensions import cursor as Cursor
+from psycopg2.sql import Composable
+
+from etl import postgres, raw_statements, rejects, state
+from etl.copy_pipe import CHUNK_BYTES, CopyOut, pipe
+from etl.errors import RowRefusedError, TableError
+from etl.model import Counts, Progress, Table
+
+
+class Batch:
+    """The transaction of one batch: rows are merged in parts, and a part that fails leaves the others."""
+
+    def __init__(self, cursor: Cursor, table: Table, run_id: int) -> None:
+        self._cursor = cursor
+        self._table = table
+        self._run_id = run_id
+        self._is_empty = True
+        self._refusals: dict[tuple[str, ...], RowRefusedError] = {}
+        self.counts = Counts()
+
+    def merge(self, copy_out: CopyOut) -> Counts:
+        """Merge rows; raises RowRefusedError, with this part undone, when the target refuses any of them."""
+        with postgres.errors_of("target", self._table.label):
+            with postgres.savepoint(self._cursor, "part"), postgres.errors_of("target", self._table.label):
+                counts = self._merge(copy_out)
+            self._is_empty = self._is_empty and not counts.read
+        self.counts += counts
+        return counts
+
+    def reject(self, key: Sequence[str], text: bytes, refusal: RowRefusedError) -> None:
+        """Keep a row that the target refused; raises TableError when it is one more than the table may have."""
+        with postgres.errors_of("target", self._table.label):
+            refused_by = rejects.add_reject(
+                self._cursor, self._run_id, self._table.name, key=key, text=text, refusal=refusal
+            )
+        self._refusals[tuple(key)] = refusal
+        if refused_by != self._run_id:  # a row that a run reads twice counts once
+            self.counts += Counts(read=1, rejected=1)
+        if refused_by is None:
+            self._check_rejects()
+
+    def clear_rejects(self, retried: Iterable[tuple[str, ...]]) -> None:
+        """Forget those of the rows refused before that this batch has not refused again.
+
+        Raises TableError when more are left than the table may have.
+        """
+        with postgres.errors_of("target", self._table.label):
+            rejects.clear_rejects(self._cursor, self._table.name, set(retried) - self._refusals.keys())
+        self._check_rejects()
+
+    def save_progress(self, progress: Progress) -> None:
+        """Store the progress of a table that is done with this batch."""
+        with postgres.errors_of("target", self._table.label):
+            state.save_progress(self._cursor, self._run_id, self._table, progress)
+
+    def _check_rejects(self) -> None:
+        limit = self._table.config.max_rejected_rows
+        with postgres.errors_of("target", self._table.label):
+            is_within = rejects.count_rejects(self._cursor, self._table.name) <= limit
+        if is_within or not self._refusals:
+            return
+        key, refusal = list(self._refusals.items())[-1]
+        raise TableError(
+            f"{self._table.label}: the target refuses more than max_rejected_rows = {limit} rows, the last one "
+            f"{_describe_key(self._table, key)}: {refusal}; mend the rows or raw.{self._table.name}, or raise "
+            "max_rejected_rows in tables.yml"
+        )
+
+    def _merge(self, copy_out: CopyOut) -> Counts:
+        if not self._is_empty:
+            self._cursor.execute("truncate pg_temp.etl_batch")
+        rows, size = copy_rows(self._cursor, self._table, copy_out, into=raw_statements.BATCH, freeze=False)
+        if not rows:
+            return Counts(bytes=size)
+        self._cursor.execute(raw_statements.merge(self._table, self._run_id))
+        inserted, updated = self._cursor.fetchone() or (0, 0)
+        return Counts(read=rows, inserted=inserted, updated=updated, bytes=size)
+
+
+def copy_rows(cursor: Cursor, table: Table, copy_out: CopyOut, *, into: Composable, freeze: bool) -> tuple[int, int]:
+    """Copy rows into a table of the target; return how many, and their bytes."""
+    statement = raw_statements.copy_in(table, into, freeze=freeze)
+    size = pipe(copy_out, lambda file: cursor.copy_expert(statement, file, CHUNK_BYTES))
+    return cursor.rowcount, size
+
+
+def _describe_key(table: Table, key: Sequence[str]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in zip(table.key, key, strict=True))

@@ -1,0 +1,41 @@
+"""Parts of catalog queries that several modules ask with. No I/O."""
+
+from __future__ import annotations
+
+# The partitions of the table {oid} that hold rows, or the table itself. pg_partition_tree() would wait for locks.
+LEAVES = """
+    with recursive parts as (
+        select {oid} as oid
+        union all
+        select i.inhrelid from pg_catalog.pg_inherits as i
+        join parts as p on p.oid = i.inhparent
+        join pg_catalog.pg_class as parent on parent.oid = p.oid and parent.relkind = 'p'
+    )
+    select leaf.* from parts join pg_catalog.pg_class as leaf on leaf.oid = parts.oid and leaf.relkind <> 'p'
+"""
+# The columns of an index i, in its order; the part after WHERE picks the index.
+KEY_COLUMNS = """
+    select array_agg(a.attname::text order by k.place)
+    from pg_catalog.pg_index as i
+    cross join unnest(i.indkey::int2[]) with ordinality as k (number, place)
+    join pg_catalog.pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.number
+    where k.place <= i.indnkeyatts and {condition}
+"""
+PRIMARY_KEY = KEY_COLUMNS.format(condition="i.indrelid = {oid} and i.indisprimary")
+# Whether an index serves a search by the column a alone.
+LEADS_AN_INDEX = """
+    exists (
+        select from pg_catalog.pg_index as i
+        where i.indrelid = a.attrelid and i.indkey[0] = a.attnum and i.indisvalid and i.indpred is null
+    )
+"""
+# The sequence that the column a takes its numbers from, if it owns one.
+OWN_SEQUENCE = """
+    select q.*
+    from pg_catalog.pg_depend as d
+    join pg_catalog.pg_sequence as q on q.seqrelid = d.objid
+    where d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
+        and d.classid = 'pg_catalog.pg_class'::regclass and d.deptype in ('a', 'i')
+    order by d.deptype desc, q.seqcache desc, q.seqincrement desc
+    limit 1
+"""

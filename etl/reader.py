@@ -1,0 +1,116 @@
+"""Reads one table of the source at one snapshot. Nothing here writes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import IO, Any
+
+from psycopg2.extensions import connection as Connection
+from psycopg2.sql import Composable
+
+from etl import key_ranges, postgres, statements, table_files
+from etl.key_ranges import Comparison, Side
+from etl.model import Table
+from etl.statements import BlockRange, Window
+
+
+class Reader:
+    """One table at one snapshot."""
+
+    def __init__(self, connection: Connection, table: Table, snapshot: str, *, on_close: Callable[[], None]) -> None:
+        self._connection = connection
+        self._table = table
+        self.snapshot = snapshot
+        self._on_close = on_close
+
+    def close(self) -> None:
+        """Leave the snapshot and the lock on the table."""
+        self._connection.close()
+        self._on_close()
+
+    def copy_out(self, table: Table, rows: Window | BlockRange, into: IO[bytes]) -> None:
+        """Write rows to a file in COPY format; `table` says in which form, as the target wants it."""
+        self.copy(statements.copy_out(table, rows), into)
+
+    def copy_out_keys(self, rows: Window | BlockRange, into: IO[bytes]) -> None:
+        """Write the keys of rows to a file in COPY text format."""
+        self.copy(statements.copy_out_keys(self._table, rows), into)
+
+    def text_of(self, window: Window) -> bytes:
+        """Return the rows of a small window in COPY text format, in UTF-8."""
+        return self._copied(statements.copy_out_text(self._table, window))
+
+    def window_end(self, window: Window) -> tuple[str, ...]:
+        """Return the order values of the last row of a window that was full."""
+        return self._row(statements.window_end(self._table, window))
+
+    def key_of(self, window: Window) -> tuple[str, ...]:
+        """Return the key, as text, of the last row of a window that was full."""
+        return self._row(statements.last_key(self._table, window))
+
+    def lesser_watermark(self, one: str, other: str) -> str:
+        """Return the lesser of two values of the watermark column."""
+        return str(self._row(statements.lesser_watermark(self._table, one, other))[0])
+
+    def last_sequence_value(self) -> int | None:
+        """Return the last number of the watermark's sequence; None without one, or without the privilege."""
+        statement = (
+            "select case when pg_catalog.has_sequence_privilege(%s::oid, 'select, usage')"
+            " then pg_catalog.pg_sequence_last_value(%s::oid) end"
+        )
+        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            cursor.execute(statement, [self._table.watermark_sequence] * 2)
+            last: int | None = postgres.single(cursor)
+        return last
+
+    def has_values(self, names: Sequence[str]) -> bool:
+        """Tell whether any row has a value in any of these columns."""
+        return bool(self._row(statements.has_values(self._table, names))[0])
+
+    def has_null_watermark(self) -> bool:
+        """Tell whether any row has no watermark."""
+        return bool(self._row(statements.has_null_watermark(self._table))[0])
+
+    def block_counts(self) -> list[int]:
+        """Return the number of blocks of each partition, or of the table itself."""
+        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            return table_files.read_block_counts(cursor, self._table.oid)
+
+    def checksums(self, comparison: Comparison) -> dict[int, tuple[int, str]]:
+        """Return for each range of keys that has rows how many, and a checksum."""
+        statement = key_ranges.checksums(Side(table=self._table, is_source=True), comparison)
+        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            cursor.execute(statement)
+            return {number: (rows, checksum) for number, rows, checksum in cursor}
+
+    def column_hashes(
+        self, keys: Sequence[tuple[str, ...]], *, is_same_encoding: bool
+    ) -> dict[tuple[str, ...], list[int]]:
+        """Return for each of some keys the hashes of the row's columns."""
+        side = Side(table=self._table, is_source=True)
+        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            cursor.execute(key_ranges.column_hashes(side, keys, is_same_encoding=is_same_encoding))
+            return {tuple(key): hashes for *key, hashes in cursor}
+
+    @property
+    def encoding(self) -> str | None:
+        """The encoding of the source's database, in which hashes of text are taken."""
+        return self._connection.info.parameter_status("server_encoding")
+
+    def copy(self, statement: Composable, into: IO[bytes]) -> None:
+        """Write what a COPY statement gives to a file."""
+        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            cursor.copy_expert(statement, into)
+
+    def _row(self, statement: str | Composable) -> tuple[Any, ...]:
+        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            cursor.execute(statement)
+            row = cursor.fetchone()
+        assert row is not None
+        return tuple(row)
+
+    def _copied(self, statement: Composable) -> bytes:
+        buffer = io.BytesIO()
+        self.copy(statement, buffer)
+        return buffer.getvalue()

@@ -1,0 +1,69 @@
+"""Keeps the rows that the target refused, in the caller's transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+from psycopg2.extensions import cursor as Cursor
+
+from etl.errors import RowRefusedError
+
+ADD_REJECT = """
+    insert into etl.rejected_rows (table_name, key, row_text, sqlstate, message, run_id, first_run_id)
+    values (%(table)s, %(key)s, %(row)s, %(sqlstate)s, %(message)s, %(run_id)s, %(run_id)s)
+    on conflict (table_name, key) do update set
+        row_text = excluded.row_text, sqlstate = excluded.sqlstate, message = excluded.message,
+        run_id = excluded.run_id, rejected_at = clock_timestamp()
+"""
+
+
+def add_reject(
+    cursor: Cursor, run_id: int, table_name: str, *, key: Sequence[str], text: bytes, refusal: RowRefusedError
+) -> int | None:
+    """Keep a row that the target refused; return the last run that refused it before, None for a row new here."""
+    parameters = {
+        "table": table_name,
+        "key": _write_key(key),
+        "row": as_ascii(text.decode("utf-8").removesuffix("\n")),
+        "sqlstate": refusal.sqlstate,
+        "message": as_ascii(str(refusal)),
+        "run_id": run_id,
+    }
+    cursor.execute(
+        "select run_id from etl.rejected_rows where table_name = %s and key = %s", (table_name, parameters["key"])
+    )
+    before = cursor.fetchone()
+    cursor.execute(ADD_REJECT, parameters)
+    return before[0] if before else None
+
+
+def count_rejects(cursor: Cursor, table_name: str) -> int:
+    """Return how many rows of the table are refused at present."""
+    cursor.execute("select count(*) from etl.rejected_rows where table_name = %s", (table_name,))
+    row = cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def read_rejected_keys(cursor: Cursor, table_name: str) -> tuple[tuple[str, ...], ...]:
+    """Return the keys of the rows that are refused at present."""
+    cursor.execute("select key from etl.rejected_rows where table_name = %s order by key", (table_name,))
+    return tuple(tuple(json.loads(key)) for (key,) in cursor.fetchall())
+
+
+def clear_rejects(cursor: Cursor, table_name: str, keys: Iterable[Sequence[str]]) -> None:
+    """Forget rows that were refused and are not any more."""
+    cursor.execute(
+        "delete from etl.rejected_rows where table_name = %s and key = any (%s)",
+        (table_name, [_write_key(key) for key in keys]),
+    )
+
+
+def _write_key(key: Sequence[str]) -> str:
+    return json.dumps(list(key))
+
+
+def as_ascii(text: str) -> str:
+    """Escape what a target of another encoding might not be able to hold."""
+    return text.encode("ascii", "backslashreplace").decode("ascii")
