@@ -36,7 +36,7 @@ simulate: environment  ## play activity on the embedded source (ARGS="--seconds 
 extract: environment  ## replicate what changed (ARGS=orders for one table)
 	@$(LOCAL) extract $(ARGS)
 
-dbt-run: environment  ## build the models (ARGS=--full-refresh)
+dbt-run: environment  ## build snapshots and models (ARGS=--full-refresh)
 	@$(LOCAL) dbt-run $(ARGS)
 
 dbt-test: environment  ## test the models

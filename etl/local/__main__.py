@@ -100,7 +100,8 @@ def discover(arguments: Sequence[str]) -> int:
 
 
 def dbt_run(arguments: Sequence[str]) -> int:
-    return _dbt("run", arguments)
+    tests_apart = ["--exclude-resource-type", "test", "--exclude-resource-type", "unit_test"]
+    return _dbt("build", [*tests_apart, *arguments])
 
 
 def dbt_test(arguments: Sequence[str]) -> int:

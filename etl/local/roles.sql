@@ -15,6 +15,8 @@ alter default privileges for role loader in schema etl grant select on tables to
 -- transformer owns what it builds; analyst reads the marts, and nothing else.
 create schema if not exists staging authorization transformer;
 create schema if not exists intermediate authorization transformer;
+create schema if not exists snapshots authorization transformer;
+create schema if not exists audit authorization transformer;
 -- A change of a raw table takes the views on it off and puts them back, as their owner; loader has to ask for that.
 grant transformer to loader with inherit false, set true;
 -- Tombstones are purged once every model has read them, which dbt notes in this schema.

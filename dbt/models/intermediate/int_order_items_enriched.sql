@@ -11,7 +11,11 @@ orders as (
 ),
 
 products as (
-    select * from {{ ref('stg_products') }}
+    select * from {{ ref('int_products_history') }}
+),
+
+customers as (
+    select * from {{ ref('int_customers_history') }}
 ),
 
 enriched as (
@@ -24,6 +28,8 @@ enriched as (
         orders.status as order_status,
         orders.channel,
         products.category as product_category,
+        customers.tier as customer_tier,
+        customers.country_code as customer_country_code,
         items.quantity,
         items.unit_price_usd,
         items.quantity * items.unit_price_usd as gross_usd,
@@ -35,7 +41,10 @@ enriched as (
         (orders.ordered_at at time zone 'UTC')::date as order_date
     from items
     inner join orders on items.order_id = orders.order_id
-    left join products on items.product_id = products.product_id
+    left join products
+        on items.product_id = products.product_id and {{ was_valid_at('products', 'orders.ordered_at') }}
+    left join customers
+        on orders.customer_id = customers.customer_id and {{ was_valid_at('customers', 'orders.ordered_at') }}
 )
 
 select * from enriched

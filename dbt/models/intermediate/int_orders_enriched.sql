@@ -1,12 +1,15 @@
 with
 
 orders as (
-    select * from {{ ref('stg_orders') }}
+    select
+        *,
+        row_number() over (partition by customer_id order by ordered_at, order_id) as customer_order_number
+    from {{ ref('stg_orders') }}
     where not is_deleted and status <> 'cart'
 ),
 
 customers as (
-    select * from {{ ref('stg_customers') }}
+    select * from {{ ref('int_customers_history') }}
 ),
 
 enriched as (
@@ -23,16 +26,14 @@ enriched as (
         orders.tax_usd,
         orders.shipping_usd,
         orders.total_usd,
-        row_number() over (
-            partition by orders.customer_id
-            order by orders.ordered_at, orders.order_id
-        ) as customer_order_number,
+        orders.customer_order_number,
         orders.ordered_at,
         (orders.ordered_at at time zone 'UTC')::date as order_date,
         orders.shipped_at,
         orders.delivered_at
     from orders
-    left join customers on orders.customer_id = customers.customer_id and not customers.is_deleted
+    left join customers
+        on orders.customer_id = customers.customer_id and {{ was_valid_at('customers', 'orders.ordered_at') }}
 )
 
 select * from enriched

@@ -1,10 +1,6 @@
 {{
     config(
-        materialized='incremental',
-        incremental_strategy='rebuild_touched',
         unique_key='order_item_id',
-        on_schema_change='append_new_columns',
-        post_hook="{{ note_build() }}",
         indexes=[
             {'columns': ['order_item_id'], 'unique': true},
             {'columns': ['order_id']},
@@ -27,17 +23,22 @@ where {{ is_touched('orders') }}
 union
 select items.order_item_id
 from {{ ref('stg_order_items') }} as items
-inner join {{ ref('stg_products') }} as products on items.product_id = products.product_id
-where {{ is_touched('products') }}
+inner join {{ ref('stg_orders') }} as orders on items.order_id = orders.order_id
+inner join {{ ref('int_products_history') }} as products on items.product_id = products.product_id
+where {{ is_touched('products') }} and {{ had_begun('products', 'orders.ordered_at') }}
+union
+select items.order_item_id
+from {{ ref('stg_order_items') }} as items
+inner join {{ ref('stg_orders') }} as orders on items.order_id = orders.order_id
+inner join {{ ref('int_customers_history') }} as customers on orders.customer_id = customers.customer_id
+where {{ is_touched('customers') }} and {{ had_begun('customers', 'orders.ordered_at') }}
 {%- endcall %}
 
 with
 
 items as (
     select * from {{ ref('int_order_items_enriched') }}
-    {%- if is_incremental() %}
-        where order_item_id in (select touched.order_item_id from {{ touched_keys() }} as touched)
-    {%- endif %}
+    {{ where_touched('order_item_id') }}
 ),
 
 sales as (
@@ -50,6 +51,8 @@ sales as (
         order_status,
         channel,
         product_category,
+        customer_tier,
+        customer_country_code,
         quantity,
         unit_price_usd,
         gross_usd,
@@ -58,6 +61,7 @@ sales as (
         cost_usd,
         margin_usd,
         order_status in ('cancelled', 'returned') as is_reversed,
+        order_status = 'returned' as is_returned,
         ordered_at,
         order_date,
         now() as dbt_built_at

@@ -1,3 +1,5 @@
+{{ config(indexes=[{'columns': ['product_id'], 'unique': true}]) }}
+
 with
 
 products as (

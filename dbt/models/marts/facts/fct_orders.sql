@@ -1,10 +1,6 @@
 {{
     config(
-        materialized='incremental',
-        incremental_strategy='rebuild_touched',
         unique_key='order_id',
-        on_schema_change='append_new_columns',
-        post_hook="{{ note_build() }}",
         indexes=[
             {'columns': ['order_id'], 'unique': true},
             {'columns': ['customer_id']},
@@ -42,9 +38,6 @@ changed_customers as (
     union
     select built.customer_id from {{ this }} as built
     where built.order_id in (select changed_orders.order_id from changed_orders)
-    union
-    select customers.customer_id from {{ ref('stg_customers') }} as customers
-    where {{ is_touched('customers') }}
 )
 
 select changed_orders.order_id from changed_orders
@@ -56,10 +49,17 @@ union
 select orders.order_id from {{ ref('stg_orders') }} as orders
 where orders.customer_id in (select changed_customers.customer_id from changed_customers)
 union
-select items.order_id
-from {{ ref('stg_order_items') }} as items
-inner join {{ ref('stg_products') }} as products on items.product_id = products.product_id
-where {{ is_touched('products') }}
+-- Orders on which another version of the customer, or of a product, now has its say.
+select orders.order_id
+from {{ ref('stg_orders') }} as orders
+inner join {{ ref('int_customers_history') }} as customers on orders.customer_id = customers.customer_id
+where {{ is_touched('customers') }} and {{ had_begun('customers', 'orders.ordered_at') }}
+union
+select orders.order_id
+from {{ ref('stg_orders') }} as orders
+inner join {{ ref('stg_order_items') }} as items on orders.order_id = items.order_id
+inner join {{ ref('int_products_history') }} as products on items.product_id = products.product_id
+where {{ is_touched('products') }} and {{ had_begun('products', 'orders.ordered_at') }}
 union
 -- Orders that a line or a payment has left.
 select built.order_id from {{ this }} as built
@@ -74,7 +74,14 @@ with
 orders as (
     select * from {{ ref('int_orders_enriched') }}
     {%- if is_incremental() %}
-        where order_id in (select touched.order_id from {{ touched_keys() }} as touched)
+        where
+            order_id in (select touched.order_id from {{ touched_keys() }} as touched)
+            -- Said of the customer as well, so that only these customers' orders are numbered.
+            and customer_id = any(array(
+                select touched_orders.customer_id
+                from {{ ref('stg_orders') }} as touched_orders
+                where touched_orders.order_id in (select touched.order_id from {{ touched_keys() }} as touched)
+            ))
     {%- endif %}
 ),
 
@@ -84,12 +91,11 @@ items as (
         count(*)::integer as item_count,
         sum(quantity)::integer as unit_count,
         sum(gross_usd) as gross_usd,
+        sum(cost_usd) as cost_usd,
         sum(margin_usd) as margin_usd,
         array_agg(order_item_id order by order_item_id) as order_item_ids
     from {{ ref('int_order_items_enriched') }}
-    {%- if is_incremental() %}
-        where order_id in (select touched.order_id from {{ touched_keys() }} as touched)
-    {%- endif %}
+    {{ where_touched('order_id') }}
     group by order_id
 ),
 
@@ -101,11 +107,7 @@ payments as (
         min(paid_at) filter (where status = 'captured') as first_paid_at,
         array_agg(payment_id order by payment_id) as payment_ids
     from {{ ref('stg_payments') }}
-    where
-        not is_deleted
-        {%- if is_incremental() %}
-            and order_id in (select touched.order_id from {{ touched_keys() }} as touched)
-        {%- endif %}
+    where not is_deleted {{ where_touched('order_id', 'and') }}
     group by order_id
 ),
 
@@ -127,12 +129,14 @@ metrics as (
         orders.total_usd,
         coalesce(payments.paid_usd, 0) as paid_usd,
         coalesce(payments.refunded_usd, 0) as refunded_usd,
+        coalesce(items.cost_usd, 0) as cost_usd,
         coalesce(items.margin_usd, 0) as margin_usd,
         {{ hours_between('orders.ordered_at', 'payments.first_paid_at') }} as hours_to_pay,
         {{ hours_between('orders.ordered_at', 'orders.shipped_at') }} as hours_to_ship,
         {{ hours_between('orders.shipped_at', 'orders.delivered_at') }} as hours_to_deliver,
         orders.customer_order_number,
         orders.customer_order_number = 1 as is_first_order,
+        orders.status in ('cancelled', 'returned') as is_reversed,
         orders.ordered_at,
         orders.order_date,
         coalesce(items.order_item_ids, '{}') as order_item_ids,

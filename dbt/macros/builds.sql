@@ -1,0 +1,71 @@
+{#
+    What a build has read, for models that are stored.
+
+    A stored model notes, in the transaction of its rows, the newest run that had ended before it began, and no more
+    than what the stored models it reads from have noted: a fact that joins a history knows no later run than the
+    history does, whichever way the two were built. The next build reads from the noted run on. What a run in progress
+    commits after the note was taken belongs to a run above it, so the next build reads it again, whether this one
+    saw it or not. A build that fails notes nothing and is repeated in full.
+#}
+
+{% macro builds_table() -%}
+    {{ api.Relation.create(database=target.database, schema=generate_schema_name('intermediate', none), identifier='dbt_builds') }}
+{%- endmacro %}
+
+{# Make the table of builds where it is missing, and forget models that the project has no more; on-run-start. #}
+{% macro prepare_builds() -%}
+    {%- if execute -%}
+    create schema if not exists {{ generate_schema_name('intermediate', none) }};
+    create table if not exists {{ builds_table() }} (
+        model_name text primary key,
+        run_id bigint not null,
+        dbt_built_at timestamptz not null
+    );
+    delete from {{ builds_table() }}
+    where model_name not in (
+        {%- for node in graph.nodes.values() if node.resource_type in ('model', 'snapshot') -%}
+            '{{ node.alias }}', {% endfor -%} ''
+    )
+    {%- endif -%}
+{%- endmacro %}
+
+{# The names of the stored models from which a node reads, directly or through views. #}
+{% macro stored_parents(node) -%}
+    {%- set names = [] -%}
+    {%- for parent_id in node.depends_on.nodes if parent_id in graph.nodes -%}
+        {%- set parent = graph.nodes[parent_id] -%}
+        {%- if parent.config.materialized in ('view', 'ephemeral') -%}
+            {%- do names.extend(stored_parents(parent)) -%}
+        {%- else -%}
+            {%- do names.append(parent.alias) -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {{ return(names | unique | list) }}
+{%- endmacro %}
+
+{# Take the note of a build, before it reads anything; pre-hook of tables and snapshots, facts do it by themselves. #}
+{% macro begin_build() -%}
+    drop table if exists pg_temp.build_start;
+    create temporary table build_start as
+    select least(
+        (select coalesce(max(runs.run_id), 0) from {{ source('etl', 'runs') }} as runs where runs.ended_at is not null)
+        {%- for name in (stored_parents(model) if execute else []) -%}
+            , (select coalesce(max(builds.run_id), 0) from {{ builds_table() }} as builds where builds.model_name = '{{ name }}')
+        {%- endfor -%}
+    ) as run_id
+{%- endmacro %}
+
+{# Store the note; post-hook, in the transaction of the rows. #}
+{% macro note_build() -%}
+    insert into {{ builds_table() }} (model_name, run_id, dbt_built_at)
+    select '{{ this.identifier }}', build_start.run_id, now()
+    from pg_temp.build_start
+    on conflict (model_name) do update set run_id = excluded.run_id, dbt_built_at = excluded.dbt_built_at
+{%- endmacro %}
+
+{# True for rows that a run has changed since the last build of this model: of staging models, sources and histories. #}
+{% macro is_touched(relation_alias) -%}
+    {{ relation_alias }}._etl_run_id > (
+        select coalesce(max(builds.run_id), 0) from {{ builds_table() }} as builds where builds.model_name = '{{ this.identifier }}'
+    )
+{%- endmacro %}

@@ -1,0 +1,40 @@
+{{
+    config(
+        indexes=[
+            {'columns': ['product_id', 'warehouse_code', 'valid_from'], 'unique': true},
+            {'columns': ['_etl_run_id']},
+        ],
+    )
+}}
+
+with
+
+-- Stock begins when it was first seen: before that, days would show the stock that moved slowly, and no other.
+versions as (
+    {{
+        versions_of(
+            ref('snap_inventory_levels'),
+            key=['product_id', 'warehouse_code'],
+            columns=["on_hand", "reserved", "on_hand - reserved as available", "reorder_point"],
+            first_valid_from='written_at',
+        )
+    }}
+),
+
+history as (
+    select
+        product_id,
+        warehouse_code,
+        version_number,
+        on_hand,
+        reserved,
+        available,
+        reorder_point,
+        is_deleted,
+        valid_from,
+        valid_to,
+        _etl_run_id
+    from versions
+)
+
+select * from history
