@@ -53,20 +53,20 @@ def _run(settings: Settings, table_names: Sequence[str], observe: Observer, opti
         with ledger.run_lock(control, settings.lock_wait_seconds):
             ledger.prepare(control)
             types = target.read_types(control)
-            with Source(settings) as source:
-                source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded
+            with Source(settings) as source:  # the first attempt goes on with it, and closes it
+                found = source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded
                 _say_what_is_unseen(source, observe)
-            run_id = ledger.begin_run(control)
-            attempts = _Attempts(settings, control, run_id, table_names, types, observe, options)
-            error: str | None = "interrupted"
-            try:
-                results = attempts.run()
-                error = _summarize_failures(results)
-            except EtlError as failure:
-                error = str(failure)
-                raise
-            finally:
-                _end(control, run_id, error)
+                run_id = ledger.begin_run(control)
+                attempts = _Attempts(settings, control, run_id, table_names, types, observe, options, (source, found))
+                error: str | None = "interrupted"
+                try:
+                    results = attempts.run()
+                    error = _summarize_failures(results)
+                except EtlError as failure:
+                    error = str(failure)
+                    raise
+                finally:
+                    _end(control, run_id, error)
     return RunResult(run_id=run_id, seconds=time.monotonic() - started, tables=results)
 
 
@@ -108,6 +108,7 @@ class _Attempts:
     types: TargetTypes
     observe: Observer
     options: RunOptions
+    opened: tuple[Source, Catalog] | None  # for the first attempt; the others open their own
     results: dict[str, TableResult] = field(default_factory=dict)
     counts: dict[str, Counts] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -155,8 +156,9 @@ class _Attempts:
 
     def _replicate_at_new_snapshot(self) -> None:
         self.unfinished, self.has_started = set(), False
-        with Source(self.settings) as source:
-            found = source.read_catalog(self.types, self.table_names)
+        opened, self.opened = self.opened, None
+        with opened[0] if opened else Source(self.settings) as source:
+            found = opened[1] if opened else source.read_catalog(self.types, self.table_names)
             for notice in found.notices:
                 self._notice(notice)
             for name, reason in found.refusals.items():

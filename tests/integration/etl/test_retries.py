@@ -346,17 +346,21 @@ def test_tables_whose_snapshot_was_lost_are_tried_again(items, kind):
 
 
 def test_an_error_outside_the_tables_is_tried_again_and_counted_for_each(items, read_as_role, waits):
-    """The role may connect no more once the run has begun, which the notice tells, and again after an attempt."""
+    """The role may connect no more once the first snapshot has served one batch, and again after that attempt."""
+    items.configure({"defaults": {"batch_rows": 10}})
     read_as_role(False)
     name = find_reader(items)
     notices = []
 
     def forbid_then_allow(event):
+        if event.kind == "batch_committed" and len(notices) == 1:
+            items.on_source(f"alter role {name} connection limit 0")
         if event.kind == "notice":
             notices.append(event.message)
-            items.on_source(f"alter role {name} connection limit {0 if len(notices) == 1 else -1}")
+            items.on_source(f"alter role {name} connection limit -1")
 
-    result = pipeline.run(items.settings, ("items",), observe=forbid_then_allow)
+    settings = dataclasses.replace(items.settings, max_snapshot_seconds=0)
+    result = pipeline.run(settings, ("items",), observe=forbid_then_allow)
 
     (table,) = result.tables
     found = ledger(items, result.run_id)
