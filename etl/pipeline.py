@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -164,10 +164,11 @@ class _Attempts:
             for name, reason in found.refusals.items():
                 if name not in self.results:
                     self._fail(name, TableError(reason))
+            progress = state.read_progress(self.control)
             if not self.table_names:
-                self._note_missing(found)
+                self._note_missing(found, progress)
             pending = [table for table in found.tables if table.name not in self.results.keys() | self.errors.keys()]
-            tasks = _largest_first(self._prepare(source, pending))
+            tasks = _largest_first(self._prepare(source, pending, progress))
             with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="table") as pool:
                 try:
                     for future in [pool.submit(self._replicate, source, task) for task in tasks]:
@@ -176,23 +177,22 @@ class _Attempts:
                     pool.shutdown(wait=False, cancel_futures=True)  # tables at work end their statement in hand
                     raise
 
-    def _note_missing(self, found: Catalog) -> None:
+    def _note_missing(self, found: Catalog, progress: Mapping[str, Progress]) -> None:
         """Say once of each table that was replicated and is not among the source's any more, that it is gone."""
         present = {table.name for table in found.tables} | found.refusals.keys()
-        missing = [name for name in state.read_progress(self.control) if name not in present]
+        missing = [name for name in progress if name not in present]
         for name in ledger.record_missing_tables(self.control, self.run_id, missing):
             self._notice(
                 f"{name} is gone from the source, or left out in tables.yml: raw.{name} stays as it is; drop it when "
                 "nobody reads it (a table that was renamed is loaded under its new name)"
             )
 
-    def _prepare(self, source: Source, tables: Sequence[Table]) -> list[Task]:
+    def _prepare(self, source: Source, tables: Sequence[Table], progress: Mapping[str, Progress]) -> list[Task]:
         """Take the points, wait at the fence, take the snapshot, and return what there is to do at it."""
         counters = source.read_counters(tables)
         points, errors = source.take_points(tables)
         for name, error in errors.items():
             self._postpone_or_fail(name, error)
-        progress = state.read_progress(self.control)
         reconciled = state.read_counters(self.control)
         known = [point for table in tables for point in progress.get(table.name, Progress()).points]
         activity = source.drain([*known, *points.values()])
