@@ -254,6 +254,8 @@ def _storable(connection: Connection, text: str) -> str:
 
 def record_missing_tables(connection: Connection, run_id: int, names: Sequence[str]) -> list[str]:
     """Record that the source no longer has these tables, and return those of which that was not known."""
+    if not names:
+        return []
     with errors_of("target", "recording missing tables"), connection.cursor() as cursor:
         cursor.execute(
             "select w.table_name from etl.watermarks as w where w.table_name = any (%s) "
