@@ -209,7 +209,7 @@ class RawLoad:
             self._writer.remarks.append(
                 f"the key of raw.{table.name} was another: rows that are gone leave no tombstones"
             )
-            cursor.execute(raw_statements.count_loaded(table))
+            cursor.execute(raw_statements.count_loaded(table, has_tombstones="_etl_deleted_at" in types))
             loaded, live = cursor.fetchone() or (0, 0)
             gone = max(live - loaded, 0)
         if is_followed and not allow_deletes:

@@ -145,12 +145,12 @@ def carry_rows(table: Table, names: Sequence[str], run_id: int, *, as_tombstones
     )
 
 
-def count_loaded(table: Table) -> sql.Composable:
+def count_loaded(table: Table, *, has_tombstones: bool) -> sql.Composable:
     """Answer one row: how many rows the table being loaded has, and how many live ones the raw table."""
-    return sql.SQL(
-        "select (select count(*) from {}),"
-        " (select count(*) from {} as r where to_jsonb(r) ->> '_etl_deleted_at' is null)"
-    ).format(loading_table(table), raw_table(table.name))
+    is_live = sql.SQL("_etl_deleted_at is null" if has_tombstones else "true")
+    return sql.SQL("select (select count(*) from {}), (select count(*) from {} where {})").format(
+        loading_table(table), raw_table(table.name), is_live
+    )
 
 
 def analyze_raw(table: Table) -> sql.Composable:
