@@ -140,8 +140,8 @@ class RawLoad:
             state.save_load(cursor, self._writer.run_id, table.name, load)
         return counts
 
-    def check_replacement(self) -> None:
-        """Raise TableError when the raw table cannot be replaced by a new one; note what the new one will lack."""
+    def check_replacement(self) -> list[str]:
+        """Raise TableError when the raw table cannot be replaced by a new one; return what to say of what it lacks."""
         table, raw = self.table, raw_statements.raw_table(self.table.name)
         columns = [*(column.name for column in table.columns), *raw_statements.META_COLUMNS]
         with self._writer.session() as cursor:
@@ -154,9 +154,8 @@ class RawLoad:
                 f"raw.{table.name} is to be loaded anew, and would lose {', '.join(essential)}: drop that, run again, "
                 "then make it"
             )
-        if attached:
-            lost = ", ".join(text for _, text in attached)
-            self._writer.remarks.append(f"raw.{table.name} is made anew, without what somebody added to it: {lost}")
+        lost = ", ".join(text for _, text in attached)
+        return [f"raw.{table.name} is made anew, without what somebody added to it: {lost}"] if lost else []
 
     def publish(self, progress: Progress, *, allow_deletes: bool) -> Counts:
         """Give a table loaded in ranges its key, metadata and name, and store the progress.

@@ -119,8 +119,7 @@ def _load(
     writer, raw, columns = exchange.writer, RawLoad(exchange.writer), task.table.columns
     _say(observe, task.table, [f'column "{one.name}" becomes text: {one.remark}' for one in columns if one.remark])
     if is_replacement:
-        raw.check_replacement()
-        _say(observe, task.table, writer.remarks)
+        _say(observe, task.table, raw.check_replacement())
     after, loaded = _advance(exchange.source, task, Progress()), Counts()
 
     def on_commit(counts: Counts) -> None:
