@@ -62,6 +62,8 @@ HINTS: Mapping[str, str] = {
     "55P03": "see what holds the lock on the {side} in pg_locks, or raise ETL_LOCK_TIMEOUT_SECONDS",
     "57014": "raise ETL_STATEMENT_TIMEOUT_SECONDS, or see what slows the {side}",
 }
+# Functions of the server whose 42501 is about a policy, not a grant: the message is in the server's language.
+ASKS_POLICIES = ("check_enable_rls", "ExecWithCheckOptions")
 # Answers of a server that is there but not ready, or full, when a connection is opened.
 NOT_READY = ("starting up", "shutting down", "recovery", "too many", "remaining connection slots")
 
@@ -159,7 +161,7 @@ def translate(error: psycopg2.Error, side: str, where: str) -> EtlError:
         kind = RowRefusedError
     label = f" (SQLSTATE {state})" if state else ""
     hint = f": {HINTS[state].format(side=side)}" if state and state in HINTS else ""
-    if "row-level security" in text:  # rows that a policy hides would be missed
+    if state == "42501" and error.diag.source_function in ASKS_POLICIES:  # rows that a policy hides would be missed
         hint = f": alter role ... bypassrls on the {side}, or skip the table in tables.yml"
     return kind(
         f"{where}: the {side} answered: {text or type(error).__name__}{label}{hint}",
