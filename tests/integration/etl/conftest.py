@@ -1,11 +1,12 @@
 """A source, a target and the runs between them."""
 
+import datetime as dt
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from psycopg2.extensions import connection as Connection
 
 from etl import pipeline
 from etl.config import DatabaseUrl, Settings, parse_tables
-from etl.model import Event, RunOptions, RunResult, TableResult
+from etl.errors import EtlError
+from etl.model import Event, Point, RunOptions, RunResult, Table, TableResult
+from etl.source import Source
 
 
 @dataclass
@@ -228,6 +231,29 @@ def reader(orders: Replication, read_as_role: Callable[[bool], None], may_see_al
     """The orders, read by a role of its own."""
     read_as_role(may_see_all)
     return orders
+
+
+@pytest.fixture
+def watermark_is_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs trust max(column), whatever is still open, as loaders do that poll a column."""
+    monkeypatch.setattr(Source, "take_points", _take_max_points)
+
+
+def _take_max_points(source: Source, tables: Sequence[Table]) -> tuple[dict[str, Point], dict[str, EtlError]]:
+    points = {}
+    for table in tables:
+        statement = sql.SQL("select max({})::text, pg_postmaster_start_time() from {}").format(
+            sql.Identifier(str(table.watermark)), sql.Identifier(table.schema, table.name)
+        )
+        ((value, started_at),) = query(source._connection, statement)
+        if value is not None:
+            points[table.name] = Point(
+                value=value,
+                as_of=dt.datetime(1970, 1, 1, tzinfo=dt.UTC),
+                transactions=frozenset(),
+                server_started_at=started_at,
+            )
+    return points, {}
 
 
 @pytest.fixture

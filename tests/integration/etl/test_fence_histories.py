@@ -6,9 +6,7 @@ The same tests, with `max()` in place of the fence, have to fail: that shows wha
 """
 
 import dataclasses
-import datetime as dt
 import random
-import re
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +21,6 @@ from psycopg2.extras import wait_select
 
 import etl.activity
 from etl import pipeline
-from etl.config import DatabaseUrl
-from etl.model import Point
-from etl.source import Source
 
 ZONE = "Europe/Rome"
 LOCAL_NOW = f"(now() at time zone '{ZONE}')"
@@ -58,23 +53,6 @@ def make_tables(replication):
 def configure(replication, batch_rows):
     tables = {name: {"time_zone": ZONE} for name in STAMPED} | {name: {"watermark": "id"} for name in NUMBERED}
     replication.configure({"defaults": {"batch_rows": batch_rows}, "tables": tables})
-
-
-def take_max_points(self, tables):
-    """What loaders that poll a column do: trust max(column), whatever is still open."""
-    points = {}
-    with self._connection.cursor() as cursor:
-        for table in tables:
-            cursor.execute(f"select max({table.watermark})::text, pg_postmaster_start_time() from public.{table.name}")
-            value, started_at = cursor.fetchone()
-            if value is not None:
-                points[table.name] = Point(
-                    value=value,
-                    as_of=dt.datetime(1970, 1, 1, tzinfo=dt.UTC),
-                    transactions=frozenset(),
-                    server_started_at=started_at,
-                )
-    return points, {}
 
 
 def digits(number, *sizes):
@@ -501,20 +479,12 @@ def history(replication, wait_until, monkeypatch):
 
 
 @pytest.fixture(params=["as superuser", "without pg_read_all_stats"])
-def read_history(history, request):
+def read_history(history, read_as_role, request):
     """The history, also read by a role that cannot see when transactions of others began."""
-    if request.param == "as superuser":
-        yield history
-        return
-    replication = history.replication
-    name = "reader_" + replication.on_source("select current_database()")[0][0]
-    replication.on_source(f"create role {name} login password 'r'; grant usage on schema public to {name}")
-    replication.on_source(f"grant select on all tables in schema public to {name}")
-    url = re.sub(r"//[^@]*@", f"//{name}:r@", replication.source_url)
-    replication.settings = dataclasses.replace(replication.settings, source_url=DatabaseUrl(url))
-    history.sends_messages = False  # the documented limit of such a role
-    yield history
-    replication.on_source(f"drop owned by {name}; drop role {name}")
+    if request.param != "as superuser":
+        read_as_role(False)
+        history.sends_messages = False  # the documented limit of such a role
+    return history
 
 
 def report(tally, record_property):
@@ -534,9 +504,8 @@ def test_after_every_run_raw_holds_what_was_committed_before_its_snapshot(read_h
     assert read_history.tally["committed after a run"] > 10
 
 
-def test_the_same_histories_fail_when_the_watermark_is_the_maximum(history, monkeypatch, record_property):
-    monkeypatch.setattr(Source, "take_points", take_max_points)
-
+@pytest.mark.usefixtures("watermark_is_maximum")
+def test_the_same_histories_fail_when_the_watermark_is_the_maximum(history, record_property):
     with pytest.raises(AssertionError):
         play_histories(history, 100, phases=[Phase.generate])
 
@@ -626,9 +595,8 @@ def test_runs_beside_eight_writers_lose_nothing(replication, is_long, record_pro
     assert tally["transactions"] > 50
 
 
-def test_the_same_runs_lose_rows_when_the_watermark_is_the_maximum(replication, monkeypatch, record_property):
-    monkeypatch.setattr(Source, "take_points", take_max_points)
-
+@pytest.mark.usefixtures("watermark_is_maximum")
+def test_the_same_runs_lose_rows_when_the_watermark_is_the_maximum(replication, record_property):
     tally = run_beside_writers(replication, 8)
 
     differences = count_differences(replication)

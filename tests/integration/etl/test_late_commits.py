@@ -1,29 +1,8 @@
 """The fence: a row that becomes visible late, with an old watermark, still arrives."""
 
-import datetime as dt
 import threading
 
 import pytest
-
-from etl.model import Point
-from etl.source import Source
-
-
-def take_max_points(self, tables):
-    """What loaders that poll a column do: trust max(column), whatever is still open."""
-    points = {}
-    with self._connection.cursor() as cursor:
-        for table in tables:
-            cursor.execute(
-                f'select max("{table.watermark}")::text, pg_postmaster_start_time() from public."{table.name}"'
-            )
-            value, started_at = cursor.fetchone()
-            if value is not None:
-                long_ago = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-                points[table.name] = Point(
-                    value=value, as_of=long_ago, transactions=frozenset(), server_started_at=started_at
-                )
-    return points, {}
 
 
 def commit_across_a_run(orders):
@@ -51,9 +30,8 @@ def test_a_row_committed_after_the_run_that_passed_it_still_arrives(reader):
     assert source == raw
 
 
-def test_the_same_row_is_lost_when_the_watermark_is_the_maximum(orders, monkeypatch):
-    monkeypatch.setattr(Source, "take_points", take_max_points)
-
+@pytest.mark.usefixtures("watermark_is_maximum")
+def test_the_same_row_is_lost_when_the_watermark_is_the_maximum(orders):
     order_id = commit_across_a_run(orders)
 
     assert orders.on_target("select note from raw.orders where order_id = %s", order_id) == []
