@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import psycopg2
 import pytest
@@ -20,6 +20,7 @@ from etl import pipeline
 from etl.config import DatabaseUrl, Settings, parse_tables
 from etl.errors import EtlError
 from etl.model import Event, Point, RunOptions, RunResult, Table, TableResult
+from etl.reader import Reader
 from etl.source import Source
 
 
@@ -254,6 +255,28 @@ def _take_max_points(source: Source, tables: Sequence[Table]) -> tuple[dict[str,
                 server_started_at=started_at,
             )
     return points, {}
+
+
+@pytest.fixture
+def count_copied_lines(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """A function from which on the lines that readers copy from the source are counted, in the list it returns."""
+
+    def start() -> list[int]:
+        counts: list[int] = []
+        copy = Reader.copy
+
+        def spy(reader: Reader, statement: sql.Composable, into: IO[bytes]) -> None:
+            class Counting:
+                def write(self, chunk: bytes) -> int:
+                    counts.append(chunk.count(b"\n"))
+                    return into.write(chunk)
+
+            copy(reader, statement, cast(IO[bytes], Counting()))
+
+        monkeypatch.setattr(Reader, "copy", spy)
+        return counts
+
+    return start
 
 
 @pytest.fixture

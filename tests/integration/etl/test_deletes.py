@@ -387,21 +387,10 @@ def test_rows_gone_from_a_partition_are_found(replication, scans):
     assert tombstones(replication) == {91, 101}
 
 
-def test_only_the_keys_of_ranges_that_differ_are_moved(replication, monkeypatch):
+def test_only_the_keys_of_ranges_that_differ_are_moved(replication, count_copied_lines):
     make_items(replication, 20 * MIN_RANGE_ROWS)
     delete(replication, f"n = {5 * MIN_RANGE_ROWS}")
-    moved = []
-    copy = Reader.copy
-
-    def spy(self, statement, into):
-        class Counting:
-            def write(self, chunk):
-                moved.append(chunk.count(b"\n"))
-                return into.write(chunk)
-
-        return copy(self, statement, Counting())
-
-    monkeypatch.setattr(Reader, "copy", spy)
+    moved = count_copied_lines()
 
     replication.run_one("items")
 

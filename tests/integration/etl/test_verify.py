@@ -260,24 +260,13 @@ def test_verify_of_an_older_ledger_says_to_run(verified):
     assert "run `etl run` first" in finished.stderr
 
 
-def test_only_ranges_that_differ_are_looked_into(replication, monkeypatch):
+def test_only_ranges_that_differ_are_looked_into(replication, count_copied_lines):
     rows = 20 * MIN_RANGE_ROWS
     replication.on_source("create table items (item_id int primary key, note text)")
     replication.on_source("insert into items select n, 'note' from generate_series(1, %s) as n", rows)
     replication.run_one("items")
     replication.on_source("update items set note = 'x' where item_id = %s", rows // 2)
-    lines = []
-    copy = Reader.copy
-
-    def spy(self, statement, into):
-        class Counting:
-            def write(self, chunk):
-                lines.append(chunk.count(b"\n"))
-                return into.write(chunk)
-
-        return copy(self, statement, Counting())
-
-    monkeypatch.setattr(Reader, "copy", spy)
+    lines = count_copied_lines()
 
     found = compare(replication)["items"]
 
