@@ -23,6 +23,8 @@ from etl.model import Event, Point, RunOptions, RunResult, Table, TableResult
 from etl.reader import Reader
 from etl.source import Source
 
+pytest.register_assert_rewrite("tests.integration.etl.faults")
+
 
 @dataclass
 class Replication:

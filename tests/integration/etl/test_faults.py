@@ -7,16 +7,12 @@ its moment again.
 
 import os
 import random
-import re
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import psycopg2
@@ -25,35 +21,25 @@ import pytest
 from etl import pipeline
 from etl.config import DatabaseUrl
 from etl.errors import EtlError, UnavailableError
+from tests.integration.etl.faults import (
+    COPIED_BYTES,
+    FIRST_IN_ONE,
+    FIRST_IN_RANGES,
+    MARGIN_BYTES,
+    MERGE,
+    SIDES,
+    Proxy,
+    assert_nothing_left,
+    assert_whole,
+    execute,
+    has_no_sessions,
+    port_of,
+    stock,
+    through,
+    touch_orders,
+)
 
-CHUNK_BYTES = 1 << 16
 BATCHES = "defaults: {batch_rows: 500}\n"
-# Rows of `orders` in the shop, and what they weigh on the way; all else that a run says is less than the margin.
-COPIED_ROWS = 9_000
-COPIED_BYTES = 780_000
-MARGIN_BYTES = 100_000
-SIDES = ("source", "target")
-
-COUNT_SESSIONS = """
-    select count(*) from pg_stat_activity
-    where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
-        and (application_name = 'tidemark' or xact_start is not null)
-"""
-COUNT_LOCKS = """
-    select count(*) from pg_locks as l
-    left join pg_stat_activity as a on a.pid = l.pid
-    where l.pid is distinct from pg_backend_pid() and a.backend_type is distinct from 'autovacuum worker'
-        and l.database = (select oid from pg_database where datname = current_database())
-"""
-COUNT_PREPARED = "select count(*) from pg_prepared_xacts where database = current_database()"
-COUNT_TEMPORARY = "select count(*) from pg_class where relpersistence = 't'"
-COUNT_LOADING = "select count(*) from pg_class where starts_with(relname, '_etl_loading_')"
-COUNT_UNFINISHED = """
-    select
-        (select count(*) from etl.loads),
-        (select count(*) from etl.runs where status = 'running'),
-        (select count(*) from etl.table_runs where status = 'running')
-"""
 
 
 def pytest_generate_tests(metafunc):
@@ -78,153 +64,11 @@ def is_there(replication, name):
     return replication.on_target("select to_regclass(%s) is not null", name) == [(True,)]
 
 
-def has_no_sessions(replication):
-    return replication.on_source(COUNT_SESSIONS) == replication.on_target(COUNT_SESSIONS) == [(0,)]
-
-
-def assert_whole(replication, wait_until):
-    """Both sides are equal, nothing is twice, and nothing is left of any run."""
-    names = [row[0] for row in replication.on_source("select tablename from pg_tables where schemaname = 'public'")]
-    assert names
-    for name in names:
-        source, raw = replication.rows(name)
-        assert Counter(raw) - Counter(source) == Counter()
-        assert Counter(source) - Counter(raw) == Counter()
-    assert_nothing_left(replication, wait_until)
-
-
-def assert_nothing_left(replication, wait_until):
-    """No session, transaction, lock or temporary table on either side, and nothing unfinished in the ledger."""
-    wait_until(lambda: has_no_sessions(replication))
-    for read in (replication.on_source, replication.on_target):
-        wait_until(lambda read=read: read(COUNT_TEMPORARY) == [(0,)])  # a session drops its own after it has gone
-        assert read(COUNT_LOCKS) == [(0,)]
-        assert read(COUNT_PREPARED) == [(0,)]
-    assert replication.on_target(COUNT_LOADING) == [(0,)]
-    assert replication.on_target(COUNT_UNFINISHED) == [(0, 0, 0)]
-
-
 @pytest.fixture
 def shop(orders, insert_orders):
     """The orders, many of them, and a table without watermark beside them."""
     stock(orders, insert_orders)
     return orders
-
-
-def stock(replication, insert_orders):
-    insert_orders(replication.source, COPIED_ROWS)
-    replication.on_source("create table tags (tag_id int primary key, label text not null)")
-    replication.on_source("insert into tags select n, 'tag ' || n from generate_series(1, 2000) as n")
-
-
-def touch_orders(replication):
-    replication.on_source("update orders set note = note || '!', updated_at = clock_timestamp()")
-
-
-class Link:
-    """A client's connection and the server's, joined."""
-
-    def __init__(self, client, server):
-        self.client, self.server = client, server
-        self.is_cut = False
-
-    def cut(self, *, resets):
-        """Close both sockets, with a reset or in order; what was on its way is lost with a reset."""
-        self.is_cut = True
-        for end in (self.client, self.server):
-            with suppress(OSError):
-                if resets:
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                end.shutdown(socket.SHUT_RD if resets else socket.SHUT_RDWR)  # wakes whoever reads it
-            end.close()
-
-
-class Proxy:
-    """Passes bytes on between clients and a server, and calls `act` once, at a moment.
-
-    The moment is when `limit` bytes, or messages, have been passed on from the clients or from the server, over all
-    connections; `act` gets the link that carried the last of them.
-    """
-
-    def __init__(self, port, limit, act, *, from_clients, in_messages=False):
-        self._port, self._act = port, act
-        self._left, self._in_messages, self._from_clients = limit, in_messages, from_clients
-        self._lock = threading.Lock()
-        self._threads = []
-        self.links = []
-        self.flows = threading.Event()
-        self.flows.set()
-        self.has_acted = threading.Event()
-        self.passed = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._start(self._accept)
-
-    def close(self):
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.flows.set()
-        self.cut_all(resets=True)
-        for thread in self._threads:
-            thread.join()
-
-    def cut_all(self, *, resets):
-        for link in list(self.links):
-            link.cut(resets=resets)
-
-    def _start(self, work, *arguments):
-        thread = threading.Thread(target=work, args=arguments, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self):
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                server = socket.create_connection(("127.0.0.1", self._port))
-            except OSError:
-                client.close()
-                continue
-            link = Link(client, server)
-            self.links.append(link)
-            self._start(self._pass_on, link, client, server, self._from_clients)
-            self._start(self._pass_on, link, server, client, not self._from_clients)
-
-    def _pass_on(self, link, reads, writes, counts):
-        try:
-            while chunk := reads.recv(CHUNK_BYTES):
-                head = self._count(chunk) if counts else None
-                if head is not None:
-                    writes.sendall(chunk[:head])
-                    self.has_acted.set()
-                    self._act(link)
-                self.flows.wait()
-                writes.sendall(chunk[head or 0 :])
-            writes.shutdown(socket.SHUT_WR)
-        except OSError:
-            link.cut(resets=False)
-
-    def _count(self, chunk):
-        """Return how much of the chunk goes before the moment, None when the moment is not in it."""
-        with self._lock:
-            before, size = self._left, 1 if self._in_messages else len(chunk)
-            self._left -= size
-            self.passed += size
-        if not 0 < before <= size:
-            return None
-        return len(chunk) if self._in_messages else before
-
-
-def port_of(url):
-    return int(re.search(r":(\d+)/", url)[1])
-
-
-def through(proxy, url):
-    return re.sub(r":\d+/", f":{proxy.port}/", url)
 
 
 @contextmanager
@@ -235,7 +79,6 @@ def proxied(replication, side, limit, act, **options):
         yield proxy, DatabaseUrl(through(proxy, url))
 
 
-FIRST_IN_ONE, FIRST_IN_RANGES, MERGE = "a first load in one transaction", "a first load in ranges", "merging batches"
 # A load in ranges has more to go wrong.
 PHASES = (FIRST_IN_ONE, FIRST_IN_RANGES, MERGE, FIRST_IN_RANGES)
 # What a whole run sends to the target, about.
@@ -525,12 +368,6 @@ def analyst_on(replication, side):
     url = replication.source_url if side == "source" else replication.target_url
     with closing(psycopg2.connect(url)) as analyst:
         yield analyst
-
-
-def execute(connection, statement, *parameters):
-    with connection.cursor() as cursor:
-        cursor.execute(statement, parameters or None)
-        return cursor.fetchall() if cursor.description else []
 
 
 def lock_orders(analyst, side):

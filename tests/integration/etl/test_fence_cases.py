@@ -24,7 +24,7 @@ from etl.config import DatabaseUrl
 from etl.errors import UnavailableError
 from etl.local.servers import HOST, SUPERUSER, UNPRIVILEGED_USER, Server, find_binaries, make_private_folder
 from etl.model import WatermarkKind
-from tests.integration.etl.test_server_faults import crash, create_database, stop_fast
+from tests.integration.etl.faults import crash, create_database, stop_fast
 
 MAJOR = 16
 # wal_level logical serves physical and logical walsenders alike.

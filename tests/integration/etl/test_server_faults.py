@@ -3,11 +3,9 @@
 After each, one more run makes both sides equal and leaves nothing behind.
 """
 
-import itertools
 import os
 import pwd
 import random
-import signal
 import subprocess
 from contextlib import closing
 
@@ -18,7 +16,7 @@ from etl.config import DatabaseUrl
 from etl.errors import UnavailableError
 from etl.local import servers
 from etl.local.servers import Server
-from tests.integration.etl.test_faults import (
+from tests.integration.etl.faults import (
     FIRST_IN_ONE,
     FIRST_IN_RANGES,
     MARGIN_BYTES,
@@ -26,10 +24,13 @@ from tests.integration.etl.test_faults import (
     SIDES,
     Proxy,
     assert_whole,
+    crash,
+    create_database,
     execute,
     has_no_sessions,
     port_of,
     stock,
+    stop_fast,
     through,
     touch_orders,
 )
@@ -40,17 +41,6 @@ SETTINGS = {"fsync": "off", "shared_buffers": "32MB", "max_connections": "30", "
 SMALL_DISK_BYTES = 64 << 20
 # What `orders` weigh with long notes: more than lies in the buffers of a connection when its server goes.
 WIDE_BYTES = 6_800_000
-_numbers = itertools.count(1)
-
-
-def stop_fast(server, _):
-    assert server.stop()
-
-
-def crash(server, wait_until):
-    """Stop as pg_ctl does in immediate mode: without a checkpoint, so that the next start recovers."""
-    os.kill(int((server.data / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
-    wait_until(lambda: not (server.data / "postmaster.pid").exists())
 
 
 @pytest.fixture(scope="module", params=SIDES)
@@ -69,15 +59,6 @@ def own_server(request, servers_home):
         yield side, server
     finally:
         server.remove()
-
-
-def create_database(server, options=""):
-    """Create a database and return its URL."""
-    with closing(psycopg2.connect(server.url())) as control:
-        control.autocommit = True
-        name = f"own_{next(_numbers)}"
-        execute(control, f"create database {name} template template0 encoding 'UTF8' {options}")
-    return server.url(name)
 
 
 @pytest.mark.parametrize(
