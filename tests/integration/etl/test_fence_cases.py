@@ -1097,7 +1097,10 @@ def open_pooler(server: Server, port: int, pool_mode: str, *more: str) -> Iterat
     """Run PgBouncer in front of a server, with the server's own password."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
-        pytest.skip("the program pgbouncer is not installed")
+        pytest.skip(
+            "pgbouncer is not installed (apt-get install pgbouncer): not tested is that a pool in session mode serves "
+            "a run, and that one in transaction mode is refused"
+        )
     users = server.folder / f"pgbouncer_{port}.txt"
     users.write_text(f'"{SUPERUSER}" "{server.password()}"\n')
     settings = server.folder / f"pgbouncer_{port}.ini"

@@ -39,6 +39,7 @@ MAJORS = {"source": 16, "target": 18}
 # After a crash, autovacuum drops what is left of temporary tables.
 SETTINGS = {"fsync": "off", "shared_buffers": "32MB", "max_connections": "30", "autovacuum_naptime": "1s"}
 SMALL_DISK_BYTES = 64 << 20
+NOT_TESTED_WITHOUT_DISK = "not tested is that a target without room keeps what was committed, and goes on with room"
 # What `orders` weigh with long notes: more than lies in the buffers of a connection when its server goes.
 WIDE_BYTES = 6_800_000
 
@@ -124,8 +125,9 @@ class SmallDisk:
 
 @pytest.fixture
 def small_disk(servers_home):
+    """A disk that a test can fill: a tmpfs, which takes root and the right to mount, as few containers give it."""
     if os.getuid() != 0:
-        pytest.skip("mounting a small disk needs root")
+        pytest.skip(f"only root can mount a small disk; {NOT_TESTED_WITHOUT_DISK}")
     folder = servers_home / "small-disk"
     folder.mkdir()
     owner = pwd.getpwnam(servers.UNPRIVILEGED_USER)
@@ -135,7 +137,7 @@ def small_disk(servers_home):
     )
     if mounted.returncode:
         folder.rmdir()
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"a small disk cannot be mounted here ({mounted.stderr.strip()}); {NOT_TESTED_WITHOUT_DISK}")
     try:
         yield SmallDisk(folder)
     finally:

@@ -10,7 +10,11 @@ import pytest
 
 from etl.local.servers import Server, ServerError, find_binaries, is_reachable
 
-only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root hands its servers to another user")
+only_root = pytest.mark.skipif(
+    os.getuid() != 0,
+    reason="only root hands its servers to another user: not tested is that a folder of somebody else's is refused, "
+    "and that servers run on copied binaries where that user cannot reach the wheel",
+)
 
 
 @pytest.fixture
