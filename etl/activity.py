@@ -22,8 +22,6 @@ LIST_TRANSACTIONS = """
         and l.pid <> pg_catalog.pg_backend_pid()
         and (a.pid is null or (a.usesysid is not null and a.datname = pg_catalog.current_database()))
 """
-
-
 # A walsender is active from the start of its stream on, without a transaction of its own; it counts by xact_start.
 LIST_STARTS = """
     select
@@ -38,8 +36,6 @@ LIST_STARTS = """
         and a.usesysid is not null
         and a.datname = pg_catalog.current_database()
 """
-
-
 NAME_HOLDERS = """
     select a.pid, a.usename::text, a.application_name, a.state,
         extract(epoch from pg_catalog.clock_timestamp() - a.xact_start)::float8 as age_seconds

@@ -10,8 +10,6 @@ from typing import IO
 
 # psycopg2 asks for 8 kB at a time unless told otherwise; a pipe holds 64 kB.
 CHUNK_BYTES = 1 << 16
-
-
 CopyOut = Callable[[IO[bytes]], None]
 
 

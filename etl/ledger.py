@@ -21,8 +21,6 @@ from etl.schema_changes import SchemaChange
 
 # Any constant serves, as long as every run on a database uses the same: "tide" in ASCII.
 RUN_LOCK_KEY = 0x74696465
-
-
 NAME_LOCK_HOLDER = """
     select a.pid, a.usename, coalesce(host(a.client_addr), 'local'), a.backend_start
     from pg_catalog.pg_locks as l
@@ -30,11 +28,7 @@ NAME_LOCK_HOLDER = """
     where l.locktype = 'advisory' and l.granted and l.classid = 0 and l.objid = %s and l.objsubid = 1
         and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
 """
-
-
 LEDGER_VERSION = "Ledger version 3."  # as the comment on etl.runs begins
-
-
 START_TABLE = """
     insert into etl.table_runs as t (run_id, table_name, snapshot, watermark_before, fence_wait_seconds)
     values (%s, %s, %s, %s, %s)
@@ -42,8 +36,6 @@ START_TABLE = """
         snapshot = excluded.snapshot, fence_wait_seconds = t.fence_wait_seconds + excluded.fence_wait_seconds,
         watermark_before = coalesce(t.watermark_before, excluded.watermark_before)
 """
-
-
 ADD_BATCH = """
     update etl.table_runs set
         batches = batches + 1,
@@ -55,8 +47,6 @@ ADD_BATCH = """
         bytes_read = bytes_read + %s
     where run_id = %s and table_name = %s
 """
-
-
 BURY_RUNS = """
     with dead as (
         update etl.runs set status = 'died', ended_at = clock_timestamp(), error = 'the run vanished'

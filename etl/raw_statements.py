@@ -14,21 +14,11 @@ from etl.model import Table
 from etl.statements import comma, copy_format, same_key
 
 RAW_SCHEMA = "raw"
-
-
 OWN_PREFIX = "_etl_"
-
-
 META_COLUMNS = ("_etl_run_id", "_etl_synced_at", "_etl_deleted_at")
-
-
 # Temporary, one a session: the rows of the batch in hand, and keys that a load keeps.
 BATCH = sql.Identifier("pg_temp", "etl_batch")
-
-
 KEYS = sql.Identifier("pg_temp", "etl_keys")
-
-
 MAX_NAME_BYTES = 63
 
 

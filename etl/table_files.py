@@ -14,8 +14,6 @@ FILENODES = f"""
     select coalesce(string_agg(l.oid || ':' || pg_catalog.pg_relation_filenode(l.oid), ',' order by l.oid), '')
     from ({LEAVES}) as l
 """
-
-
 READ_COUNTERS = f"""
     select t.oid, sum(pg_catalog.pg_stat_get_tuples_inserted(l.oid)), sum(pg_catalog.pg_stat_get_tuples_updated(l.oid)),
         sum(pg_catalog.pg_stat_get_tuples_deleted(l.oid)),

@@ -79,8 +79,6 @@ LIST_COMMENTS = """
     left join pg_catalog.pg_attribute as a on a.attrelid = d.objoid and a.attnum = d.objsubid and d.objsubid > 0
     where d.classoid = 'pg_catalog.pg_class'::regclass and d.objoid = %(oid)s
 """
-
-
 # Below the default of deadlock_timeout.
 YIELDING_LOCK_TIMEOUT = "900ms"
 
