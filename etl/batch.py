@@ -1,4 +1,4 @@
-"""The transaction of one batch: rows are merged in parts, and a part that fails leaves the others."""
+"""The writing of one batch, inside a transaction that the writer opens and commits. Begin at `Batch`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides how far a watermark may advance. Pure: listing what is open is the work of `source`.
+"""Decides how far a watermark may advance. Pure: listing what is open is the work of `activity`.
 
 `updated_at = now()` is the time at which the writing transaction began, so a row can become visible long after
 a larger value has. A point is a value together with the transactions open when it was taken; it is *settled*

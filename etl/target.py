@@ -1,7 +1,4 @@
-"""The write side: a session on the target, batches and the copy pipe into them.
-
-Values never pass through Python objects: `pipe` moves the bytes of COPY from one server to the other.
-"""
+"""The write side: the session that writes one table, and the transactions that it opens. Begin at `Writer`."""
 
 from __future__ import annotations
 
