@@ -15,7 +15,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import LockHeldError, TableError
 from etl.model import Counts, TableResult
-from etl.postgres import errors_of, transaction
+from etl.postgres import errors_of, single, transaction
 from etl.rejects import as_ascii
 from etl.schema_changes import SchemaChange
 
@@ -109,9 +109,7 @@ def begin_run(connection: Connection) -> int:
     """Record the start of a run and return its id."""
     with errors_of("target", "recording the run"), connection.cursor() as cursor:
         cursor.execute("insert into etl.runs default values returning run_id")
-        row = cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+        return int(single(cursor))
 
 
 def end_run(connection: Connection, run_id: int, error: str | None) -> None:

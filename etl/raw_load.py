@@ -62,7 +62,7 @@ class RawLoad:
         table, into = self.table, raw_statements.raw_table(self.table.name)
         with self._writer.transaction() as cursor:
             cursor.execute(raw_statements.create_raw(table, into))
-            rows, size = copy_rows(cursor, self.table, copy_out, into=into, freeze=True)
+            rows, size = copy_rows(cursor, table, copy_out, into=into, freeze=True)
             cursor.execute(raw_statements.complete_raw(table, into, self._writer.run_id))
             cursor.execute(raw_statements.analyze_raw(table))
             counts = Counts(read=rows, inserted=rows, bytes=size)
@@ -114,7 +114,7 @@ class RawLoad:
             if is_first:
                 cursor.execute(raw_statements.drop_loading(table))
                 cursor.execute(raw_statements.create_raw(table, into))
-            rows, size = copy_rows(cursor, self.table, copy_out, into=into, freeze=is_first)
+            rows, size = copy_rows(cursor, table, copy_out, into=into, freeze=is_first)
             counts = Counts(read=rows, inserted=rows, bytes=size)
             ledger.add_batch(cursor, self._writer.run_id, table.name, counts)
             state.save_load(cursor, self._writer.run_id, table.name, load)
@@ -134,7 +134,7 @@ class RawLoad:
             cursor.execute(raw_statements.analyze_keys())
             cursor.execute(raw_statements.drop_other_keys(table))
             dropped = cursor.rowcount
-            rows, size = copy_rows(cursor, self.table, copy_out_written, into=into, freeze=False)
+            rows, size = copy_rows(cursor, table, copy_out_written, into=into, freeze=False)
             counts = Counts(read=rows, inserted=rows - dropped, bytes=size)
             ledger.add_batch(cursor, self._writer.run_id, table.name, counts)
             state.save_load(cursor, self._writer.run_id, table.name, load)

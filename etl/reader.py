@@ -39,7 +39,9 @@ class Reader:
 
     def text_of(self, window: Window) -> bytes:
         """Return the rows of a small window in COPY text format, in UTF-8."""
-        return self._copied(statements.copy_out_text(self._table, window))
+        buffer = io.BytesIO()
+        self.copy(statements.copy_out_text(self._table, window), buffer)
+        return buffer.getvalue()
 
     def window_end(self, window: Window) -> tuple[str, ...]:
         """Return the order values of the last row of a window that was full."""
@@ -109,8 +111,3 @@ class Reader:
             row = cursor.fetchone()
         assert row is not None
         return tuple(row)
-
-    def _copied(self, statement: Composable) -> bytes:
-        buffer = io.BytesIO()
-        self.copy(statement, buffer)
-        return buffer.getvalue()

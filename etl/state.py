@@ -16,7 +16,7 @@ from etl import ledger
 from etl.delete_gate import Counters
 from etl.errors import TableError
 from etl.model import LoadState, Point, Progress, Table
-from etl.postgres import errors_of
+from etl.postgres import errors_of, single
 
 SAVE_PROGRESS = """
     insert into etl.watermarks (
@@ -213,8 +213,8 @@ def read_built_run(cursor: Cursor) -> int | None:
             "TARGET_DATABASE_URL; or set tombstone_days: null in tables.yml"
         )
     cursor.execute("select min(run_id) from intermediate.dbt_builds")
-    built = cursor.fetchone()
-    return built[0] if built else None
+    built: int | None = single(cursor)
+    return built
 
 
 def forget_table(cursor: Cursor, table_name: str) -> None:
