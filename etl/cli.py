@@ -87,10 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("verify", help="compare source and raw by content")
     compare.add_argument("tables", nargs="*", metavar="TABLE", help="tables to compare (default: all configured)")
     compare.add_argument("--repair", action="store_true", help="load again what differs, and compare once more")
-    compare.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="progress as text or JSON lines"
-    )
-    compare.add_argument("--json", action="store_true", help="print the result as JSON")
+    _add_output_options(compare)
     compare.set_defaults(command=_verify)
     look = commands.add_parser(
         "discover",
@@ -112,6 +109,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="confirm that more rows are gone from the source than max_delete_fraction",
     )
+    _add_output_options(parser)
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="progress as text or JSON lines")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
