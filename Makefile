@@ -7,7 +7,7 @@ PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down seed simulate extract dbt-run dbt-test pipeline status verify reset discover psql \
-	test test-long test-unit test-integration test-end-to-end lint bench clean lock
+	test test-long test-unit test-integration test-end-to-end lint bench bench-marts clean lock
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -78,6 +78,9 @@ lint: setup  ## ruff, mypy, sqlfluff
 
 bench: setup  ## time this project beside psql's COPY pipe (ARGS="--rows 2000000 --repeat 5")
 	@.venv/bin/python -m bench $(ARGS)
+
+bench-marts: setup  ## time incremental builds of the facts beside full refreshes (ARGS="--scale 20 --repeat 5")
+	@.venv/bin/python -m bench.marts $(ARGS)
 
 clean: environment  ## stop the embedded servers and remove their data
 	@$(LOCAL) clean

@@ -1,10 +1,7 @@
 with
 
 orders as (
-    select
-        *,
-        row_number() over (partition by customer_id order by ordered_at, order_id) as customer_order_number
-    from {{ ref('stg_orders') }}
+    select * from {{ ref('stg_orders') }}
     where not is_deleted and status <> 'cart'
 ),
 
@@ -26,7 +23,6 @@ enriched as (
         orders.tax_usd,
         orders.shipping_usd,
         orders.total_usd,
-        orders.customer_order_number,
         orders.ordered_at,
         (orders.ordered_at at time zone 'UTC')::date as order_date,
         orders.shipped_at,

@@ -5,8 +5,6 @@
             {'columns': ['order_id'], 'unique': true},
             {'columns': ['customer_id']},
             {'columns': ['order_date']},
-            {'columns': ['order_item_ids'], 'type': 'gin'},
-            {'columns': ['payment_ids'], 'type': 'gin'},
         ],
     )
 }}
@@ -14,8 +12,12 @@
 {%- call collect_touched_keys() %}
 with
 
+-- An order that is gone, or a cart, has neither customer nor time here.
 changed_orders as (
-    select orders.order_id, orders.customer_id
+    select
+        orders.order_id,
+        case when not orders.is_deleted then orders.customer_id end as customer_id,
+        case when not orders.is_deleted then orders.ordered_at end as ordered_at
     from {{ ref('stg_orders') }} as orders
     where {{ is_touched('orders') }}
 ),
@@ -32,12 +34,48 @@ changed_payments as (
     where {{ is_touched('payments') }}
 ),
 
--- Customers whose order numbers may move: those of changed orders now, and those they had at the last build.
-changed_customers as (
-    select changed_orders.customer_id from changed_orders
-    union
-    select built.customer_id from {{ this }} as built
-    where built.order_id in (select changed_orders.order_id from changed_orders)
+-- Lines and payments that the order they are in did not have at the last build: new, or moved here from another one.
+arrived_items as materialized (
+    select changed_items.order_item_id
+    from changed_items
+    left join {{ this }} as built on changed_items.order_id = built.order_id
+    where array_position(built.order_item_ids, changed_items.order_item_id) is null
+),
+
+arrived_payments as materialized (
+    select changed_payments.payment_id
+    from changed_payments
+    left join {{ this }} as built on changed_payments.order_id = built.order_id
+    where array_position(built.payment_ids, changed_payments.payment_id) is null
+),
+
+-- Customers whose orders follow each other in another way than at the last build.
+reordered as (
+    select
+        changed_orders.customer_id,
+        built.customer_id as built_customer_id
+    from changed_orders
+    left join {{ this }} as built on changed_orders.order_id = built.order_id
+    where
+        changed_orders.customer_id is distinct from built.customer_id
+        or changed_orders.ordered_at is distinct from built.ordered_at
+),
+
+reordered_customers as (
+    select reordered.customer_id from reordered
+    union all
+    select reordered.built_customer_id from reordered
+),
+
+numbered as (
+    {{ numbered_orders('placed.customer_id in (select reordered_customers.customer_id from reordered_customers)') }}
+),
+
+renumbered as (
+    select numbered.order_id
+    from numbered
+    left join {{ this }} as built on numbered.order_id = built.order_id
+    where numbered.customer_order_number is distinct from built.customer_order_number
 )
 
 select changed_orders.order_id from changed_orders
@@ -46,8 +84,17 @@ select changed_items.order_id from changed_items
 union
 select changed_payments.order_id from changed_payments
 union
-select orders.order_id from {{ ref('stg_orders') }} as orders
-where orders.customer_id in (select changed_customers.customer_id from changed_customers)
+select renumbered.order_id from renumbered
+union
+select built.order_id
+from {{ this }} as built
+cross join lateral unnest(built.order_item_ids) as part (order_item_id)
+inner join arrived_items on part.order_item_id = arrived_items.order_item_id
+union
+select built.order_id
+from {{ this }} as built
+cross join lateral unnest(built.payment_ids) as part (payment_id)
+inner join arrived_payments on part.payment_id = arrived_payments.payment_id
 union
 -- Orders on which another version of the customer, or of a product, now has its say.
 select orders.order_id
@@ -60,29 +107,17 @@ from {{ ref('stg_orders') }} as orders
 inner join {{ ref('stg_order_items') }} as items on orders.order_id = items.order_id
 inner join {{ ref('int_products_history') }} as products on items.product_id = products.product_id
 where {{ is_touched('products') }} and {{ had_begun('products', 'orders.ordered_at') }}
-union
--- Orders that a line or a payment has left.
-select built.order_id from {{ this }} as built
-where built.order_item_ids && (select coalesce(array_agg(changed_items.order_item_id), '{}') from changed_items)
-union
-select built.order_id from {{ this }} as built
-where built.payment_ids && (select coalesce(array_agg(changed_payments.payment_id), '{}') from changed_payments)
 {%- endcall %}
 
 with
 
 orders as (
     select * from {{ ref('int_orders_enriched') }}
-    {%- if is_incremental() %}
-        where
-            order_id in (select touched.order_id from {{ touched_keys() }} as touched)
-            -- Said of the customer as well, so that only these customers' orders are numbered.
-            and customer_id = any(array(
-                select touched_orders.customer_id
-                from {{ ref('stg_orders') }} as touched_orders
-                where touched_orders.order_id in (select touched.order_id from {{ touched_keys() }} as touched)
-            ))
-    {%- endif %}
+    {{ where_touched('order_id') }}
+),
+
+numbered as (
+    {{ numbered_orders('placed.customer_id in (select orders.customer_id from orders)') }}
 ),
 
 items as (
@@ -95,7 +130,13 @@ items as (
         sum(margin_usd) as margin_usd,
         array_agg(order_item_id order by order_item_id) as order_item_ids
     from {{ ref('int_order_items_enriched') }}
-    {{ where_touched('order_id') }}
+    {%- if is_incremental() %}
+        where order_item_id = any(array(
+            select order_items.order_item_id
+            from {{ ref('stg_order_items') }} as order_items
+            where order_items.order_id in (select touched.order_id from {{ touched_keys() }} as touched)
+        ))
+    {%- endif %}
     group by order_id
 ),
 
@@ -107,7 +148,11 @@ payments as (
         min(paid_at) filter (where status = 'captured') as first_paid_at,
         array_agg(payment_id order by payment_id) as payment_ids
     from {{ ref('stg_payments') }}
-    where not is_deleted {{ where_touched('order_id', 'and') }}
+    where
+        not is_deleted
+        {%- if is_incremental() %}
+            and order_id in (select touched.order_id from {{ touched_keys() }} as touched)
+        {%- endif %}
     group by order_id
 ),
 
@@ -134,8 +179,8 @@ metrics as (
         {{ hours_between('orders.ordered_at', 'payments.first_paid_at') }} as hours_to_pay,
         {{ hours_between('orders.ordered_at', 'orders.shipped_at') }} as hours_to_ship,
         {{ hours_between('orders.shipped_at', 'orders.delivered_at') }} as hours_to_deliver,
-        orders.customer_order_number,
-        orders.customer_order_number = 1 as is_first_order,
+        numbered.customer_order_number,
+        numbered.customer_order_number = 1 as is_first_order,
         orders.status in ('cancelled', 'returned') as is_reversed,
         orders.ordered_at,
         orders.order_date,
@@ -143,6 +188,7 @@ metrics as (
         coalesce(payments.payment_ids, '{}') as payment_ids,
         now() as dbt_built_at
     from orders
+    inner join numbered on orders.order_id = numbered.order_id
     left join items on orders.order_id = items.order_id
     left join payments on orders.order_id = payments.order_id
 )

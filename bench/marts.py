@@ -1,0 +1,132 @@
+"""`python -m bench.marts`: what an incremental build of each fact costs beside its full refresh, in one run.
+
+Orders are changed at the source and replicated, then the facts are built, then built anew in full: the same fact on the
+same servers, in turn. Seconds are dbt's own, of each model alone. Servers are embedded ones, PostgreSQL 18, fsync on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import psycopg2
+
+from bench.__main__ import SETTINGS
+from etl.local.servers import HOST, SUPERUSER, Server, free_port
+from source_db import schema, seed
+
+PROJECT = Path(__file__).parents[1] / "dbt"
+FACTS = "path:models/marts/facts"
+TASKS = ("1 % changed", "nothing changed", "full refresh")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.marts", description=__doc__)
+    parser.add_argument("--scale", type=float, default=20, help="size of the shop; 1 is 20,000 orders (default: 20)")
+    parser.add_argument("--repeat", type=int, default=5, help="times each is measured (default: 5)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="tidemark-bench-") as folder:
+        Path(folder).chmod(0o755)
+        servers = [
+            Server(name=name, folder=Path(folder) / name, port=free_port(), major=18, settings=SETTINGS)
+            for name in ("source", "target")
+        ]
+        try:
+            for server in servers:
+                server.start()
+            figures = Warehouse(*servers, folder=Path(folder)).measure(given.scale, given.repeat)
+        finally:
+            for server in servers:
+                server.remove()
+    print_figures(figures, given.scale)
+    if given.json:
+        given.json.write_text(json.dumps({"scale": given.scale, "seconds": figures}, indent=2) + "\n")
+    return 0
+
+
+class Warehouse:
+    """A shop, its warehouse, and dbt on it."""
+
+    def __init__(self, source: Server, target: Server, *, folder: Path) -> None:
+        self._source, self._target, self._folder = source, target, folder
+        self._environment = {
+            **os.environ,
+            "SOURCE_DATABASE_URL": source.url(),
+            "TARGET_DATABASE_URL": target.url(),
+            "DBT_HOST": HOST,
+            "DBT_PORT": str(target.port),
+            "DBT_USER": SUPERUSER,
+            "DBT_ENV_SECRET_PASSWORD": target.password(),
+            "DBT_DBNAME": "postgres",
+        }
+
+    def measure(self, scale: float, repeat: int) -> dict[str, dict[str, list[float]]]:
+        """Return seconds by fact and task."""
+        _say(f"filling the shop, scale {scale:g} ...")
+        schema.apply(self._source.url())
+        seed.load(self._source.url(), scale=scale)
+        self._replicate()
+        self._build()
+        figures: dict[str, dict[str, list[float]]] = {}
+        for turn in range(repeat):
+            _say(f"turn {turn + 1} of {repeat} ...")
+            self._change_orders(turn)
+            self._replicate()
+            for task in TASKS:
+                full = ("--full-refresh", "--select", FACTS) if task == "full refresh" else ()
+                for fact, seconds in self._build(*full).items():
+                    figures.setdefault(fact, {name: [] for name in TASKS})[task].append(seconds)
+        return figures
+
+    def _change_orders(self, turn: int) -> None:
+        """Change every hundredth order, with its lines and payments."""
+        connection = psycopg2.connect(self._source.url())
+        with connection, connection.cursor() as cursor:
+            cursor.execute("update orders set channel = 'store' where order_id %% 100 = %s", (turn,))
+            cursor.execute("update order_items set quantity = quantity where order_id %% 100 = %s", (turn,))
+            cursor.execute("update payments set method = 'gift_card' where order_id %% 100 = %s", (turn,))
+        connection.close()
+
+    def _replicate(self) -> None:
+        self._run([sys.executable, "-m", "etl", "run"])
+
+    def _build(self, *arguments: str) -> dict[str, float]:
+        """Build without tests; return the seconds of each fact."""
+        without_tests = ("--exclude-resource-type", "test", "--exclude-resource-type", "unit_test")
+        folders = ("--project-dir", PROJECT, "--profiles-dir", PROJECT, "--target-path", self._folder / "dbt")
+        dbt = (sys.executable, "-c", "import sys; from dbt.cli.main import cli; sys.exit(cli())")
+        self._run([*dbt, "build", *without_tests, *folders, "--log-path", self._folder, *arguments])
+        results = json.loads((self._folder / "dbt" / "run_results.json").read_text())["results"]
+        seconds = {str(result["unique_id"]).split(".")[-1]: float(result["execution_time"]) for result in results}
+        return {name: seconds[name] for name in sorted(seconds) if name.startswith("fct_")}
+
+    def _run(self, command: Sequence[str | Path]) -> None:
+        finished = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
+        if finished.returncode:
+            raise SystemExit(f"{' '.join(map(str, command))}\n{finished.stdout}\n{finished.stderr}")
+
+
+def print_figures(figures: dict[str, dict[str, list[float]]], scale: float) -> None:
+    """Print medians, and what an incremental build takes of the full refresh."""
+    print(f"scale {scale:g}; medians in seconds")
+    print(f"{'':22}" + "".join(f"{task:>17}" for task in TASKS) + f"{'1 % / full':>12}")
+    for fact, seconds in figures.items():
+        medians = [statistics.median(seconds[task]) for task in TASKS]
+        columns = "".join(f"{median:>17.2f}" for median in medians)
+        print(f"{fact:22}{columns}{medians[0] / medians[2]:>12.2f}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+{# The orders that were placed, each with its number among the orders of its customer; a condition chooses customers. #}
+{% macro numbered_orders(condition='true') -%}
+    select
+        placed.order_id,
+        row_number() over (partition by placed.customer_id order by placed.ordered_at, placed.order_id) as customer_order_number
+    from {{ ref('stg_orders') }} as placed
+    where not placed.is_deleted and placed.status <> 'cart' and {{ condition }}
+{%- endmacro %}
