@@ -7,7 +7,7 @@ source as (
 renamed as (
     select
         source.event_id,
-        source.session_id,
+        source.session_id::text as session_id,
         source.customer_id,
         source.product_id,
         source.campaign_id,
