@@ -1,0 +1,28 @@
+{#
+    No time of a row lies after the end of the newest run, but for what the clocks of shop and warehouse may differ.
+
+    Told by the ledger and not by a clock, so that old data give the same answer on any day.
+    Rows of a run in progress wait for its end.
+#}
+{% test is_not_in_the_future(model, columns, margin_minutes=10) %}
+with
+
+checked as (
+    select * from {{ model }}
+),
+
+newest as (
+    select
+        max(runs.run_id) as run_id,
+        max(runs.ended_at) + interval '{{ margin_minutes }} minutes' as latest_at
+    from {{ source('etl', 'runs') }} as runs
+    where runs.ended_at is not null
+)
+
+select checked.*
+from checked
+cross join newest
+where
+    checked._etl_run_id <= newest.run_id
+    and greatest({{ columns | join(', ') }}) > newest.latest_at
+{% endtest %}
