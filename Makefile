@@ -1,13 +1,13 @@
 # Targets are a line or two; what they do is in Python: etl/local, etl, source_db.
 PYTHON ?= python3
-export SOURCE_PORT TARGET_PORT
+export SOURCE_PORT TARGET_PORT ROLE
 ARGS ?=
 LOCAL = .venv/bin/python -m etl.local
 PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment up down seed simulate extract dbt-run dbt-test pipeline status verify reset discover psql \
-	test test-long test-unit test-integration test-end-to-end lint bench bench-marts clean lock
+.PHONY: help setup environment up down seed simulate extract dbt-run dbt-test pipeline freshness docs status verify reset \
+	discover psql test test-long test-unit test-integration test-end-to-end lint bench bench-marts clean lock
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,8 +39,14 @@ extract: environment  ## replicate what changed (ARGS=orders for one table)
 dbt-run: environment  ## build snapshots and models (ARGS=--full-refresh)
 	@$(LOCAL) dbt-run $(ARGS)
 
-dbt-test: environment  ## test the models
+dbt-test: environment  ## check the rules of the models
 	@$(LOCAL) dbt-test $(ARGS)
+
+freshness: environment  ## tell how old raw is, and fail when that is too old
+	@$(LOCAL) freshness
+
+docs: environment  ## write the models' documentation, one HTML file, to dist/docs
+	@$(LOCAL) docs $(ARGS)
 
 status: environment  ## where every table stands, and what holds it back
 	@$(LOCAL) status $(ARGS)
@@ -54,7 +60,7 @@ reset: environment  ## load tables anew (ARGS="orders customers")
 discover: environment  ## propose a tables.yml for the source, with reasons
 	@$(LOCAL) discover $(ARGS)
 
-psql: environment  ## query the warehouse as analyst (ARGS='-c "select ..."')
+psql: environment  ## query the warehouse as analyst (ARGS='-c "select ..."'; ROLE=transformer sees schema audit)
 	@$(LOCAL) psql $(ARGS)
 
 test: setup  ## run all tests (about 10 minutes)

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import psycopg2
 import psycopg2.extensions
@@ -15,6 +16,8 @@ import psycopg2.extensions
 from etl.errors import ConfigurationError, EtlError
 from etl.local.databases import CHECKOUT, TARGET_NAME, Databases, embedded_servers, open_databases
 from etl.local.servers import choose_home, find_binaries
+
+PSQL_ROLES = ("analyst", "transformer")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,10 +135,32 @@ def pipeline(_: Sequence[str]) -> int:
     return 0
 
 
+def freshness(_: Sequence[str]) -> int:
+    from etl.local import dbt_project  # noqa: PLC0415
+
+    dbt_project.check_freshness(open_databases())
+    return 0
+
+
+def docs(arguments: Sequence[str]) -> int:
+    from etl.local import dbt_project  # noqa: PLC0415
+
+    folder = Path(arguments[0]) if arguments else dbt_project.DOCS_FOLDER
+    page = dbt_project.write_docs(open_databases(), folder)
+    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return 0
+
+
 def psql(arguments: Sequence[str]) -> int:
-    """Open psql as `analyst` on the embedded warehouse, or on TARGET_DATABASE_URL; the password is not an argument."""
+    """Open psql on the embedded warehouse as `analyst`, or as ROLE, else on TARGET_DATABASE_URL.
+
+    The password is not an argument.
+    """
+    role = os.environ.get("ROLE") or "analyst"
+    if role not in PSQL_ROLES:
+        raise ConfigurationError(f"ROLE is {role!r}: expected one of {', '.join(PSQL_ROLES)}")
     databases = open_databases()
-    url = databases.urls.get("ANALYST_DATABASE_URL") or databases.urls["TARGET_DATABASE_URL"]
+    url = databases.urls.get(f"{role.upper()}_DATABASE_URL") or databases.urls["TARGET_DATABASE_URL"]
     parts = psycopg2.extensions.parse_dsn(url)
     names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
     given = {names[part]: value for part, value in parts.items() if part in names}
@@ -199,6 +224,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "dbt-run": dbt_run,
     "dbt-test": dbt_test,
     "pipeline": pipeline,
+    "freshness": freshness,
+    "docs": docs,
     "psql": psql,
 }
 

@@ -1,42 +1,81 @@
-"""Runs dbt on the project's models, in this process: one start for models and tests costs seconds, not minutes."""
+"""Runs dbt on the project's models, in this process: one start for models and rules costs seconds, not minutes.
+
+Begin at `build`. What dbt answers is told by `rules`; here it is called, and its files are put in place.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import psycopg2.extensions
 
 from etl.errors import EtlError, UnavailableError
+from etl.local import rules
 from etl.local.databases import CHECKOUT, Databases
 
 PROJECT = CHECKOUT / "dbt"
+DOCS_FOLDER = CHECKOUT / "dist" / "docs"
 
 
 class BuildError(EtlError):
-    """A model or a test of the dbt project failed."""
+    """A model or a rule of the dbt project failed."""
+
+
+class StaleError(EtlError):
+    """No run has succeeded for longer than the sources allow."""
 
 
 def build(databases: Databases) -> None:
-    """Build and test all models, a line for each model; raises BuildError with what failed."""
-    counted = {"models": 0, "tests": 0}
+    """Build all models and check all rules, a line for each model.
+
+    Rules that only warn are told on standard error. Raises BuildError with what failed and what was not built for it.
+    """
+    counted = {"checks": 0}
 
     def show(event: Any) -> None:
         if event.info.name == "LogModelResult":
-            counted["models"] += 1
             node = event.data.node_info
             # One write a line: models end in several threads.
             sys.stderr.write(f"{node.node_relation.schema}.{node.node_name}: {event.data.status.lower()}\n")
         elif event.info.name in ("LogTestResult", "LogUnitTestResult"):
-            counted["tests"] += 1
+            counted["checks"] += 1
 
     outcome = _invoke(databases, ["build", "--log-level", "none"], [show])
-    failures = _failures(outcome)
-    if failures or not outcome.success:
-        raise BuildError("\n".join(failures or [f"dbt did not run: {outcome.exception}"]))
-    print(f"{counted['tests']} tests passed", file=sys.stderr)
+    results = getattr(outcome.result, "results", None) or []
+    warnings = rules.describe_warnings(results)
+    failures = rules.describe_failures(results)
+    where = [_place_of_rows(databases)] if rules.has_rows_to_see(results) else []
+    if not outcome.success:
+        raise BuildError("\n".join([*warnings, *(failures or [_reason(outcome)]), *where]))
+    for line in [*warnings, *where]:
+        print(line, file=sys.stderr)
+    passed = counted["checks"] - len(warnings)
+    print(f"{passed} tests passed" + (f", {len(warnings)} warned" if warnings else ""), file=sys.stderr)
+
+
+def check_freshness(databases: Databases) -> None:
+    """Tell how old the newest run that succeeded is; raises StaleError when that is more than the sources allow."""
+    outcome = _invoke(databases, ["source", "freshness", "--log-level", "none"], [])
+    results = getattr(outcome.result, "results", None) or []  # hooks of the project among them
+    lines = [rules.describe_freshness(result) for result in results if result.node.resource_type == "source"]
+    if not outcome.success or not lines:
+        raise StaleError("\n".join(lines or [_reason(outcome)]))
+    print("\n".join(lines))
+
+
+def write_docs(databases: Databases, folder: Path = DOCS_FOLDER) -> Path:
+    """Write the documentation of all models as one HTML file that needs no server; return its path."""
+    outcome = _invoke(databases, ["docs", "generate", "--static", "--log-level", "none"], [])
+    if not outcome.success:
+        raise BuildError(_reason(outcome))
+    folder.mkdir(parents=True, exist_ok=True)
+    target = PROJECT / os.environ.get("DBT_TARGET_PATH", "target")
+    return Path(shutil.copyfile(target / "static_index.html", folder / "index.html"))
 
 
 def run(databases: Databases, arguments: Sequence[str]) -> int:
@@ -70,11 +109,10 @@ def _environment(databases: Databases) -> dict[str, str]:
     }
 
 
-def _failures(outcome: Any) -> list[str]:
-    """Return a line for each model or test that failed, with the reason and where to look."""
-    results = getattr(outcome.result, "results", None) or []
-    failed = [result for result in results if str(result.status) in ("error", "fail", "runtime error")]
-    return [
-        f"{result.node.name}: {' '.join(str(result.message).split())}; see {result.node.original_file_path} in dbt/"
-        for result in failed
-    ]
+def _reason(outcome: Any) -> str:
+    return f"dbt did not run: {rules.cut_reason(outcome.exception or 'it gave no reason')}"
+
+
+def _place_of_rows(databases: Databases) -> str:
+    program = "make psql ROLE=transformer" if databases.is_target_embedded else "psql as the role that runs dbt"
+    return f"rows that break a rule are in schema audit, which analysts do not see: {program}"

@@ -1,0 +1,85 @@
+"""Puts what dbt answers into lines that say which rule is broken, by how many rows, and which query shows them.
+
+Pure: it takes dbt's results as they are and imports nothing of dbt. Begin at `describe_failures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+SECONDS_PER_HOUR = 3600
+# dbt tells the age of nothing as that of the year 1.
+NEVER_HOURS = 24 * 366 * 1000
+CHAIN_PREFIXES = ("> in ", "> called by ", "compiled code at ")  # how dbt begins the lines that tell where it was
+
+
+def describe_failures(results: Sequence[Any]) -> list[str]:
+    """Return a line for each rule that is broken and each model that failed, and one for all that was not built."""
+    failed = [_describe(result) for result in results if result.status in ("error", "fail", "runtime error")]
+    skipped = [
+        result.node.name
+        for result in results
+        if result.status == "skipped" and result.node.resource_type in ("model", "snapshot")
+    ]
+    if failed and skipped:
+        failed.append(f"not built, as they read what failed: {', '.join(sorted(skipped))}")
+    return failed
+
+
+def describe_warnings(results: Sequence[Any]) -> list[str]:
+    """Return a line for each rule that is broken and only warns."""
+    return [f"warning: {_describe(result)}" for result in results if result.status == "warn"]
+
+
+def has_rows_to_see(results: Sequence[Any]) -> bool:
+    """Tell whether a rule has stored rows that break it."""
+    return any(_is_broken_rule(result) for result in results)
+
+
+def describe_freshness(result: Any) -> str:
+    """Return a line on one source: how old it is, and what to do when that is too old."""
+    if result.status == "runtime error":
+        return f"{result.node.name}: {cut_reason(result.message)}; replicate with `make extract`"
+    hours = result.age / SECONDS_PER_HOUR
+    found = "no run has succeeded" if hours > NEVER_HOURS else f"the newest run that succeeded ended {hours:.1f} h ago"
+    allowed = result.node.freshness
+    if result.status == "pass":
+        return f"raw is fresh: {found}, and up to {_threshold(allowed.warn_after)} are fine"
+    bound = allowed.error_after if result.status == "error" else allowed.warn_after
+    prefix = "warning: " if result.status == "warn" else ""
+    return (
+        f"{prefix}raw is stale: expected a run within {_threshold(bound)}, found: {found}; "
+        "run `make extract`; `make status` tells what holds a table back"
+    )
+
+
+def cut_reason(message: object) -> str:
+    """Return dbt's message in one line, without the chain of macros that it was raised through."""
+    lines = [line.strip() for line in str(message).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(CHAIN_PREFIXES))
+
+
+def _describe(result: Any) -> str:
+    node = result.node
+    if not _is_broken_rule(result):
+        return f"{node.name}: {cut_reason(result.message)}; see {node.original_file_path} in dbt/"
+    description = f" ({node.description.strip()})" if node.description else ""
+    query = f"select * from {node.schema}.{node.alias}"
+    return f"rule {node.name}: {_count_rows(result)} it{description}; see them: {query}"
+
+
+def _is_broken_rule(result: Any) -> bool:
+    """Tell whether the result is a rule with rows that break it, not a rule whose query failed, or a unit test."""
+    return result.node.resource_type == "test" and result.status in ("fail", "warn") and bool(result.failures)
+
+
+def _count_rows(result: Any) -> str:
+    limit = result.node.config.limit
+    if limit and result.failures >= limit:
+        return f"{limit:,} rows or more break"
+    return "1 row breaks" if result.failures == 1 else f"{result.failures:,} rows break"
+
+
+def _threshold(bound: Any) -> str:
+    return f"{bound.count} {bound.period}{'' if bound.count == 1 else 's'}"
