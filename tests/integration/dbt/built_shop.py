@@ -1,0 +1,110 @@
+"""A small shop with a warehouse, for tests of the dbt project: databases of their own, worked on as `make` does."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg2
+from psycopg2 import sql
+
+from source_db import schema, seed
+
+CHECKOUT = Path(__file__).parents[3]
+SCALE = 0.02
+DBT = """
+import sys
+from etl.local import databases, dbt_project
+sys.exit(dbt_project.run(databases.open_databases(), sys.argv[1:]))
+"""
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shop:
+    """The URLs of both sides, and a folder for what dbt writes."""
+
+    source_url: str
+    target_url: str
+    folder: Path
+    more: tuple[tuple[str, str], ...] = ()  # other variables of the environment
+
+    def make(self, command, *arguments):
+        """Run a command as the Makefile does, on this shop."""
+        return self._python("-m", "etl.local", command, *arguments)
+
+    def dbt(self, *arguments):
+        """Run dbt as `make` does, with any arguments."""
+        return self._python("-c", DBT, *arguments)
+
+    def succeed(self, command, *arguments):
+        finished = self.make(command, *arguments)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        return finished
+
+    def query(self, statement, url=None):
+        connection = psycopg2.connect(url or self.target_url)
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(statement)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    def read_json(self, name):
+        """Return a file that dbt has written, such as manifest.json."""
+        return json.loads((self.folder / "target" / name).read_text())
+
+    def _python(self, *arguments):
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=CHECKOUT,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.endswith("_DATABASE_URL")},
+                "SOURCE_DATABASE_URL": self.source_url,
+                "TARGET_DATABASE_URL": self.target_url,
+                "DBT_TARGET_PATH": str(self.folder / "target"),
+                "DBT_LOG_PATH": str(self.folder / "logs"),
+                "DBT_USE_COLORS": "false",
+                **dict(self.more),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@contextmanager
+def open_database(server) -> Iterator[str]:
+    """Yield the URL of a fresh database, and drop it afterwards."""
+    name = f"shop_{os.getpid()}_{next(_numbers)}"
+    control = psycopg2.connect(server.url())
+    control.autocommit = True
+    try:
+        with control.cursor() as cursor:
+            cursor.execute(sql.SQL("create database {} template template0").format(sql.Identifier(name)))
+            yield server.url(name)
+            cursor.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+    finally:
+        control.close()
+
+
+@contextmanager
+def open_source(server) -> Iterator[str]:
+    """Yield the URL of a seeded source."""
+    with open_database(server) as url:
+        schema.apply(url)
+        seed.load(url, scale=SCALE)
+        yield url
+
+
+@contextmanager
+def open_shop(source_server, target_server, folder) -> Iterator[Shop]:
+    """Yield a shop whose source is seeded and whose warehouse is empty."""
+    with open_source(source_server) as source_url, open_database(target_server) as target_url:
+        yield Shop(source_url=source_url, target_url=target_url, folder=folder)
