@@ -213,5 +213,5 @@ def test_a_failing_test_of_the_models_stops_the_pipeline_with_its_name(machine):
     finished = machine.run("pipeline")
 
     assert finished.returncode == 1
-    assert "fct_orders_total_adds_up: Got 1 result" in finished.stderr
+    assert "rule fct_orders_total_adds_up: 1 row breaks it" in finished.stderr
     assert "Traceback" not in finished.stderr
