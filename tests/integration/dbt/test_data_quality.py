@@ -23,7 +23,6 @@ ONE_ROW_EACH = {
     ),
     "stg_customers_lies_in_the_past": "update raw.customers set updated_at = 'infinity' where customer_id = 2",
     "stg_products_amounts_are_in_range": "update raw.products set cost = -1 where product_id = 1",
-    "stg_products_price_covers_cost": "update raw.products set cost = price + 1, is_active = true where product_id = 2",
     "stg_campaigns_amounts_and_days_are_in_range": (
         "update raw.campaigns set ends_on = starts_on - 1 where campaign_id = 1"
     ),
