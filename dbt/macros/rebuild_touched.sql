@@ -16,6 +16,8 @@
 {% macro collect_touched_keys() -%}
     {%- set selected_keys = caller() -%}
     {%- if execute and flags.WHICH in ('run', 'build') and model.resource_type == 'model' -%}
+        {#- One snapshot from here to the note: what a run commits meanwhile is seen by all of the build, or by none. -#}
+        {%- do run_query('commit; begin transaction isolation level repeatable read') -%}
         {%- do run_query(begin_build()) -%}
         {%- if is_incremental() -%}
             {%- do run_query(
