@@ -43,7 +43,7 @@
     {{ return(names | unique | list) }}
 {%- endmacro %}
 
-{# Take the note of a build, before it reads anything; pre-hook of tables and snapshots, facts do it by themselves. #}
+{# Take the note of a build, before it reads anything; pre-hook of snapshots; facts and histories do it by themselves. #}
 {% macro begin_build() -%}
     drop table if exists pg_temp.build_start;
     create temporary table build_start as

@@ -8,6 +8,7 @@
     it follows, and one that was valid for no time is left out. So there is no gap and no overlap.
     The first version is valid from `first_valid_from`: as a rule from when the row was made, for what it was before its
     first change that was seen is not known.
+    A build after the first makes anew the versions of touched keys, all of them.
 #}
 {% macro versions_of(snapshot, key, columns, first_valid_from='least(created_at, changed_at)') -%}
     {%- set key_columns = key | join(', ') -%}
@@ -45,6 +46,9 @@
                         _etl_run_id,
                         row_number() over (partition by {{ key_columns }} order by _etl_run_id, dbt_valid_from) as version_order
                     from {{ snapshot }}
+                    {%- if is_incremental() %}
+                    where ({{ key_columns }}) in (select {{ key_columns }} from {{ touched_keys() }})
+                    {%- endif %}
                 ) as numbered
             ) as preceded
         ) as begun

@@ -1,8 +1,15 @@
 {{
     config(
+        unique_key='customer_id',
         indexes=[{'columns': ['customer_id', 'valid_from'], 'unique': true}, {'columns': ['_etl_run_id']}],
     )
 }}
+
+{%- call collect_touched_keys() %}
+select distinct versions.customer_id
+from {{ ref('snap_customers') }} as versions
+where {{ is_touched('versions') }}
+{%- endcall %}
 
 with
 

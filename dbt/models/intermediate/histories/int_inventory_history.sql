@@ -1,11 +1,18 @@
 {{
     config(
+        unique_key=['product_id', 'warehouse_code'],
         indexes=[
             {'columns': ['product_id', 'warehouse_code', 'valid_from'], 'unique': true},
             {'columns': ['_etl_run_id']},
         ],
     )
 }}
+
+{%- call collect_touched_keys() %}
+select distinct versions.product_id, versions.warehouse_code
+from {{ ref('snap_inventory_levels') }} as versions
+where {{ is_touched('versions') }}
+{%- endcall %}
 
 with
 

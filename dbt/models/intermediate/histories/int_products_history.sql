@@ -1,8 +1,15 @@
 {{
     config(
+        unique_key='product_id',
         indexes=[{'columns': ['product_id', 'valid_from'], 'unique': true}, {'columns': ['_etl_run_id']}],
     )
 }}
+
+{%- call collect_touched_keys() %}
+select distinct versions.product_id
+from {{ ref('snap_products') }} as versions
+where {{ is_touched('versions') }}
+{%- endcall %}
 
 with
 
