@@ -1,0 +1,285 @@
+"""Builds beside runs, apart from each other, and failed: whatever the moment, the next build makes it good."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import pytest
+
+from source_db import simulate
+
+WAIT_SECONDS = 60
+
+# Writes on behalf of a run, as its merge does: rows of the run in hand, at the time of its transaction.
+TOUCH_ORDERS = (
+    "update raw.orders set status = 'returned', updated_at = now(), _etl_run_id = {run}, _etl_synced_at = now() "
+    "where order_id between {first} and {first} + 5"
+)
+TOUCH_PRODUCTS = (
+    "update raw.products set cost = cost + 1, updated_at = now(), _etl_run_id = {run}, _etl_synced_at = now() "
+    "where product_id = {first}"
+)
+TOUCH_STOCK = (
+    "update raw.inventory_levels set on_hand = on_hand + 1, updated_at = now(), _etl_run_id = {run}, "
+    "_etl_synced_at = now() where product_id = {first}"
+)
+PLACE = (
+    "with placed as (insert into raw.orders select (jsonb_populate_record(o, jsonb_build_object('order_id', "
+    "o.order_id + 100000 * {first}, 'ordered_at', clock_timestamp(), '_etl_run_id', {run}))).* "
+    "from raw.orders as o where order_id between 1 and 5 returning order_id) "
+    "insert into raw.order_items select (jsonb_populate_record(i, jsonb_build_object('order_item_id', "
+    "i.order_item_id + 100000 * {first}, 'order_id', placed.order_id, '_etl_run_id', {run}))).* "
+    "from raw.order_items as i inner join placed on i.order_id = placed.order_id - 100000 * {first}"
+)
+
+
+def write(warehouse, run_id, number):
+    """Commit a part of what a run brings, to every parent of the facts."""
+    for statement in (TOUCH_PRODUCTS, TOUCH_STOCK, PLACE):
+        warehouse.query(statement.format(run=run_id, first=number))
+    warehouse.query(TOUCH_ORDERS.format(run=run_id, first=100 + 10 * number))
+
+
+def test_rows_of_a_run_in_progress_are_read_again_by_the_next_build(warehouse):
+    with warehouse.run_in_progress() as run_id:
+        write(warehouse, run_id, 1)
+        warehouse.build_chain()
+        warehouse.assert_equals_full_refresh(after="a build in the midst of a run")
+        write(warehouse, run_id, 2)
+    warehouse.build_chain()
+
+    warehouse.assert_equals_full_refresh()
+
+
+def test_what_a_run_commits_between_the_snapshots_and_the_facts_is_read_again(warehouse):
+    with warehouse.run_in_progress() as run_id:
+        write(warehouse, run_id, 1)
+        warehouse.build(*warehouse.dbt.snapshots)
+        write(warehouse, run_id, 2)
+    warehouse.build(*warehouse.dbt.rebuilt)
+    warehouse.assert_equals_full_refresh(after="a build with older snapshots")
+    warehouse.build_chain()
+
+    warehouse.assert_equals_full_refresh()
+
+
+def test_a_first_build_in_the_midst_of_a_run_is_made_good_by_the_next(unbuilt):
+    with unbuilt.run_in_progress() as run_id:
+        write(unbuilt, run_id, 1)
+        unbuilt.build()
+        write(unbuilt, run_id, 2)
+    unbuilt.build_chain()
+
+    unbuilt.assert_equals_full_refresh()
+
+
+def test_a_first_build_while_runs_go_on_is_made_good_by_the_next(unbuilt):
+    is_built = Event()
+
+    def keep_running():
+        number = 0
+        while not is_built.is_set():
+            number += 1
+            simulate.run(unbuilt.source_url, seconds=0.3, rate=200, seed=number)
+            unbuilt.replicate()
+        return number
+
+    with ThreadPoolExecutor(1) as pool:
+        runs = pool.submit(keep_running)
+        try:
+            unbuilt.build()
+        finally:
+            is_built.set()
+        assert runs.result(WAIT_SECONDS) > 1
+    unbuilt.build_chain()
+
+    unbuilt.assert_equals_full_refresh()
+
+
+def test_an_order_that_moves_while_it_is_built_leaves_no_trace_at_the_customer_that_it_left(warehouse):
+    """The build knew the order by its line, and then found it at another customer, whom it did not know."""
+    ((order_id, customer_id),) = warehouse.on_source(
+        "select min(order_id), customer_id from orders where status <> 'cart' group by customer_id "
+        "having count(*) > 3 order by customer_id limit 1"
+    )
+    warehouse.on_source("update order_items set quantity = quantity + 1 where order_id = %s", order_id)
+    warehouse.replicate()
+    with ThreadPoolExecutor(1) as pool:
+        with warehouse.transaction() as cursor:
+            # The keys are collected without this view, the rows are read through it.
+            cursor.execute("alter view intermediate.int_orders_enriched set (security_barrier = false)")
+            building = pool.submit(warehouse.build, "fct_orders")
+            warehouse.wait_until_blocked("intermediate.int_orders_enriched")
+            warehouse.on_source(
+                "update orders set customer_id = (select max(customer_id) from customers where customer_id <> %s), "
+                "ordered_at = ordered_at where order_id = %s",
+                customer_id,
+                order_id,
+            )
+            warehouse.replicate()
+        building.result(WAIT_SECONDS)
+    warehouse.build_chain()
+
+    warehouse.assert_equals_full_refresh()
+
+
+def change_all(warehouse):
+    warehouse.on_source(
+        "update orders set status = 'returned' where order_id between 100 and 120; "
+        "update products set cost = cost + 1; update inventory_levels set on_hand = on_hand + 1; "
+        "update payments set status = 'failed' where payment_id = 9 and amount >= 0; "
+        "insert into events (session_id, event_type, channel) values (gen_random_uuid(), 'page_view', 'web')"
+    )
+    warehouse.replicate()
+
+
+def notes(warehouse):
+    return warehouse.query("select model_name, run_id, dbt_built_at from intermediate.dbt_builds order by 1")
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["fct_orders", "fct_sales", "fct_events", "fct_payments", "fct_inventory_daily", "int_products_history"],
+)
+def test_a_build_that_failed_half_way_is_made_good_by_the_next(warehouse, model):
+    change_all(warehouse)
+    relation, _ = warehouse.dbt.rebuilt[model]
+    warehouse.query(f"alter table {relation} add constraint no_more check (false) not valid")
+    is_success, log = warehouse.try_to_build(*warehouse.dbt.snapshots, *warehouse.dbt.rebuilt)
+    warehouse.query(f"alter table {relation} drop constraint no_more")
+    assert not is_success
+    assert "no_more" in log
+    assert warehouse.differences(model)
+    warehouse.build_chain()
+
+    warehouse.assert_equals_full_refresh()
+
+
+def test_a_build_that_failed_is_taken_up_by_dbt_retry(warehouse):
+    change_all(warehouse)
+    warehouse.query("alter table marts.fct_sales add constraint no_more check (false) not valid")
+    is_success, _ = warehouse.try_to_build(*warehouse.dbt.rebuilt, "--write-json")
+    warehouse.query("alter table marts.fct_sales drop constraint no_more")
+    change_all(warehouse)
+    warehouse.dbt("retry")
+
+    assert not is_success
+    warehouse.assert_equals_full_refresh("fct_sales")
+    warehouse.build_chain()
+    warehouse.assert_equals_full_refresh()
+
+
+def test_a_build_that_is_killed_between_its_rows_and_its_note_leaves_neither(warehouse, make_dbt):
+    dbt = make_dbt()
+    change_all(warehouse)
+    warehouse.build(*warehouse.dbt.snapshots, "int_products_history", "int_customers_history")
+    rows, noted = warehouse.row_versions(), notes(warehouse)
+    with ThreadPoolExecutor(1) as pool, warehouse.transaction() as builds:
+        with warehouse.transaction() as fact:
+            fact.execute("lock table marts.fct_sales in share mode")
+            building = pool.submit(dbt.try_to, "build", "--select", "fct_sales")
+            warehouse.wait_until_blocked("marts.fct_sales")
+            # Taken only now, for dbt writes to it when it starts.
+            builds.execute("lock table intermediate.dbt_builds in share mode")
+        warehouse.wait_until_blocked("intermediate.dbt_builds")
+        dbt.kill()
+        is_success, log = building.result(WAIT_SECONDS)
+        builds.connection.rollback()
+    # The server goes on with the statement in hand, and only then sees that nobody is there any more.
+    warehouse.wait_for(
+        "not exists (select from pg_stat_activity where application_name = 'dbt' and pid <> pg_backend_pid())"
+    )
+
+    assert not is_success
+    assert "died with -9" in log
+    assert warehouse.row_versions() == rows
+    assert notes(warehouse) == noted
+    warehouse.build_chain()
+    warehouse.assert_equals_full_refresh()
+
+
+def test_a_build_after_nothing_changed_writes_no_fact(warehouse):
+    before = warehouse.row_versions()
+    warehouse.replicate()
+    # A run that ends on the next day would bring a day of stock.
+    warehouse.query(
+        "update etl.runs as r set ended_at = f.ended_at from (select max(ended_at) as ended_at from etl.runs "
+        "where run_id < (select max(run_id) from etl.runs)) as f where r.run_id = (select max(run_id) from etl.runs)"
+    )
+    warehouse.build()
+
+    assert all(before.values())
+    assert warehouse.row_versions() == before
+
+
+def test_a_fact_is_built_alone_as_often_as_one_likes(warehouse):
+    for _ in range(2):
+        change_all(warehouse)
+        for fact in warehouse.dbt.facts:
+            warehouse.build(fact)
+            warehouse.assert_equals_full_refresh(fact, after=f"a build of {fact} alone")
+    warehouse.build_chain()
+
+    warehouse.assert_equals_full_refresh()
+
+
+def test_a_history_built_alone_leaves_the_views_and_facts_that_read_it(warehouse):
+    change_all(warehouse)
+    warehouse.build(*warehouse.dbt.snapshots)
+    views = "select schemaname, viewname from pg_views where schemaname in ('intermediate', 'marts') order by 1, 2"
+    before = warehouse.query(views)
+    warehouse.build("int_products_history", "int_customers_history")
+
+    assert len(before) >= 4
+    assert warehouse.query(views) == before
+    warehouse.build(*warehouse.dbt.facts)
+    warehouse.assert_equals_full_refresh(*warehouse.dbt.facts)
+
+
+def test_a_full_refresh_of_one_model_alone_misleads_no_other(warehouse):
+    change_all(warehouse)
+    warehouse.dbt("build", "--full-refresh", "--select", "fct_sales")
+    change_all(warehouse)
+    warehouse.build_chain()
+
+    warehouse.assert_equals_full_refresh()
+
+
+def test_days_end_alike_where_midnight_is_skipped(warehouse):
+    """In Santiago the clocks are set ahead at midnight, so that this day begins at one o'clock."""
+    warehouse.query("alter database warehouse set timezone = 'America/Santiago'")
+    ((days,),) = warehouse.query("select date '2027-09-10' - current_date")
+    warehouse.replicate()
+    warehouse.build_chain()
+    warehouse.pass_days(days)
+    warehouse.on_source("update inventory_levels set on_hand = on_hand + 1 where product_id <= 3")
+    warehouse.replicate()
+    warehouse.build_chain()
+
+    warehouse.assert_equals_full_refresh()
+    assert warehouse.query(
+        "select count(distinct n) from (select count(*) as n from marts.fct_inventory_daily "
+        "group by product_id, warehouse_code) as f"
+    ) == [(1,)]
+
+
+def test_a_run_in_progress_after_days_without_a_run_lets_no_stock_lose_days(warehouse):
+    """Its rows tell of days that no run has ended on: they are not days of the fact yet, for any product."""
+    with warehouse.run_in_progress() as run_id:
+        warehouse.query(
+            "update raw.inventory_levels set on_hand = on_hand + 1, updated_at = now() + interval '5 days', "
+            "_etl_synced_at = now() + interval '5 days', _etl_run_id = %s where product_id = 1",
+            run_id,
+        )
+        warehouse.build_chain()
+        warehouse.assert_equals_full_refresh(after="a build in the midst of the run")
+    warehouse.query("update etl.runs set ended_at = ended_at + interval '5 days' where run_id = %s", run_id)
+    warehouse.build_chain()
+
+    warehouse.assert_equals_full_refresh()
+    assert warehouse.query("select max(stock_date) - min(stock_date) from marts.fct_inventory_daily") == [(5,)]
+
+
+def test_all_models_and_tests_of_the_project_pass(warehouse):
+    log = warehouse.dbt("build", "--warn-error", "--show-all-deprecations")
+
+    assert "WARN=0 ERROR=0 SKIP=0" in log
