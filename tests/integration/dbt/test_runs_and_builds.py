@@ -237,7 +237,7 @@ def test_a_history_built_alone_leaves_the_views_and_facts_that_read_it(warehouse
 
 def test_a_full_refresh_of_one_model_alone_misleads_no_other(warehouse):
     change_all(warehouse)
-    warehouse.dbt("build", "--full-refresh", "--select", "fct_sales")
+    warehouse.build("fct_sales", "--full-refresh")
     change_all(warehouse)
     warehouse.build_chain()
 
@@ -277,6 +277,16 @@ def test_a_run_in_progress_after_days_without_a_run_lets_no_stock_lose_days(ware
 
     warehouse.assert_equals_full_refresh()
     assert warehouse.query("select max(stock_date) - min(stock_date) from marts.fct_inventory_daily") == [(5,)]
+
+
+def test_the_full_refresh_that_models_are_compared_with_is_the_one_of_dbt(warehouse):
+    change_all(warehouse)
+    warehouse.build_chain()
+    warehouse.assert_equals_full_refresh()
+    before = warehouse.fingerprints()
+    warehouse.build(*warehouse.dbt.facts, "--full-refresh")
+
+    assert warehouse.fingerprints() == before
 
 
 def test_all_models_and_tests_of_the_project_pass(warehouse):
