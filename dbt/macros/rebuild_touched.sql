@@ -12,7 +12,12 @@
     pg_temp.{{ adapter.quote('touched_' ~ this.identifier) }}
 {%- endmacro %}
 
-{# Take the note, then collect the keys that the call block selects. Writes nothing but temporary tables. #}
+{#
+    Take the note, then collect the keys that the call block selects. Writes nothing but temporary tables.
+
+    A table without a note, which was lost with `dbt_builds` or while the model was disabled, is built anew: also the
+    keys that it has and that have been purged from raw since.
+#}
 {% macro collect_touched_keys() -%}
     {%- set selected_keys = caller() -%}
     {%- if execute and flags.WHICH in ('run', 'build') and model.resource_type == 'model' -%}
@@ -20,10 +25,15 @@
         {%- do run_query('commit; begin transaction isolation level repeatable read') -%}
         {%- do run_query(begin_build()) -%}
         {%- if is_incremental() -%}
+            {%- set unique_key = config.get('unique_key') -%}
+            {%- set key = get_quoted_csv([unique_key] if unique_key is string else unique_key) -%}
             {%- do run_query(
                 'drop table if exists ' ~ touched_keys() ~ ';'
                 ~ ' create temporary table ' ~ adapter.quote('touched_' ~ this.identifier) ~ ' as '
-                ~ selected_keys ~ '; analyze ' ~ touched_keys()
+                ~ 'select ' ~ key ~ ' from (' ~ selected_keys ~ ') as selected'
+                ~ ' union select ' ~ key ~ ' from ' ~ this
+                ~ ' where not exists (select from ' ~ builds_table() ~ " where model_name = '" ~ this.identifier ~ "');"
+                ~ ' analyze ' ~ touched_keys()
             ) -%}
         {%- endif -%}
     {%- endif -%}
