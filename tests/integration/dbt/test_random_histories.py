@@ -299,7 +299,7 @@ def assert_facts_are_as_of_the_order(warehouse):
 
 def pytest_generate_tests(metafunc):
     if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", range(SEED, SEED + (60 if metafunc.config.getoption("--long") else 3)))
+        metafunc.parametrize("seed", range(SEED, SEED + (60 if metafunc.config.getoption("--long") else 2)))
 
 
 @pytest.mark.has_long_form

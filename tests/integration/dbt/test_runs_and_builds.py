@@ -136,10 +136,7 @@ def notes(warehouse):
     return warehouse.query("select model_name, run_id, dbt_built_at from intermediate.dbt_builds order by 1")
 
 
-@pytest.mark.parametrize(
-    "model",
-    ["fct_orders", "fct_sales", "fct_events", "fct_payments", "fct_inventory_daily", "int_products_history"],
-)
+@pytest.mark.parametrize("model", ["fct_orders", "fct_inventory_daily", "int_products_history"])
 def test_a_build_that_failed_half_way_is_made_good_by_the_next(warehouse, model):
     change_all(warehouse)
     relation, _ = warehouse.dbt.rebuilt[model]
@@ -147,6 +144,7 @@ def test_a_build_that_failed_half_way_is_made_good_by_the_next(warehouse, model)
     is_success, log = warehouse.try_to_build(*warehouse.dbt.snapshots, *warehouse.dbt.rebuilt)
     warehouse.query(f"alter table {relation} drop constraint no_more")
     assert not is_success
+    assert "ERROR=1" in log
     assert "no_more" in log
     assert warehouse.differences(model)
     warehouse.build_chain()
@@ -233,6 +231,20 @@ def test_a_history_built_alone_leaves_the_views_and_facts_that_read_it(warehouse
     assert warehouse.query(views) == before
     warehouse.build(*warehouse.dbt.facts)
     warehouse.assert_equals_full_refresh(*warehouse.dbt.facts)
+
+
+def test_a_model_whose_note_is_lost_is_built_as_if_for_the_first_time(warehouse):
+    """Its rows may be of keys that have been purged from raw meanwhile, which nothing else would touch."""
+    warehouse.on_source("delete from payments where payment_id = 70; delete from orders where order_id = 50")
+    warehouse.replicate()
+    warehouse.query("delete from intermediate.dbt_builds where model_name like 'fct%%'")
+    warehouse.build(*warehouse.dbt.snapshots, "int_*_history")
+    warehouse.tombstone_days = "0.0000000001"
+    warehouse.replicate()
+    assert warehouse.query("select 1 from raw.payments where payment_id = 70") == []
+    warehouse.build_chain()
+
+    warehouse.assert_equals_full_refresh()
 
 
 def test_a_full_refresh_of_one_model_alone_misleads_no_other(warehouse):
