@@ -95,33 +95,6 @@ def test_a_first_build_while_runs_go_on_is_made_good_by_the_next(unbuilt):
     unbuilt.assert_equals_full_refresh()
 
 
-def test_an_order_that_moves_while_it_is_built_leaves_no_trace_at_the_customer_that_it_left(warehouse):
-    """The build knew the order by its line, and then found it at another customer, whom it did not know."""
-    ((order_id, customer_id),) = warehouse.on_source(
-        "select min(order_id), customer_id from orders where status <> 'cart' group by customer_id "
-        "having count(*) > 3 order by customer_id limit 1"
-    )
-    warehouse.on_source("update order_items set quantity = quantity + 1 where order_id = %s", order_id)
-    warehouse.replicate()
-    with ThreadPoolExecutor(1) as pool:
-        with warehouse.transaction() as cursor:
-            # The keys are collected without this view, the rows are read through it.
-            cursor.execute("alter view intermediate.int_orders_enriched set (security_barrier = false)")
-            building = pool.submit(warehouse.build, "fct_orders")
-            warehouse.wait_until_blocked("intermediate.int_orders_enriched")
-            warehouse.on_source(
-                "update orders set customer_id = (select max(customer_id) from customers where customer_id <> %s), "
-                "ordered_at = ordered_at where order_id = %s",
-                customer_id,
-                order_id,
-            )
-            warehouse.replicate()
-        building.result(WAIT_SECONDS)
-    warehouse.build_chain()
-
-    warehouse.assert_equals_full_refresh()
-
-
 def change_all(warehouse):
     warehouse.on_source(
         "update orders set status = 'returned' where order_id between 100 and 120; "

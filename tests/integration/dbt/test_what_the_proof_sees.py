@@ -75,42 +75,76 @@ def build_facts_before_their_histories(warehouse):
     warehouse.build(*warehouse.dbt.facts)
 
 
+def move_an_order_meanwhile(warehouse):
+    """A build knows an order by its line; before it reads the order, that has moved to another customer."""
+    ((order_id, customer_id),) = warehouse.on_source(
+        "select min(order_id), customer_id from orders where status <> 'cart' group by customer_id "
+        "having count(*) > 3 order by customer_id limit 1"
+    )
+    warehouse.on_source("update order_items set quantity = quantity + 1 where order_id = %s", order_id)
+    warehouse.replicate()
+    with ThreadPoolExecutor(1) as pool:
+        with warehouse.transaction() as cursor:
+            # The keys are collected without this view, the rows are read through it.
+            cursor.execute("alter view intermediate.int_orders_enriched set (security_barrier = false)")
+            building = pool.submit(warehouse.build, "fct_orders")
+            warehouse.wait_until_blocked("intermediate.int_orders_enriched")
+            warehouse.on_source(
+                "update orders set customer_id = (select max(customer_id) from customers where customer_id <> %s), "
+                "ordered_at = ordered_at where order_id = %s",
+                customer_id,
+                order_id,
+            )
+            warehouse.replicate()
+        building.result(WAIT_SECONDS)
+
+
 # What a naive author would write: what is newer than the newest that was built.
 BUSINESS_TIME = """
     {%- set times = {
         'events': 'occurred_at', 'products': 'valid_from', 'customers': 'valid_from', 'levels': 'valid_from'
     } -%}
     {{ relation_alias }}.{{ times.get(relation_alias, 'updated_at') }} > (
-        select max(builds.dbt_built_at) from {{ builds_table() }} as builds"""
+        select max(builds.dbt_built_at) from {{ builds_table() }} as builds
+        where builds.model_name = '{{ this.identifier }}'
+    )"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A piece of macros/builds.sql, what stands there instead, and the play that has to find it."""
+    """Pieces of the macros, what stands there instead, and the play that has to find it."""
 
-    right: str
-    wrong: str
+    changes: tuple[tuple[str, str, str], ...]  # file of dbt/macros, right, wrong
     play: Any
+
+
+SEVERAL_SNAPSHOTS = ("rebuild_touched.sql", "isolation level repeatable read", "isolation level read committed")
 
 
 MISTAKES = {
     "keys are picked by business time": Mistake(
-        right="""    {{ relation_alias }}._etl_run_id > (
-        select coalesce(max(builds.run_id), 0) from {{ builds_table() }} as builds""",
-        wrong=BUSINESS_TIME,
+        changes=(("builds.sql", "    {{ relation_alias }}._etl_run_id > {{ noted_run() }}", BUSINESS_TIME),),
         play=commit_late,
     ),
     "a run is noted before it has ended": Mistake(
-        right=" where runs.ended_at is not null", wrong="", play=build_in_the_midst_of_a_run
+        changes=(("builds.sql", " where runs.ended_at is not null", ""),), play=build_in_the_midst_of_a_run
     ),
     "the note is taken after the keys are collected": Mistake(
-        right="    insert into {{ builds_table() }}",
-        wrong="    {{ begin_build() }};\n    insert into {{ builds_table() }}",
+        changes=(
+            SEVERAL_SNAPSHOTS,
+            (
+                "builds.sql",
+                "    insert into {{ builds_table() }}",
+                "    {{ begin_build() }};\n    insert into {{ builds_table() }}",
+            ),
+        ),
         play=run_while_a_fact_is_built,
     ),
     "the note does not heed the histories' notes": Mistake(
-        right="{{ return(names | unique | list) }}", wrong="{{ return([]) }}", play=build_facts_before_their_histories
+        changes=(("builds.sql", "{{ return(names | unique | list) }}", "{{ return([]) }}"),),
+        play=build_facts_before_their_histories,
     ),
+    "keys and rows are read at several snapshots": Mistake(changes=(SEVERAL_SNAPSHOTS,), play=move_an_order_meanwhile),
 }
 
 
@@ -128,10 +162,11 @@ def test_the_project_as_it_is_passes_when_elsewhere(warehouse, mistake):
 def test_a_project_is_found_wrong_when(warehouse, make_dbt, tmp_path, mistake):
     found = MISTAKES[mistake]
     project = Path(shutil.copytree(PROJECT, tmp_path / "project"))
-    path = project / "macros" / "builds.sql"
-    text = path.read_text()
-    assert text.count(found.right) == 1
-    path.write_text(text.replace(found.right, found.wrong))
+    for file, right, wrong in found.changes:
+        path = project / "macros" / file
+        text = path.read_text()
+        assert text.count(right) == 1
+        path.write_text(text.replace(right, wrong))
     warehouse.dbt = make_dbt(project)
     found.play(warehouse)
     warehouse.build_chain()
