@@ -27,7 +27,7 @@ CLOCKS = re.compile(
 ARITHMETIC = re.compile(r"(?<!select) [-+*/] [\w(]|\b(sum|avg|count|row_number|min|max)\(", re.IGNORECASE)
 WITHOUT_UNIT_TEST = {
     "dim_customers_history": "columns of int_customers_history by name, and whether the version is open",
-    "dim_dates": "its least output is a year of 365 rows; each column is one function of Postgres on the day",
+    "dim_dates": "its least output is a year of 365 rows; test_dates.py compares each with Python",
     "int_inventory_history": "versions_of is tested on int_products_history, what can be sold on stg_inventory_levels",
 }
 
