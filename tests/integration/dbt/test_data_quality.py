@@ -160,6 +160,23 @@ def test_the_documentation_is_one_file_with_every_mart_and_its_description(shop,
     assert {name for name, description in marts.items() if name not in html or description not in html} == set()
 
 
+def test_a_row_whose_parent_comes_later_in_the_same_run_breaks_no_rule_until_the_run_has_ended(shop):
+    ((run_id,),) = shop.query("insert into etl.runs default values returning run_id")
+    shop.query(
+        f"insert into raw.payments select (jsonb_populate_record(p, jsonb_build_object("
+        f"'payment_id', {NOBODY}, 'order_id', {NOBODY}, '_etl_run_id', {run_id}))).* "
+        "from raw.payments as p order by payment_id limit 1"
+    )
+    within = shop.dbt("test", "--select", "stg_payments_refer_to_orders")
+    shop.query(f"update etl.runs set status = 'succeeded', ended_at = clock_timestamp() where run_id = {run_id}")
+    after = shop.dbt("test", "--select", "stg_payments_refer_to_orders")
+    shop.query(f"delete from raw.payments where payment_id = {NOBODY}")
+
+    assert within.returncode == 0, within.stdout
+    assert after.returncode == 1
+    assert shop.query("select payment_id from audit.stg_payments_refer_to_orders") == [(NOBODY,)]
+
+
 def test_each_rule_finds_the_rows_that_break_it_and_no_others(shop):
     """Last of the module: it leaves the marts broken."""
     orders = [row[0] for row in shop.query("select order_id from raw.orders where delivered_at is not null order by 1")]
