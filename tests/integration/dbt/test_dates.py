@@ -61,3 +61,14 @@ def test_each_day_is_described_as_python_describes_it(warehouse, fiscal_start):
     assert days == [days[0] + dt.timedelta(days=number) for number in range(len(days))]
     assert dt.date(2019, 12, 31) in days
     assert {day for (day,) in warehouse.query(DAYS_OF_THE_DATA)} <= set(days)
+
+
+def test_a_campaign_without_an_end_does_not_stretch_the_calendar(warehouse):
+    before = warehouse.query("select max(date_day) from marts.dim_dates")
+    warehouse.on_source("update campaigns set ends_on = 'infinity' where campaign_id = 1")
+    warehouse.replicate()
+    warehouse.query("alter database warehouse set statement_timeout = '20s'")  # days up to infinity never end
+    warehouse.build("dim_dates", "dim_campaigns")
+
+    assert warehouse.query("select max(date_day) from marts.dim_dates") == before
+    assert warehouse.query("select day_count from marts.dim_campaigns where campaign_id = 1") == [(None,)]

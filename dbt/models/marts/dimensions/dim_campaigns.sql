@@ -15,7 +15,7 @@ described as (
         budget_usd,
         spend_usd,
         budget_usd - spend_usd as remaining_budget_usd,
-        end_date - start_date + 1 as day_count,
+        case when isfinite(start_date) and isfinite(end_date) then end_date - start_date + 1 end as day_count,
         start_date,
         end_date,
         created_at

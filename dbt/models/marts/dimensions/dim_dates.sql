@@ -14,10 +14,13 @@ instants as (
     select coalesce(ended_at, started_at) as instant_at from {{ source('etl', 'runs') }}
 ),
 
+-- A campaign without an end may say that it ends at infinity, which no calendar reaches.
 campaign_days as (
     select start_date as date_day from {{ ref('stg_campaigns') }}
+    where isfinite(start_date)
     union all
     select end_date as date_day from {{ ref('stg_campaigns') }}
+    where isfinite(end_date)
 ),
 
 extremes as (
