@@ -32,11 +32,24 @@ demand as (
         sales.product_id,
         sum(sales.quantity) filter (where sales.order_date > today.as_of_date - 30) as units_sold_30_days,
         sum(sales.quantity) filter (where sales.order_date > today.as_of_date - 90) as units_sold_90_days,
+        min(sales.order_date) as first_sale_date,
         max(sales.order_date) as last_sale_date
     from sales
     cross join today
     where not sales.is_reversed
     group by sales.product_id
+),
+
+-- A product that is new has not had its time to sell: its days begin when it was added, or first sold.
+selling as (
+    select
+        products.product_id,
+        greatest(1, least(90, today.as_of_date + 1 - least(
+            (products.created_at at time zone 'UTC')::date, demand.first_sale_date
+        ))) as selling_days
+    from products
+    cross join today
+    left join demand on products.product_id = demand.product_id
 ),
 
 measured as (
@@ -51,16 +64,18 @@ measured as (
         coalesce(stock.low_warehouse_count, 0)::integer as low_warehouse_count,
         coalesce(demand.units_sold_30_days, 0)::integer as units_sold_30_days,
         coalesce(demand.units_sold_90_days, 0)::integer as units_sold_90_days,
-        round(coalesce(demand.units_sold_90_days, 0) / 90.0, 4) as average_daily_units,
-        round(greatest(stock.available, 0) * 90.0 / nullif(demand.units_sold_90_days, 0), 4) as days_of_cover,
+        selling.selling_days,
+        round(coalesce(demand.units_sold_90_days, 0)::numeric / selling.selling_days, 4) as average_daily_units,
+        round(greatest(stock.available, 0)::numeric * selling.selling_days / nullif(demand.units_sold_90_days, 0), 4)
+            as days_of_cover,
         coalesce(stock.on_hand, 0) * products.cost_usd as stock_value_usd,
         products.is_active,
         demand.last_sale_date,
         today.as_of_date,
-        -- A product that is new has not had its time to sell.
         today.as_of_date - greatest(demand.last_sale_date, (products.created_at at time zone 'UTC')::date) as idle_days
     from products
     cross join today
+    inner join selling on products.product_id = selling.product_id
     left join stock on products.product_id = stock.product_id
     left join demand on products.product_id = demand.product_id
 ),
@@ -86,7 +101,7 @@ suggested as (
             when status in ('out_of_stock', 'low') and units_sold_90_days > 0
                 then
                     greatest(
-                        ceil(units_sold_90_days * {{ var('reorder_cover_days') }} / 90.0) - available,
+                        ceil(units_sold_90_days::numeric * {{ var('reorder_cover_days') }} / selling_days) - available,
                         reorder_point - available,
                         0
                     )::integer
