@@ -18,5 +18,8 @@ select
 from {{ ref('fct_orders') }} as orders
 left join payments on orders.order_id = payments.order_id
 where
-    orders.paid_usd <> coalesce(payments.paid_usd, 0)
-    or orders.refunded_usd <> coalesce(payments.refunded_usd, 0)
+    (
+        orders.paid_usd <> coalesce(payments.paid_usd, 0)
+        or orders.refunded_usd <> coalesce(payments.refunded_usd, 0)
+    )
+    and orders.order_id not in ({{ orders_touched_after(['fct_orders', 'fct_payments']) }})

@@ -7,6 +7,7 @@ sales as (
         sum(net_usd) as net_usd,
         sum(cost_usd) as cost_usd
     from {{ ref('fct_sales') }}
+    where order_id not in ({{ orders_touched_after(['fct_orders', 'fct_sales']) }})
     group by order_date
 ),
 
@@ -17,6 +18,7 @@ orders as (
         sum(gross_usd - discount_usd) as net_usd,
         sum(cost_usd) as cost_usd
     from {{ ref('fct_orders') }}
+    where order_id not in ({{ orders_touched_after(['fct_orders', 'fct_sales']) }})
     group by order_date
 )
 

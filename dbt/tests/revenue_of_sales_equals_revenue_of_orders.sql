@@ -5,5 +5,6 @@ select
     sum(sales.gross_usd) as gross_of_lines_usd
 from {{ ref('fct_orders') }} as orders
 left join {{ ref('fct_sales') }} as sales on orders.order_id = sales.order_id
+where orders.order_id not in ({{ orders_touched_after(['fct_orders', 'fct_sales']) }})
 group by orders.order_id, orders.gross_usd
 having orders.gross_usd <> coalesce(sum(sales.gross_usd), 0)

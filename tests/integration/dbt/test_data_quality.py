@@ -177,6 +177,29 @@ def test_a_row_whose_parent_comes_later_in_the_same_run_breaks_no_rule_until_the
     assert shop.query("select payment_id from audit.stg_payments_refer_to_orders") == [(NOBODY,)]
 
 
+def test_a_run_that_ends_between_two_facts_breaks_no_rule_that_compares_them(shop):
+    rule = "payments_of_each_order_are_what_it_says_is_paid"
+    ((run_id,),) = shop.query(
+        "insert into etl.runs (status, ended_at) values ('succeeded', clock_timestamp()) returning run_id"
+    )
+    shop.query(
+        f"insert into raw.payments select (jsonb_populate_record(p, jsonb_build_object("
+        f"'payment_id', {NOBODY}, '_etl_run_id', {run_id}))).* "
+        "from raw.payments as p where status = 'captured' order by payment_id limit 1"
+    )
+    built = shop.dbt("run", "--select", "fct_payments")
+    between = shop.dbt("test", "--select", rule)
+    shop.query(f"update intermediate.dbt_builds set run_id = {run_id}")  # as if fct_orders had lost the payment
+    after = shop.dbt("test", "--select", rule)
+    shop.query(f"delete from raw.payments where payment_id = {NOBODY}")
+    shop.query(f"delete from marts.fct_payments where payment_id = {NOBODY}")
+
+    assert built.returncode == 0, built.stdout
+    assert between.returncode == 0, between.stdout
+    assert after.returncode == 1
+    assert len(shop.query(f"select * from audit.{rule}")) == 1
+
+
 def test_each_rule_finds_the_rows_that_break_it_and_no_others(shop):
     """Last of the module: it leaves the marts broken."""
     orders = [row[0] for row in shop.query("select order_id from raw.orders where delivered_at is not null order by 1")]
