@@ -24,7 +24,8 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
     def __call__(self, event: Event) -> None:
         line = describe(event)
         if line:
-            print(line, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{line}\n")  # in one piece: tables end in several threads
+            sys.stderr.flush()
 
     def __exit__(self, *_: object) -> None:
         return None
@@ -34,7 +35,8 @@ class JsonProgress(AbstractContextManager["JsonProgress"]):
     """One JSON object for each event."""
 
     def __call__(self, event: Event) -> None:
-        print(json.dumps(_as_record(event)), file=sys.stderr, flush=True)
+        sys.stderr.write(f"{json.dumps(_as_record(event))}\n")
+        sys.stderr.flush()
 
     def __exit__(self, *_: object) -> None:
         return None

@@ -62,9 +62,9 @@ measured as (
 scored as (
     select
         *,
-        ntile(5) over (partition by month_start_date order by recency_days desc, customer_id asc) as recency_score,
-        ntile(5) over (partition by month_start_date order by frequency, customer_id) as frequency_score,
-        ntile(5) over (partition by month_start_date order by monetary_usd, customer_id) as monetary_score
+        {{ fifth_by('recency_days desc', 'month_start_date') }} as recency_score,
+        {{ fifth_by('frequency', 'month_start_date') }} as frequency_score,
+        {{ fifth_by('monetary_usd', 'month_start_date') }} as monetary_score
     from measured
 ),
 
@@ -74,9 +74,9 @@ named as (
         concat(recency_score, frequency_score, monetary_score) as rfm_code,
         case
             when frequency = 0 then 'lost'
+            when recency_score >= 4 and lifetime_order_count = 1 then 'new'
             when recency_score >= 4 and frequency_score >= 4 and monetary_score >= 4 then 'champions'
             when recency_score >= 3 and frequency_score >= 4 then 'loyal'
-            when recency_score >= 4 and lifetime_order_count = 1 then 'new'
             when recency_score >= 3 then 'promising'
             when frequency_score >= 3 then 'at_risk'
             when recency_score = 2 then 'hibernating'

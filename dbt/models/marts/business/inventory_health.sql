@@ -72,7 +72,9 @@ measured as (
         products.is_active,
         demand.last_sale_date,
         today.as_of_date,
-        today.as_of_date - greatest(demand.last_sale_date, (products.created_at at time zone 'UTC')::date) as idle_days
+        greatest(
+            today.as_of_date - greatest(demand.last_sale_date, (products.created_at at time zone 'UTC')::date), 0
+        ) as idle_days
     from products
     cross join today
     inner join selling on products.product_id = selling.product_id
