@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg2
 
-from bench.__main__ import SETTINGS
-from etl.local.servers import HOST, SUPERUSER, Server, free_port
+from bench.stage import Stage, open_stage
+from etl.local.servers import HOST, SUPERUSER
 from source_db import schema, seed
 
 PROJECT = Path(__file__).parents[1] / "dbt"
@@ -33,19 +31,8 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5, help="times each is measured (default: 5)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="tidemark-bench-") as folder:
-        Path(folder).chmod(0o755)
-        servers = [
-            Server(name=name, folder=Path(folder) / name, port=free_port(), major=18, settings=SETTINGS)
-            for name in ("source", "target")
-        ]
-        try:
-            for server in servers:
-                server.start()
-            figures = Warehouse(*servers, folder=Path(folder)).measure(given.scale, given.repeat)
-        finally:
-            for server in servers:
-                server.remove()
+    with open_stage() as stage:
+        figures = Warehouse(stage).measure(given.scale, given.repeat)
     print_figures(figures, given.scale)
     if given.json:
         given.json.write_text(json.dumps({"scale": given.scale, "seconds": figures}, indent=2) + "\n")
@@ -55,16 +42,14 @@ def main() -> int:
 class Warehouse:
     """A shop, its warehouse, and dbt on it."""
 
-    def __init__(self, source: Server, target: Server, *, folder: Path) -> None:
-        self._source, self._target, self._folder = source, target, folder
+    def __init__(self, stage: Stage) -> None:
+        self._source, self._folder = stage.source, stage.folder
         self._environment = {
-            **os.environ,
-            "SOURCE_DATABASE_URL": source.url(),
-            "TARGET_DATABASE_URL": target.url(),
+            **stage.urls("postgres", "postgres"),
             "DBT_HOST": HOST,
-            "DBT_PORT": str(target.port),
+            "DBT_PORT": str(stage.target.port),
             "DBT_USER": SUPERUSER,
-            "DBT_ENV_SECRET_PASSWORD": target.password(),
+            "DBT_ENV_SECRET_PASSWORD": stage.target.password(),
             "DBT_DBNAME": "postgres",
         }
 
