@@ -1,153 +1,124 @@
-"""`python -m bench`: time this project and psql's COPY pipe in turn, as whole processes, and print the ratios.
+"""`python -m bench`: time this project beside psql's COPY pipe and a tutorial's loader, on the same data and servers.
 
-The pipe goes binary into a table that has its key already, which is what people take for the limit. For the change of
-1 % it copies into a temporary table and upserts once. Both work on embedded PostgreSQL 18 servers with fsync on.
+All are measured as whole processes in one run; they take turns, in an order that alternates. Every copy is compared
+with its source afterwards, and one that is not right is reported as wrong. docs/performance.md explains the figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
-import statistics
-import subprocess
+import platform
 import sys
-import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-from psycopg2 import sql
+from bench import figures, report
+from bench.contenders import CONTENDERS
+from bench.copies import Copies
+from bench.data import Sources
+from bench.figures import Figures
+from bench.stage import QUIET_SETTINGS, Stage, fetch, open_stage
+from bench.tasks import DEFAULT_TASKS, TASKS, Bench, run
 
-from etl.local.servers import Server, find_binaries, free_port
+LEAST_ROWS = 1000  # 0.1 % of them is a row
+GIGABYTE = 1_000_000_000
 
-SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "8GB", "maintenance_work_mem": "256MB"}
-FOLDER = Path(__file__).parent
-RAW_TABLE = """
-    create table piped (
-        order_id bigint primary key, customer_id bigint, status text, total numeric(12, 2), attributes jsonb,
-        note text, ordered_at timestamptz, updated_at timestamptz
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(argv)
+    load_before = os.getloadavg()[0]
+    with open_stage(QUIET_SETTINGS) as stage:
+        copies = Copies(stage, Sources(stage, given.rows, _say), given.contenders, _say)
+        bench = Bench(copies=copies, load_seconds=given.load_seconds)
+        machine = describe_machine(stage, load_before)
+        samples = []
+        for sample in run(bench, given.tasks, given.repeat, _say):
+            samples.append(sample)
+            found = Figures(rows=given.rows, repeat=given.repeat, machine=machine, samples=samples)
+            if given.json:
+                figures.write(found, given.json)  # as it grows: a run that is broken off has not been in vain
+    print("\n\n".join(map(report.align, report.tables(found))))
+    faults = report.list_faults(samples)
+    print("\n".join(["", *faults]) if faults else "", end="\n" if faults else "")
+    return 1 if faults else 0
+
+
+def describe_machine(stage: Stage, load_before: float) -> dict[str, Any]:
+    """Return what the figures were taken on; a machine that was busy before gives figures to throw away."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    version = fetch(stage.target.url(), "show server_version")[0][0]
+    return {
+        "PostgreSQL": version,
+        "Python": platform.python_version(),
+        "processors": os.cpu_count(),
+        "memory": f"{memory / GIGABYTE:.0f} GB",
+        "load average before": round(load_before, 2),
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        epilog="tasks:\n"
+        + "\n".join(f"  {name:16}{text}" for name, (text, _) in TASKS.items())
+        + "\n\nProgress goes to standard error, tables to standard output. Exit code 1 tells that a copy was wrong.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-"""
-COLUMNS = "order_id, customer_id, status::text, total, attributes, note, ordered_at, updated_at"
-UPSERT = """
-    insert into piped select * from changed
-    on conflict (order_id) do update set (customer_id, status, total, attributes, note, ordered_at, updated_at) =
-    (excluded.customer_id, excluded.status, excluded.total, excluded.attributes, excluded.note,
-    excluded.ordered_at, excluded.updated_at)
-"""
+    parser.add_argument(
+        "--rows", type=_rows, default=200_000, help="rows of orders (default: 200,000); other sizes follow from it"
+    )
+    parser.add_argument("--repeat", type=_count, default=3, help="turns (default: 3)")
+    parser.add_argument(
+        "--tasks",
+        type=_choice_of(list(TASKS)),
+        default=list(DEFAULT_TASKS),
+        metavar="TASK,...",
+        help="what to measure, or `all` (default: all but pipeline)",
+    )
+    parser.add_argument(
+        "--contenders",
+        type=_choice_of(list(CONTENDERS)),
+        default=list(CONTENDERS),
+        metavar="NAME,...",
+        help=f"who takes part: {', '.join(CONTENDERS)} (default: all)",
+    )
+    parser.add_argument(
+        "--load-seconds", type=float, default=10.0, help="how long pgbench is watched alone (default: 10)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file")
+    return parser
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """The two servers and the databases of a measurement."""
+def _choice_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = list(known) if text == "all" else text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, found {name!r}")
+        return [name for name in known if name in names]
 
-    source: Server
-    target: Server
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "SOURCE_DATABASE_URL": self.source.url(),
-            "TARGET_DATABASE_URL": self.target.url(),
-            "ETL_TABLES": str(FOLDER / "tables.yml"),
-        }
-
-    @property
-    def psql(self) -> str:
-        return shlex.quote(str(find_binaries(18, self.source.folder.parent) / "bin" / "psql"))
-
-    def execute(
-        self, server: Server, statement: str | sql.Composable, parameters: dict[str, Any] | None = None
-    ) -> None:
-        connection = psycopg2.connect(server.url())
-        connection.autocommit = True
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(statement, parameters)
-        finally:
-            connection.close()
+    return parse
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--rows", type=int, default=200_000, help="rows of the table (default: 200,000)")
-    parser.add_argument("--repeat", type=int, default=3, help="times each is measured (default: 3)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="tidemark-bench-") as folder:
-        Path(folder).chmod(0o755)
-        servers = [
-            Server(name=name, folder=Path(folder) / name, port=free_port(), major=18, settings=SETTINGS)
-            for name in ("source", "target")
-        ]
-        try:
-            for server in servers:
-                server.start()
-            figures = measure(Stage(source=servers[0], target=servers[1]), given.rows, given.repeat)
-        finally:
-            for server in servers:
-                server.remove()
-    print_figures(figures, given.rows)
-    if given.json:
-        given.json.write_text(json.dumps({"rows": given.rows, "seconds": figures}, indent=2) + "\n")
-    return 0
+def _rows(text: str) -> int:
+    rows = int(text.replace(",", "").replace("_", ""))
+    if rows < LEAST_ROWS:
+        raise argparse.ArgumentTypeError(f"expected {LEAST_ROWS:,} rows or more, found {text}")
+    return rows
 
 
-def measure(stage: Stage, rows: int, repeat: int) -> dict[str, dict[str, list[float]]]:
-    """Return seconds by task and contender; the contenders take turns."""
-    print(f"making {rows:,} rows ...", file=sys.stderr, flush=True)
-    stage.execute(stage.source, (FOLDER / "orders.sql").read_text(), {"rows": rows})
-    tasks = ("full load", "1 % changed", "nothing changed")
-    figures: dict[str, dict[str, list[float]]] = {task: {"tidemark": [], "psql pipe": []} for task in tasks}
-    for turn in range(repeat):
-        print(f"turn {turn + 1} of {repeat} ...", file=sys.stderr, flush=True)
-        stage.execute(stage.target, "drop schema if exists raw, etl cascade; drop table if exists piped")
-        stage.execute(stage.target, RAW_TABLE)
-        for task in tasks:
-            since = f"timestamptz '2027-01-01' + {turn} * interval '1 day'"
-            if task == "1 % changed":
-                touched = sql.SQL("update orders set total = total + 1, updated_at = {} where order_id % 100 = 0")
-                stage.execute(stage.source, touched.format(sql.SQL(since)))
-            commands = {
-                "tidemark": f"{shlex.quote(sys.executable)} -m etl run orders",
-                "psql pipe": _pipe(stage, task, since),
-            }
-            for contender in sorted(commands, reverse=bool(turn % 2)):
-                figures[task][contender].append(_time(commands[contender], stage.environment))
-    return figures
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+    return count
 
 
-def _pipe(stage: Stage, task: str, since: str) -> str:
-    source = f'{stage.psql} "$SOURCE_DATABASE_URL" -qc'
-    target = f'{stage.psql} "$TARGET_DATABASE_URL" -q'
-    if task == "full load":
-        read = f"copy (select {COLUMNS} from orders) to stdout with (format binary)"
-        return f"{source} {shlex.quote(read)} | {target} -c 'copy piped from stdin with (format binary)'"
-    later = since if task == "1 % changed" else "'infinity'::timestamptz"
-    read = f"copy (select {COLUMNS} from orders where updated_at >= {later}) to stdout with (format binary)"
-    steps = ("create temp table changed (like piped)", "copy changed from stdin with (format binary)", UPSERT)
-    return f"{source} {shlex.quote(read)} | {target} " + " ".join(f"-c {shlex.quote(step)}" for step in steps)
-
-
-def _time(command: str, environment: dict[str, str]) -> float:
-    started = time.monotonic()
-    # A shell joins the two psql of the pipe; every part of the command is quoted above.
-    subprocess.run(command, shell=True, env=environment, check=True, capture_output=True)  # noqa: S602
-    return time.monotonic() - started
-
-
-def print_figures(figures: dict[str, dict[str, list[float]]], rows: int) -> None:
-    """Print medians, and the ratio of the medians."""
-    print(f"{rows:,} rows; medians of whole processes, in seconds")
-    print(f"{'':18}{'tidemark':>10}{'psql pipe':>12}{'ratio':>8}")
-    for task, seconds in figures.items():
-        ours, theirs = statistics.median(seconds["tidemark"]), statistics.median(seconds["psql pipe"])
-        print(f"{task:18}{ours:>10.2f}{theirs:>12.2f}{ours / theirs:>8.2f}")
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

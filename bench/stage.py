@@ -6,15 +6,18 @@ Begin at `open_stage`. Both servers are PostgreSQL 18 with fsync on.
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
 
 from etl.local.servers import Server, find_binaries, free_port
 
@@ -36,6 +39,20 @@ class Stage:
     def program(self, name: str) -> Path:
         """Return the path of a program of PostgreSQL, such as psql."""
         return find_binaries(MAJOR, self.folder) / "bin" / name
+
+    @property
+    def psql(self) -> str:
+        """The shell words that start psql for a script."""
+        return f"{shlex.quote(str(self.program('psql')))} -XqAt -v ON_ERROR_STOP=1"
+
+    def text(self, statement: sql.Composable) -> str:
+        """Return a composed statement as text."""
+        return statement.as_string(self._session)
+
+    @cached_property
+    def _session(self) -> Connection:
+        """An idle session, by whose encoding identifiers are quoted."""
+        return psycopg2.connect(self.source.url())
 
     def urls(self, source_database: str, target_database: str) -> dict[str, str]:
         """Return the environment variables that name two databases, on top of this process's own."""

@@ -1,4 +1,5 @@
 -- A table such as an OLTP has it: bigint key, enum, numeric, jsonb, timestamps, an index on the watermark.
+-- All times are past, so that what is changed now is newer.
 create type order_status as enum ('placed', 'paid', 'shipped', 'delivered');
 create table orders (
     order_id bigint primary key,
@@ -18,8 +19,7 @@ select
     mod(n, 100000) / 7.0,
     jsonb_build_object('channel', 'web', 'position', mod(n, 100)),
     'order number ' || n,
-    timestamptz '2026-01-01' + n * interval '1 second',
-    timestamptz '2026-01-01' + n * interval '1 second'
+    timestamptz '2020-01-01' + n * interval '1 second',
+    timestamptz '2020-01-01' + n * interval '1 second'
 from generate_series(1, %(rows)s) as n;
 create index on orders (updated_at);
-analyze orders;

@@ -1,0 +1,58 @@
+"""Load on the source: how many transactions a second pgbench gets through while something else happens.
+
+pgbench's tables are in the same database as those that are copied. Begin at `Load`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bench.stage import Stage, execute, fetch
+
+SCALE = 10
+CLIENTS = 4
+WARM_UP_SECONDS = 2.0
+LONGEST_SECONDS = 3600
+
+
+class Load:
+    """pgbench on one database of the source."""
+
+    def __init__(self, stage: Stage, url: str) -> None:
+        self._pgbench, self._url = str(stage.program("pgbench")), url
+        subprocess.run([self._pgbench, "-i", "-q", "-s", str(SCALE), url], check=True, capture_output=True)
+
+    @contextmanager
+    def counted(self) -> Iterator[_Count]:
+        """Keep pgbench at work for the time of the block, and count its transactions in it."""
+        execute(self._url, "checkpoint")
+        command = [self._pgbench, "-c", str(CLIENTS), "-T", str(LONGEST_SECONDS), self._url]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            time.sleep(WARM_UP_SECONDS)
+            count = _Count(self._url)
+            yield count
+            count.stop()
+        finally:
+            process.terminate()
+            process.wait()
+
+
+class _Count:
+    """Each transaction of pgbench leaves a row in its history."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._rows, self._started = self._read()
+        self.transactions_per_second = 0.0
+
+    def stop(self) -> None:
+        rows, ended = self._read()
+        self.transactions_per_second = (rows - self._rows) / (ended - self._started)
+
+    def _read(self) -> tuple[int, float]:
+        rows = int(fetch(self._url, "select count(*) from pgbench_history")[0][0])
+        return rows, time.monotonic()

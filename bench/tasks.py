@@ -1,0 +1,199 @@
+"""What is measured: for each task the work before it, which is not, and the commands of the contenders in turn.
+
+A task is a function that yields the samples of one turn. Begin at `TASKS`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from psycopg2 import sql
+
+from bench.contenders import Contender, Tidemark
+from bench.copies import Copies, as_sample
+from bench.data import FOUR_TABLES, MANY_TABLES, ORDERS, TENFOLD_ORDERS, Place
+from bench.figures import Sample
+from bench.load import Load
+from bench.measures import Measurement, measure
+from bench.stage import create_database
+from source_db import schema, seed
+
+# This project reads again what is nearer than 5 s, the fence's margin, to its last point; an hour later it does not.
+SETTLE_SECONDS = 6.0
+ALONE = "nobody"
+PLAIN_QUERY = "plain query"
+# Each side of a comparison works with one process.
+NO_PARALLEL_QUERY = {"PGOPTIONS": "-c max_parallel_workers_per_gather=0"}
+EXAMPLE_SHOP = "example_shop"
+
+
+@dataclass
+class Bench:
+    """The copies, and what tasks keep from turn to turn."""
+
+    copies: Copies
+    load_seconds: float
+    load: Load | None = None
+    pipeline_environment: Mapping[str, str] = field(default_factory=dict)
+
+    def contenders(self, turn: int) -> Sequence[Contender]:
+        """Return the contenders in the order of a turn: every other one the other way round."""
+        return self.copies.contenders[::-1] if turn % 2 else self.copies.contenders
+
+
+Task = Callable[[Bench, int], Iterator[Sample]]
+
+
+def run(bench: Bench, tasks: Sequence[str], repeat: int, say: Callable[[str], None]) -> Iterator[Sample]:
+    """Yield the samples of some tasks, turn by turn. Each turn loads its orders anew."""
+    for turn in range(repeat):
+        bench.copies.forget(ORDERS)
+        for name in tasks:
+            say(f"turn {turn + 1} of {repeat}: {TASKS[name][0]} ...")
+            for sample in TASKS[name][1](bench, turn):
+                say(f"  {sample.contender}: {sample.fault or f'{sample.seconds:.2f} s'}")
+                yield replace(sample, task=TASKS[name][0], turn=turn)
+
+
+def load(place: Place, bench: Bench, turn: int) -> Iterator[Sample]:
+    """Load everything."""
+    for contender in bench.contenders(turn):
+        yield bench.copies.load(contender, place)
+    if place is not ORDERS:
+        bench.copies.forget(place)
+
+
+def update(place: Place, bench: Bench, turn: int) -> Iterator[Sample]:
+    """Bring over changed orders, as many as 1 % of `--rows`."""
+    bench.copies.require(place)
+    since = bench.copies.sources.change_orders(place)
+    for contender in bench.contenders(turn):
+        yield bench.copies.work(contender, place, contender.update(place, since))
+
+
+def find_nothing(place: Place, bench: Bench, turn: int) -> Iterator[Sample]:
+    """Find that nothing has changed since the last time."""
+    bench.copies.require(place)
+    time.sleep(SETTLE_SECONDS)
+    since = bench.copies.sources.read_clock(place)
+    for contender in bench.contenders(turn):
+        command = contender.update(place, since)
+        bench.copies.run_untimed(contender, place, command)
+        yield bench.copies.work(contender, place, command)
+
+
+def reconcile(bench: Bench, turn: int) -> Iterator[Sample]:
+    """Bring over deletes; a contender that has no way to loses its copy, which is wrong from now on."""
+    bench.copies.require(ORDERS)
+    bench.copies.sources.delete_orders(ORDERS, turn)
+    for contender in bench.contenders(turn):
+        command = contender.reconcile(ORDERS)
+        if command is None:
+            bench.copies.forget(ORDERS, contender)
+        else:
+            yield bench.copies.work(contender, ORDERS, command)
+
+
+def verify(bench: Bench, turn: int) -> Iterator[Sample]:
+    """Compare both sides by this project, and by the plain query on each side: the slower side counts."""
+    project = bench.copies.of(Tidemark)
+    if project is None:
+        return
+    bench.copies.require(ORDERS)
+    sides = [partial(_verify_by_project, bench, project), partial(_verify_by_plain_query, bench, project)]
+    for side in sides[::-1] if turn % 2 else sides:
+        bench.copies.rest()
+        yield side()
+
+
+def _verify_by_project(bench: Bench, project: Contender) -> Sample:
+    assert isinstance(project, Tidemark)
+    return as_sample(project.name, bench.copies.run(project, ORDERS, project.verify(ORDERS), NO_PARALLEL_QUERY))
+
+
+def _verify_by_plain_query(bench: Bench, project: Contender) -> Sample:
+    stage, (table,) = bench.copies.stage, bench.copies.sources.tables(ORDERS)
+    sides = {"SOURCE_DATABASE_URL": sql.Identifier(table.name), "TARGET_DATABASE_URL": project.rows(table)}
+    measured = [
+        bench.copies.run(
+            project,
+            ORDERS,
+            f'{stage.psql} "${url}" -c {shlex.quote(stage.text(table.content(rows)))}',
+            NO_PARALLEL_QUERY,
+        )
+        for url, rows in sides.items()
+    ]
+    return as_sample(PLAIN_QUERY, max(measured, key=lambda side: side.seconds))
+
+
+def work_beside_others(bench: Bench, turn: int) -> Iterator[Sample]:
+    """Load everything while pgbench works on the same database of the source; and leave it alone for a while."""
+    copies = bench.copies
+    load = bench.load = bench.load or Load(copies.stage, copies.sources.url(ORDERS))
+    works = [partial(_leave_alone, bench, load)]
+    works += [partial(_load_beside, bench, load, contender) for contender in copies.contenders]
+    for work in works[::-1] if turn % 2 else works:
+        yield work()
+    copies.forget(ORDERS)
+
+
+def _leave_alone(bench: Bench, load: Load) -> Sample:
+    with load.counted() as count:
+        time.sleep(bench.load_seconds)
+    speed = count.transactions_per_second
+    return Sample(task="", turn=0, contender=ALONE, seconds=bench.load_seconds, source_transactions_per_second=speed)
+
+
+def _load_beside(bench: Bench, load: Load, contender: Contender) -> Sample:
+    contender.prepare(ORDERS)
+    bench.copies.rest()
+    with load.counted() as count:
+        measured = bench.copies.run(contender, ORDERS, contender.load(ORDERS))
+    sample = bench.copies.judge(contender, ORDERS, measured)
+    return replace(sample, source_transactions_per_second=count.transactions_per_second)
+
+
+def run_pipeline(bench: Bench, _turn: int) -> Iterator[Sample]:
+    """Run `make pipeline` on the example shop, with nothing changed since the last time."""
+    if not bench.pipeline_environment:
+        bench.pipeline_environment = _seed_pipeline(bench)
+        _make_pipeline(bench)
+        time.sleep(SETTLE_SECONDS)
+    bench.copies.rest()
+    yield as_sample(Tidemark.name, _make_pipeline(bench))
+
+
+def _seed_pipeline(bench: Bench) -> Mapping[str, str]:
+    stage = bench.copies.stage
+    for server in (stage.source, stage.target):
+        create_database(server, EXAMPLE_SHOP)
+    schema.apply(stage.source.url(EXAMPLE_SHOP))
+    seed.load(stage.source.url(EXAMPLE_SHOP))
+    of_outer_make = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    urls = stage.urls(EXAMPLE_SHOP, EXAMPLE_SHOP)
+    return {name: value for name, value in urls.items() if name not in of_outer_make}
+
+
+def _make_pipeline(bench: Bench) -> Measurement:
+    stage = bench.copies.stage
+    return measure("make pipeline", bench.pipeline_environment, stage.source, stage.target)
+
+
+# Names for the command line, what the tables of figures say, and the functions; the order is that of a turn.
+TASKS: Mapping[str, tuple[str, Task]] = {
+    "load": ("full load", partial(load, ORDERS)),
+    "load-four": ("full load, four tables", partial(load, FOUR_TABLES)),
+    "change": ("1 % changed", partial(update, ORDERS)),
+    "nothing": ("nothing changed", partial(find_nothing, ORDERS)),
+    "verify": ("verify", verify),
+    "reconcile": ("0.1 % deleted", reconcile),
+    "change-tenfold": ("as many changed, ten times the rows", partial(update, TENFOLD_ORDERS)),
+    "nothing-many": ("nothing changed, 100 tables", partial(find_nothing, MANY_TABLES)),
+    "source-load": ("full load beside pgbench", work_beside_others),
+    "pipeline": ("make pipeline, nothing changed", run_pipeline),
+}
+DEFAULT_TASKS = tuple(name for name in TASKS if name != "pipeline")
