@@ -7,7 +7,7 @@ PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down seed simulate extract dbt-run dbt-test pipeline freshness docs status verify reset \
-	discover psql test test-long test-unit test-integration test-end-to-end lint bench bench-marts clean lock
+	discover psql test test-long test-unit test-integration test-end-to-end lint bench bench-marts bench-report clean lock
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -82,11 +82,14 @@ lint: setup  ## ruff, mypy, sqlfluff
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy -p etl -p source_db -p bench
 	@.venv/bin/sqlfluff lint dbt/models dbt/tests/*.sql source_db/sql
 
-bench: setup  ## time this project beside psql's COPY pipe (ARGS="--rows 2000000 --repeat 5")
+bench: setup  ## time this project beside COPY pipes and a tutorial's loader (ARGS="--rows 2000000 --repeat 5 --json f.json")
 	@.venv/bin/python -m bench $(ARGS)
 
 bench-marts: setup  ## time incremental builds of the facts beside full refreshes (ARGS="--scale 20 --repeat 5")
 	@.venv/bin/python -m bench.marts $(ARGS)
+
+bench-report: setup  ## write tables of figures as Markdown, or draw them (ARGS="f.json --into docs/performance.md")
+	@.venv/bin/python -m bench.report $(ARGS)
 
 clean: environment  ## stop the embedded servers and remove their data
 	@$(LOCAL) clean
