@@ -36,7 +36,7 @@ class Copies:
             if contender.database(place) not in self._present:
                 self._say(f"  loading {place.name} with {contender.name} ...")
                 contender.prepare(place)
-                self.run_untimed(contender, place, contender.load(place))
+                self.run_untimed(contender, place, contender.fill(place))
                 self._present.add(contender.database(place))
                 execute(self.stage.target.url(contender.database(place)), "vacuum analyze")
 
