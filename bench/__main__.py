@@ -7,6 +7,7 @@ with its source afterwards, and one that is not right is reported as wrong. docs
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import platform
 import sys
@@ -19,6 +20,7 @@ from bench.contenders import CONTENDERS
 from bench.copies import Copies
 from bench.data import Sources
 from bench.figures import Figures
+from bench.measures import CHECKOUT
 from bench.stage import QUIET_SETTINGS, Stage, fetch, open_stage
 from bench.tasks import DEFAULT_TASKS, TASKS, Bench, run
 
@@ -29,6 +31,8 @@ GIGABYTE = 1_000_000_000
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     load_before = os.getloadavg()[0]
+    for package in ("etl", "bench"):  # where Python may not keep bytecode, each start would compile anew
+        compileall.compile_dir(CHECKOUT / package, quiet=1)
     with open_stage(QUIET_SETTINGS) as stage:
         copies = Copies(stage, Sources(stage, given.rows, _say), given.contenders, _say)
         bench = Bench(copies=copies, load_seconds=given.load_seconds)
