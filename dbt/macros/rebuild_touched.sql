@@ -25,6 +25,8 @@
         {%- do run_query('commit; begin transaction isolation level repeatable read') -%}
         {%- do run_query(begin_build()) -%}
         {%- if is_incremental() -%}
+            {#- Statistics lag behind a run: a nested loop planned for one changed row would be taken for thousands. -#}
+            {%- do run_query('set local enable_nestloop = off') -%}
             {%- set unique_key = config.get('unique_key') -%}
             {%- set key = get_quoted_csv([unique_key] if unique_key is string else unique_key) -%}
             {%- do run_query(
@@ -35,6 +37,7 @@
                 ~ ' where not exists (select from ' ~ builds_table() ~ " where model_name = '" ~ this.identifier ~ "');"
                 ~ ' analyze ' ~ touched_keys()
             ) -%}
+            {%- do run_query('set local enable_nestloop to default') -%}
         {%- endif -%}
     {%- endif -%}
 {%- endmacro %}

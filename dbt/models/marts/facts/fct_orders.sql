@@ -35,18 +35,32 @@ changed_payments as (
 ),
 
 -- Lines and payments that the order they are in did not have at the last build: new, or moved here from another one.
-arrived_items as materialized (
+arrived_items as (
     select changed_items.order_item_id
     from changed_items
     left join {{ this }} as built on changed_items.order_id = built.order_id
     where array_position(built.order_item_ids, changed_items.order_item_id) is null
 ),
 
-arrived_payments as materialized (
+arrived_payments as (
     select changed_payments.payment_id
     from changed_payments
     left join {{ this }} as built on changed_payments.order_id = built.order_id
     where array_position(built.payment_ids, changed_payments.payment_id) is null
+),
+
+built_items as (
+    select
+        built.order_id,
+        unnest(built.order_item_ids) as order_item_id
+    from {{ this }} as built
+),
+
+built_payments as (
+    select
+        built.order_id,
+        unnest(built.payment_ids) as payment_id
+    from {{ this }} as built
 ),
 
 -- Customers whose orders follow each other in another way than at the last build.
@@ -86,15 +100,13 @@ select changed_payments.order_id from changed_payments
 union
 select renumbered.order_id from renumbered
 union
-select built.order_id
-from {{ this }} as built
-cross join lateral unnest(built.order_item_ids) as part (order_item_id)
-inner join arrived_items on part.order_item_id = arrived_items.order_item_id
+select built_items.order_id
+from built_items
+inner join arrived_items on built_items.order_item_id = arrived_items.order_item_id
 union
-select built.order_id
-from {{ this }} as built
-cross join lateral unnest(built.payment_ids) as part (payment_id)
-inner join arrived_payments on part.payment_id = arrived_payments.payment_id
+select built_payments.order_id
+from built_payments
+inner join arrived_payments on built_payments.payment_id = arrived_payments.payment_id
 union
 -- Orders on which another version of the customer, or of a product, now has its say.
 select orders.order_id
