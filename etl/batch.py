@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.sql import Composable
 
-from etl import postgres, raw_statements, rejects, state
-from etl.copy_pipe import CHUNK_BYTES, CopyOut, pipe
-from etl.errors import RowRefusedError, TableError
+from etl import postgres, raw_statements, raw_tables, rejects, state
+from etl.copy_pipe import CopyOut, Stream, copy_in, stream
+from etl.errors import RowRefusedError, TableError, TargetChangedError
 from etl.model import Counts, Progress, Table
+
+# A header of 19 bytes and a trailer of 2 ("Binary Format" of COPY in the manual).
+EMPTY_BINARY_BYTES = 21
 
 
 class Batch:
     """The transaction of one batch: rows are merged in parts, and a part that fails leaves the others."""
 
-    def __init__(self, cursor: Cursor, table: Table, run_id: int) -> None:
+    def __init__(self, cursor: Cursor, table: Table, run_id: int, types: Mapping[str, str]) -> None:
         self._cursor = cursor
         self._table = table
         self._run_id = run_id
-        self._is_empty = True
+        self._types = types  # that the columns of the raw table are taken to have
+        self._has_rows = False  # and with them a temporary table
         self._refusals: dict[tuple[str, ...], RowRefusedError] = {}
         self.counts = Counts()
 
     def merge(self, copy_out: CopyOut) -> Counts:
         """Merge rows; raises RowRefusedError, with this part undone, when the target refuses any of them."""
-        with postgres.errors_of("target", self._table.label):
-            with postgres.savepoint(self._cursor, "part"), postgres.errors_of("target", self._table.label):
-                counts = self._merge(copy_out)
-            self._is_empty = self._is_empty and not counts.read
+        label = self._table.label
+        with stream(copy_out) as rows, postgres.errors_of("target", label):
+            if not has_rows(self._table, rows):
+                counts = Counts(bytes=rows.size)
+            else:
+                with postgres.savepoint(self._cursor, "part"), postgres.errors_of("target", label):
+                    counts = self._merge(rows)
+                self._has_rows = True
         self.counts += counts
         return counts
 
@@ -72,22 +80,39 @@ class Batch:
             "max_rejected_rows in tables.yml"
         )
 
-    def _merge(self, copy_out: CopyOut) -> Counts:
-        if not self._is_empty:
+    def _merge(self, rows: Stream) -> Counts:
+        if self._has_rows:
             self._cursor.execute("truncate pg_temp.etl_batch")
-        rows, size = copy_rows(self._cursor, self._table, copy_out, into=raw_statements.BATCH, freeze=False)
-        if not rows:
-            return Counts(bytes=size)
+        else:
+            self._cursor.execute(raw_statements.create_batch(self._table))
+            self._check_types()
+        copy = raw_statements.copy_in(self._table, raw_statements.BATCH, freeze=False)
+        read = copy_in(self._cursor, copy, rows)
         self._cursor.execute(raw_statements.merge(self._table, self._run_id))
         inserted, updated = self._cursor.fetchone() or (0, 0)
-        return Counts(read=rows, inserted=inserted, updated=updated, bytes=size)
+        return Counts(read=read, inserted=inserted, updated=updated, bytes=rows.size)
+
+    def _check_types(self) -> None:
+        """Raise TargetChangedError when the raw table is not as it was; from here on, it stays."""
+        found = raw_tables.read_types(self._cursor, self._table.name)
+        changed = [name for name, kind in self._types.items() if found.get(name) != kind]
+        if changed:
+            raise TargetChangedError(
+                f"raw.{self._table.name} was changed by somebody while the run was at work ({', '.join(changed)}): "
+                "look at it again"
+            )
+
+
+def has_rows(table: Table, rows: Stream) -> bool:
+    """Tell whether a stream in the table's COPY format has rows, without taking any from it."""
+    return not rows.ends_within(EMPTY_BINARY_BYTES if table.is_binary else 0)
 
 
 def copy_rows(cursor: Cursor, table: Table, copy_out: CopyOut, *, into: Composable, freeze: bool) -> tuple[int, int]:
     """Copy rows into a table of the target; return how many, and their bytes."""
     statement = raw_statements.copy_in(table, into, freeze=freeze)
-    size = pipe(copy_out, lambda file: cursor.copy_expert(statement, file, CHUNK_BYTES))
-    return cursor.rowcount, size
+    with stream(copy_out) as rows:
+        return copy_in(cursor, statement, rows), rows.size
 
 
 def _describe_key(table: Table, key: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import encodings
 
 from etl import key_ranges, postgres, rejects
-from etl.copy_pipe import CHUNK_BYTES, pipe
+from etl.copy_pipe import copy_in, stream
 from etl.key_ranges import Comparison, Side
 from etl.model import Column, Table
 from etl.reader import Reader
@@ -143,9 +143,8 @@ def _is_same_encoding(reader: Reader, cursor: Cursor) -> bool:
 
 def _compare_keys(reader: Reader, cursor: Cursor, comparison: Comparison, different: Sequence[int]) -> None:
     cursor.execute(key_ranges.create_source_keys(comparison.table))
-    copy_in = key_ranges.copy_in_source_keys()
-    copy_out = key_ranges.copy_out_source_keys(comparison, different)
-    pipe(partial(reader.copy, copy_out), lambda file: cursor.copy_expert(copy_in, file, CHUNK_BYTES))
+    with stream(partial(reader.copy, key_ranges.copy_out_source_keys(comparison, different))) as keys:
+        copy_in(cursor, key_ranges.copy_in_source_keys(), keys)
     cursor.execute(key_ranges.analyze_source_keys())
     cursor.execute(key_ranges.find_differences(comparison, different))
 

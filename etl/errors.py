@@ -69,6 +69,12 @@ class RowRefusedError(TargetError):
     """At least one row of a statement breaks a constraint or a type of the target."""
 
 
+class TargetChangedError(TableError):
+    """The raw table was changed by somebody while the run was at work; reading anew what it looks like serves."""
+
+    is_transient = True
+
+
 class SourceChangedError(TableError):
     """The table was truncated or rewritten between the snapshot and the read; a new snapshot serves."""
 

@@ -26,7 +26,7 @@ def merge_changes(exchange: Exchange, *, before: Progress, after: Progress, posi
     """
     writer = exchange.writer
     final = position.progress if position else after
-    *earlier, last = _windows(writer.table, before, writer.read_rejected_keys(), position)
+    *earlier, last = _windows(writer.table, before, writer.raw.rejected_keys, position)
     for part in (*earlier, last):
         window: Window | None = part
         while window is not None:

@@ -29,12 +29,16 @@ NAME_LOCK_HOLDER = """
         and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
 """
 LEDGER_VERSION = "Ledger version 3."  # as the comment on etl.runs begins
+# The first batch that waits for the disk takes this row with it.
 START_TABLE = """
+    begin;
+    set local synchronous_commit = off;
     insert into etl.table_runs as t (run_id, table_name, snapshot, watermark_before, fence_wait_seconds)
     values (%s, %s, %s, %s, %s)
     on conflict (run_id, table_name) do update set
         snapshot = excluded.snapshot, fence_wait_seconds = t.fence_wait_seconds + excluded.fence_wait_seconds,
-        watermark_before = coalesce(t.watermark_before, excluded.watermark_before)
+        watermark_before = coalesce(t.watermark_before, excluded.watermark_before);
+    commit
 """
 ADD_BATCH = """
     update etl.table_runs set
@@ -129,7 +133,7 @@ def end_run(connection: Connection, run_id: int, error: str | None) -> None:
 
 
 def start_table(
-    connection: Connection,
+    cursor: Cursor,
     run_id: int,
     table_name: str,
     *,
@@ -137,9 +141,8 @@ def start_table(
     snapshot: str,
     fence_wait_seconds: float,
 ) -> None:
-    """Record that a table's replication begins, or begins again."""
-    with errors_of("target", "recording the table"), connection.cursor() as cursor:
-        cursor.execute(START_TABLE, (run_id, table_name, snapshot, watermark, fence_wait_seconds))
+    """Record that a table's replication begins, or begins again, in a transaction of its own."""
+    cursor.execute(START_TABLE, (run_id, table_name, snapshot, watermark, fence_wait_seconds))
 
 
 def guard_run(cursor: Cursor, run_id: int) -> None:

@@ -24,8 +24,11 @@ from etl.column_types import TargetTypes
 from etl.config import Settings
 from etl.errors import EtlError, TableError, UnavailableError
 from etl.model import Counts, Event, Outcome, Position, Progress, RunOptions, RunResult, Table, TableResult
+from etl.raw_tables import read_raw_tables
 from etl.replicate import Observer, Task, replicate_table
+from etl.schema_changes import RawTable
 from etl.source import Source
+from etl.target import Writer
 
 
 def run(
@@ -157,7 +160,10 @@ class _Attempts:
     def _replicate_at_new_snapshot(self) -> None:
         self.unfinished, self.has_started = set(), False
         opened, self.opened = self.opened, None
-        with opened[0] if opened else Source(self.settings) as source:
+        with (
+            opened[0] if opened else Source(self.settings) as source,
+            closing(postgres.Sessions(partial(postgres.connect_target, self.settings))) as writers,
+        ):
             found = opened[1] if opened else source.read_catalog(self.types, self.table_names)
             for notice in found.notices:
                 self._notice(notice)
@@ -171,7 +177,7 @@ class _Attempts:
             tasks = _largest_first(self._prepare(source, pending, progress))
             with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="table") as pool:
                 try:
-                    for future in [pool.submit(self._replicate, source, task) for task in tasks]:
+                    for future in [pool.submit(self._replicate, source, writers, task) for task in tasks]:
                         future.result()
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)  # tables at work end their statement in hand
@@ -194,6 +200,7 @@ class _Attempts:
         for name, error in errors.items():
             self._postpone_or_fail(name, error)
         reconciled = state.read_counters(self.control)
+        raw = read_raw_tables(self.control)
         known = [point for table in tables for point in progress.get(table.name, Progress()).points]
         activity = source.drain([*known, *points.values()])
         source.export_snapshot({table.name for table in tables} - errors.keys())
@@ -203,6 +210,7 @@ class _Attempts:
                 progress=progress.get(table.name, Progress()),
                 point=points.get(table.name),
                 activity=activity,
+                raw=raw.get(table.name, RawTable()),
                 counters=counters.get(table.name),
                 reconciled=reconciled.get(table.name),
                 options=self.options,
@@ -212,13 +220,13 @@ class _Attempts:
             if table.name not in errors
         ]
 
-    def _replicate(self, source: Source, task: Task) -> None:
+    def _replicate(self, source: Source, writers: postgres.Sessions, task: Task) -> None:
         try:
-            self._replicate_table(source, task)
+            self._replicate_table(source, writers, task)
         finally:
             source.leave_snapshot(task.table.name)
 
-    def _replicate_table(self, source: Source, task: Task) -> None:
+    def _replicate_table(self, source: Source, writers: postgres.Sessions, task: Task) -> None:
         table, started = task.table, time.monotonic()
         if self.has_started and source.is_expired:
             self.unfinished.add(table.name)
@@ -226,18 +234,17 @@ class _Attempts:
         self.has_started = True
         self.observe(Event(kind="table_started", table_name=table.name, estimated_rows=_expected_rows(task)))
         try:
-            with self.lock:
-                ledger.start_table(
-                    self.control,
-                    self.run_id,
-                    table.name,
-                    watermark=task.progress.watermark,
-                    snapshot=source.snapshot,
-                    fence_wait_seconds=source.fence_wait_seconds,
-                )
-                if self.attempt_error:
+            if self.attempt_error:
+                with self.lock:
                     ledger.record_retry(self.control, self.run_id, table.name, str(self.attempt_error), self.retries)
-            outcome = replicate_table(self.settings, source, self.run_id, task, self._count)
+            with writers.take() as session:
+                writer = Writer(session, table, self.run_id, task.raw)
+                writer.start_table(
+                    source.snapshot, task.progress.watermark, fence_wait_seconds=source.fence_wait_seconds
+                )
+                outcome = replicate_table(
+                    source, writer, task, self._count, range_blocks=self.settings.load_range_blocks
+                )
         except EtlError as error:
             self._postpone_or_fail(table.name, error)
             return

@@ -143,6 +143,34 @@ def _transaction_pooler(side: str) -> UnavailableError:
     )
 
 
+class Sessions:
+    """Sessions of one side that serve one table after another: opening one costs more than reading what changed.
+
+    Threads share it. One that was in use when an error was raised is not used again.
+    """
+
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        self._connect = connect
+        self._idle: list[Connection] = []
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[Connection]:
+        """Lend a session, in autocommit; raises UnavailableError when none can be opened."""
+        connection = self._idle.pop() if self._idle else self._connect()
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        if not connection.closed:
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close the sessions that are not lent."""
+        while self._idle:
+            self._idle.pop().close()
+
+
 @contextlib.contextmanager
 def errors_of(side: str, where: str) -> Iterator[None]:
     """Translate driver errors of one side ("source" or "target"); `where` names the table or the step."""

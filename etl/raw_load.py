@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from psycopg2.extensions import cursor as Cursor
 
-from etl import ledger, raw_statements, state
+from etl import ledger, raw_statements, raw_tables, state
 from etl.batch import copy_rows
-from etl.copy_pipe import CHUNK_BYTES, CopyOut, pipe
+from etl.copy_pipe import CopyOut, copy_in, stream
 from etl.delete_gate import check_fraction
 from etl.errors import RowRefusedError, TableError
 from etl.model import Counts, LoadState, Progress
@@ -20,7 +20,7 @@ from etl.target import Writer
 from etl.views import check_views, detached_views, give_extras, read_extras
 
 # What somebody attached to a raw table, that a table made anew does not have.
-LIST_ATTACHED = """
+LIST_ATTACHED = r"""
     with raw as (select c.* from pg_catalog.pg_class as c
         where c.oid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %(name)s::text)))
     select 'row-level security', 'policies' from raw where relrowsecurity
@@ -39,7 +39,7 @@ LIST_ATTACHED = """
     union all
     select 'index', i.indexrelid::regclass::text from raw join pg_catalog.pg_index as i on i.indrelid = raw.oid
     where not exists (select from pg_catalog.pg_constraint as k where k.conindid = i.indexrelid)
-        and pg_catalog.pg_get_indexdef(i.indexrelid) not like '%% USING btree (_etl_run_id)'
+        and pg_catalog.pg_get_indexdef(i.indexrelid) !~ ' USING btree \(_etl_run_id\)( WHERE \(_etl_run_id > .*\))?$'
     union all
     select 'option', unnest(reloptions) from raw
     union all
@@ -129,8 +129,8 @@ class RawLoad:
         table, into = self.table, raw_statements.loading_table(self.table)
         with self._writer.transaction() as cursor:
             cursor.execute(raw_statements.create_keys(table))
-            copy_keys = raw_statements.copy_in_keys(table)
-            pipe(copy_out_kept_keys, lambda file: cursor.copy_expert(copy_keys, file, CHUNK_BYTES))
+            with stream(copy_out_kept_keys) as keys:
+                copy_in(cursor, raw_statements.copy_in_keys(table), keys)
             cursor.execute(raw_statements.analyze_keys())
             cursor.execute(raw_statements.drop_other_keys(table))
             dropped = cursor.rowcount
@@ -167,7 +167,7 @@ class RawLoad:
         table, counts = self.table, Counts()
         raw, loading = raw_statements.raw_table(table.name), raw_statements.loading_table(table)
         with self._writer.transaction() as cursor:
-            types = self._writer.read_raw_types(cursor)
+            types = raw_tables.read_types(cursor, table.name)
             if types:
                 cursor.execute(raw_statements.complete_raw(table, loading, self._writer.run_id))
                 counts = self._carry_tombstones(cursor, types, allow_deletes=allow_deletes)

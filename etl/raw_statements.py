@@ -59,7 +59,8 @@ def create_raw(table: Table, into: sql.Identifier) -> sql.Composable:
 def complete_raw(table: Table, into: sql.Identifier, run_id: int) -> sql.Composable:
     """Add metadata, key and index to a raw table just filled.
 
-    A constant default of a new column is stored once, not per row (ALTER TABLE, Notes, in the manual).
+    A constant default of a new column is stored once, not per row (ALTER TABLE, Notes, in the manual). The index is
+    for those who look for what later runs have changed, so it leaves out the rows of this one.
     """
     return sql.SQL(
         "alter table {raw}"
@@ -70,7 +71,7 @@ def complete_raw(table: Table, into: sql.Identifier, run_id: int) -> sql.Composa
         " alter table {raw}"
         " alter column _etl_run_id drop default,"
         " alter column _etl_synced_at drop default;"
-        " create index on {raw} (_etl_run_id)"
+        " create index on {raw} (_etl_run_id) where _etl_run_id > {run_id}"
     ).format(raw=into, run_id=sql.Literal(run_id), key=comma(map(sql.Identifier, table.key)))
 
 
@@ -173,8 +174,8 @@ def drop_other_keys(table: Table) -> sql.Composable:
 
 
 def create_batch(table: Table) -> sql.Composable:
-    """Create the table of a batch, with the types that `raw` has."""
-    return sql.SQL("create temporary table etl_batch as select {} from {} with no data").format(
+    """Create the table of a batch, with the types that `raw` has; these stay until the transaction ends."""
+    return sql.SQL("create temporary table etl_batch on commit drop as select {} from {} with no data").format(
         comma(sql.Identifier(column.name) for column in table.columns), raw_table(table.name)
     )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import IO, Any
 
+import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.sql import Composable
 
@@ -26,7 +28,8 @@ class Reader:
 
     def close(self) -> None:
         """Leave the snapshot and the lock on the table."""
-        self._connection.close()
+        with suppress(psycopg2.Error), self._connection.cursor() as cursor:  # lost: it holds nothing any more
+            cursor.execute("rollback")
         self._on_close()
 
     def copy_out(self, table: Table, rows: Window | BlockRange, into: IO[bytes]) -> None:

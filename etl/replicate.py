@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from etl import fence
-from etl.config import Settings
 from etl.delete_gate import Counters, may_lack_rows
 from etl.errors import RowRefusedError
 from etl.exchange import Exchange
@@ -20,9 +19,9 @@ from etl.progress_checks import check_progress
 from etl.raw_load import RawLoad
 from etl.reader import Reader
 from etl.reconcile import identifying_columns, reconcile
-from etl.schema_changes import describe_changes
+from etl.schema_changes import RawTable, describe_changes
 from etl.source import Source
-from etl.target import Writer, open_writer
+from etl.target import Writer
 
 Observer = Callable[[Event], None]
 
@@ -35,33 +34,35 @@ class Task:
     progress: Progress
     point: Point | None
     activity: Activity
+    raw: RawTable
     counters: Counters | None  # None: the table vanished after it was listed
     reconciled: Counters | None  # those of the last time that keys were compared
     options: RunOptions
     position: Position | None = None  # where this run's reading of the whole table was cut
 
 
-def replicate_table(settings: Settings, source: Source, run_id: int, task: Task, observe: Observer) -> Outcome:
+def replicate_table(source: Source, writer: Writer, task: Task, observe: Observer, *, range_blocks: int) -> Outcome:
     """Bring one raw table up to the snapshot, or as far as the time for holding it allows.
 
-    Each batch commits on its own, with its ledger; the watermark commits with the last one. Raises TableError.
+    Each batch commits on its own, with its ledger; the watermark commits with the last one. A transaction of a first
+    load reads `range_blocks` blocks of the source at most. Raises TableError.
     """
     table = task.table
 
     def on_commit(counts: Counts) -> None:
         observe(Event(kind="batch_committed", table_name=table.name, counts=counts))
 
-    with open_writer(settings, table, run_id) as writer, source.open_reader(table) as reader:
+    with source.open_reader(table) as reader:
         exchange = Exchange(source=source, reader=reader, writer=writer, on_commit=on_commit)
         check_null_watermarks(reader, table)
-        is_replacement = task.options.full_refresh and task.position is None and writer.exists()
+        is_replacement = task.options.full_refresh and task.position is None and writer.raw.exists
         if not is_replacement and writer.fit():
             known = _known_progress(task)
             check_progress(table, known, task.point, source, reader)
             before = _before_changes(reader, writer, replace(known, watermark=None) if task.position else known)
             _say(observe, table, writer.remarks)
         else:
-            outcome = _load(exchange, settings, task, observe, is_replacement=is_replacement)
+            outcome = _load(exchange, task, observe, range_blocks=range_blocks, is_replacement=is_replacement)
             _say(observe, table, writer.remarks)
             if outcome is not None:
                 return outcome
@@ -69,7 +70,7 @@ def replicate_table(settings: Settings, source: Source, run_id: int, task: Task,
         outcome = merge_changes(exchange, before=before, after=_advance(source, task, known), position=task.position)
         if outcome.is_complete:
             _reconcile(exchange, task)
-            if writer.has_load:  # left by one that was to replace the table, and failed
+            if writer.raw.has_load:  # left by one that was to replace the table, and failed
                 RawLoad(writer).discard()
         return outcome
 
@@ -113,7 +114,7 @@ def _before_changes(reader: Reader, writer: Writer, known: Progress) -> Progress
 
 
 def _load(
-    exchange: Exchange, settings: Settings, task: Task, observe: Observer, *, is_replacement: bool
+    exchange: Exchange, task: Task, observe: Observer, *, range_blocks: int, is_replacement: bool
 ) -> Outcome | None:
     """Load a table anew; None when the target refuses rows, which only batches can set aside."""
     writer, raw, columns = exchange.writer, RawLoad(exchange.writer), task.table.columns
@@ -130,7 +131,7 @@ def _load(
     try:
         is_complete = load_first(
             replace(exchange, on_commit=on_commit),
-            range_blocks=settings.load_range_blocks,
+            range_blocks=range_blocks,
             progress=after,
             is_replacement=is_replacement,
             allow_deletes=task.options.allow_deletes,

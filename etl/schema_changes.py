@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from etl.model import Column, Table
 
@@ -20,13 +20,19 @@ TIMES = ("timestamp", "time", "interval")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawColumns:
+class RawTable:
     """What a raw table looks like, and what was known of its source when it was last replicated."""
 
-    types: Mapping[str, str]  # of the raw table's columns, as format_type() writes them
-    key: tuple[str, ...]
-    loaded_types: Mapping[str, str]  # that the source's columns had in `raw`
-    loaded_numbers: Mapping[str, int]  # attnum of the source's columns
+    types: Mapping[str, str] = field(default_factory=dict)  # of its columns, as format_type() writes them
+    key: tuple[str, ...] = ()
+    loaded_types: Mapping[str, str] = field(default_factory=dict)  # that the source's columns had in `raw`
+    loaded_numbers: Mapping[str, int] = field(default_factory=dict)  # attnum of the source's columns
+    has_load: bool = False  # a load of it is unfinished
+    rejected_keys: tuple[tuple[str, ...], ...] = ()  # of rows that the target refused, as text
+
+    @property
+    def exists(self) -> bool:
+        return bool(self.types)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,7 @@ class Plan:
     changed_by_owner: tuple[str, ...] = ()  # columns whose raw type is the choice of the owner of `raw`
 
 
-def plan_changes(table: Table, raw: RawColumns) -> Plan:
+def plan_changes(table: Table, raw: RawTable) -> Plan:
     """Compare a source table with its raw table; `raw.types` has the columns that raw tables add as well."""
     changes: list[SchemaChange] = []
     faults: list[str] = []
@@ -125,7 +131,7 @@ def _added(kind: str, column: Column, detail: str) -> SchemaChange:
     return SchemaChange(kind=kind, column_name=column.name, detail=detail, needs_old_rows=True)
 
 
-def _is_replaced(column: Column, raw: RawColumns) -> bool:
+def _is_replaced(column: Column, raw: RawTable) -> bool:
     """Tell whether raw's column of this name belongs to another one of the source, perhaps gone long ago."""
     return bool(raw.loaded_numbers) and raw.loaded_numbers.get(column.name) != column.number
 

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import psycopg2
 import psycopg2.errors
@@ -72,12 +71,14 @@ class Source:
         self.fence_wait_seconds = 0.0
         self.has_clock = True  # a standby has none before it has replayed a transaction
         self._expires_at = float("inf")
+        self._sessions = postgres.Sessions(partial(postgres.connect_source, settings))  # that read tables
 
     def __enter__(self) -> Source:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
+        self._sessions.close()
 
     @property
     def margin_seconds(self) -> float:
@@ -108,9 +109,10 @@ class Source:
             self.has_clock = instant is not None
             if instant is None:
                 return {}, {}
+            by_clock = _clock_values(cursor, tables, instant)
             for table in tables:
                 try:
-                    values[table.name] = _point_value(cursor, table, instant)
+                    values[table.name] = _point_value(cursor, table, by_clock)
                 except EtlError as error:
                     errors[table.name] = error
             listed = activity.list_activity(cursor, is_standby=self.is_standby)
@@ -178,13 +180,12 @@ class Source:
 
     @contextmanager
     def open_reader(self, table: Table) -> Iterator[Reader]:
-        """Open a session that reads one table at the snapshot, protected from rewrites until it closes.
+        """Read one table at the snapshot in a session of its own, protected from rewrites until the reader closes.
 
         Raises SourceChangedError when the table was truncated or rewritten since its files were listed: such
         statements are not MVCC-safe, and an older snapshot sees the table empty (manual, "Caveats" of MVCC).
         """
-        connection = postgres.connect_source(self._settings)
-        try:
+        with self._sessions.take() as connection:
             with postgres.errors_of("source", table.label), connection.cursor() as cursor:
                 cursor.execute("begin isolation level repeatable read, read only")
                 self._import_snapshot(cursor, table)
@@ -194,9 +195,9 @@ class Source:
                     raise SourceChangedError(
                         f"{table.label} was truncated or rewritten after the snapshot was taken; read again"
                     )
-            yield Reader(connection, table, self.snapshot, on_close=partial(self.leave_snapshot, table.name))
-        finally:
-            connection.close()
+            reader = Reader(connection, table, self.snapshot, on_close=partial(self.leave_snapshot, table.name))
+            yield reader
+            reader.close()
 
     def _import_snapshot(self, cursor: Cursor, table: Table) -> None:
         try:
@@ -249,19 +250,28 @@ def _identify(cursor: Cursor) -> tuple[str, bool, bool, str]:
     return row[0], row[1], row[2], row[3]
 
 
-def _point_value(cursor: Cursor, table: Table, instant: dt.datetime) -> str | None:
+def _clock_values(
+    cursor: Cursor, tables: Sequence[Table], instant: dt.datetime
+) -> dict[tuple[WatermarkKind, str], str]:
+    """Return the instant as a value of each kind of time that a table's watermark has, in each time zone."""
+    found = {}
+    for kind, zone in {(t.watermark_kind, t.config.time_zone) for t in tables if t.watermark_kind}:
+        if kind in POINT_EXPRESSIONS:
+            repeated = fence.set_back(instant, REPEATED_HOUR_SECONDS)
+            cursor.execute(
+                f"select {POINT_EXPRESSIONS[kind]}", {"instant": instant, "repeated": repeated, "zone": zone}
+            )
+            found[kind, zone] = str(postgres.single(cursor))
+    return found
+
+
+def _point_value(cursor: Cursor, table: Table, by_clock: Mapping[tuple[WatermarkKind, str], str]) -> str | None:
     """Return the value of a table's point; None without watermark, or for an integer column without rows."""
     if table.watermark_kind is None:
         return None
-    if table.watermark_kind is WatermarkKind.INTEGER:
-        with postgres.errors_of("source", table.label):
-            cursor.execute(statements.max_integer(table))
-            largest: str | None = postgres.single(cursor)
-        return largest
-    parameters: Mapping[str, Any] = {
-        "instant": instant,
-        "repeated": fence.set_back(instant, REPEATED_HOUR_SECONDS),
-        "zone": table.config.time_zone,
-    }
-    cursor.execute(f"select {POINT_EXPRESSIONS[table.watermark_kind]}", parameters)
-    return str(postgres.single(cursor))
+    if table.watermark_kind is not WatermarkKind.INTEGER:
+        return by_clock[table.watermark_kind, table.config.time_zone]
+    with postgres.errors_of("source", table.label):
+        cursor.execute(statements.max_integer(table))
+        largest: str | None = postgres.single(cursor)
+    return largest

@@ -103,21 +103,6 @@ def save_partial_progress(cursor: Cursor, run_id: int, table: Table, progress: P
     )
 
 
-def read_columns(cursor: Cursor, table_name: str) -> tuple[dict[str, str], dict[str, int], bool]:
-    """Return the type in `raw` and the attnum of each column of the source when the table was last replicated.
-
-    And whether a load of the table is unfinished.
-    """
-    cursor.execute(
-        "select w.raw_types, w.column_numbers, l.table_name is not null "
-        "from (values (%s)) as t (table_name) left join etl.watermarks as w using (table_name) "
-        "left join etl.loads as l using (table_name)",
-        (table_name,),
-    )
-    raw_types, numbers, has_load = cursor.fetchone() or (None, None, False)
-    return raw_types or {}, numbers or {}, has_load
-
-
 def read_load(cursor: Cursor, table_name: str) -> LoadState | None:
     """Return how far a first load in ranges has come; None when there is none."""
     cursor.execute(

@@ -12,31 +12,24 @@ import psycopg2.errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from etl import key_ranges, ledger, postgres, raw_statements, rejects, state
+from etl import key_ranges, ledger, postgres, raw_statements, state
 from etl.batch import Batch
-from etl.catalog_sql import PRIMARY_KEY
 from etl.column_types import FIRST_USER_OID, TargetTypes
-from etl.config import Settings
 from etl.delete_gate import Counters
 from etl.errors import TableError
 from etl.model import Counts, Progress, Table
 from etl.raw_statements import META_COLUMNS
-from etl.schema_changes import Plan, RawColumns, SchemaChange, describe_changes, plan_changes
+from etl.schema_changes import Plan, RawTable, SchemaChange, describe_changes, plan_changes
 from etl.views import detached_views
 
-LIST_COLUMNS = """
-    select a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)
-    from pg_catalog.pg_attribute as a
-    where a.attrelid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))
-        and a.attnum > 0 and not a.attisdropped
-"""
 # In a snapshot: a table that was replaced or rewritten since looks empty in it.
 IS_AS_IT_WAS = """
     select c.relfilenode = pg_catalog.pg_relation_filenode(c.oid)
     from pg_catalog.pg_class as c
     where c.oid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))
 """
-READ_KEY = PRIMARY_KEY.format(oid="pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))")
+# Changes of the source's schema that change the raw table.
+MADE = ("column_added", "column_widened")
 # Built in, or made by an extension: a type that somebody made may mean another thing than its namesake elsewhere.
 LIST_TYPES = """
     select pg_catalog.format_type(t.oid, null)
@@ -62,26 +55,15 @@ def read_types(connection: Connection) -> TargetTypes:
     return TargetTypes(names=frozenset(names), major=connection.server_version // 10_000)
 
 
-@contextmanager
-def open_writer(settings: Settings, table: Table, run_id: int) -> Iterator[Writer]:
-    """Open a session that writes one table; it is closed at the end."""
-    connection = postgres.connect_target(settings)
-    try:
-        yield Writer(connection, table, run_id)
-    finally:
-        connection.close()
-
-
 class Writer:
     """A session that writes one table, each time in a transaction that proves that the run still holds the target."""
 
-    def __init__(self, connection: Connection, table: Table, run_id: int) -> None:
+    def __init__(self, connection: Connection, table: Table, run_id: int, raw: RawTable) -> None:
         self._connection = connection
         self.run_id = run_id
-        self._has_batch_table = False
+        self.raw = raw  # as it was when the attempt began
         self.table = table  # in the form that the raw table wants, once `fit` has been called
         self.remarks: list[str] = []
-        self.has_load = False  # an unfinished one that was to replace the raw table
         self.changes: tuple[SchemaChange, ...] = ()  # that the first batch makes, once `fit` has planned them
         self._progress_of_changes: Progress | None = None
 
@@ -92,17 +74,10 @@ class Writer:
         them: what is finer is rounded, and a row that does not fit is refused. Raises TableError when the raw table
         cannot hold the source's rows, or may not be changed.
         """
-        with self.session() as cursor:
-            types = self.read_raw_types(cursor)
-            if not types:
-                return False
-            cursor.execute(READ_KEY, (self.table.name,))
-            key = tuple(postgres.single(cursor) or ())
-            loaded_types, loaded_numbers, self.has_load = state.read_columns(cursor, self.table.name)
-        plan = plan_changes(
-            self.table, RawColumns(types=types, key=key, loaded_types=loaded_types, loaded_numbers=loaded_numbers)
-        )
-        _refuse_changes(self.table, plan, types)
+        if not self.raw.exists:
+            return False
+        plan = plan_changes(self.table, self.raw)
+        _refuse_changes(self.table, plan, self.raw.types)
         self.changes = plan.changes
         self.table = replace(
             self.table,
@@ -112,26 +87,16 @@ class Writer:
             ),
         )
         self.remarks = [
-            f'raw.{self.table.name} has column "{name}" as {types[name]}, which rounds what is finer and '
+            f'raw.{self.table.name} has column "{name}" as {self.raw.types[name]}, which rounds what is finer and '
             "rejects what does not fit"
             for name in plan.changed_by_owner
         ]
         return True
 
-    def exists(self) -> bool:
-        """Tell whether the raw table exists."""
-        with self.session() as cursor:
-            return bool(self.read_raw_types(cursor))
-
     def save_progress(self, progress: Progress) -> None:
         """Store how far a table has come that is not done yet."""
         with self.transaction() as cursor:
             state.save_partial_progress(cursor, self.run_id, self.table, progress)
-
-    def read_rejected_keys(self) -> tuple[tuple[str, ...], ...]:
-        """Return the keys of the rows that the target refused."""
-        with self.session() as cursor:
-            return rejects.read_rejected_keys(cursor, self.table.name)
 
     @contextmanager
     def open_batch(self) -> Iterator[Batch]:
@@ -139,15 +104,19 @@ class Writer:
         with self.transaction() as cursor:
             cursor.execute("set constraints all immediate")
             self._make_changes(cursor)
-            if self._has_batch_table:
-                cursor.execute("truncate pg_temp.etl_batch")
-            else:
-                cursor.execute(raw_statements.create_batch(self.table))
-            batch = Batch(cursor, self.table, self.run_id)
+            batch = Batch(cursor, self.table, self.run_id, self._expected_types())
             yield batch
             ledger.add_batch(cursor, self.run_id, self.table.name, batch.counts)
-        self._has_batch_table = True
+        self.raw = replace(self.raw, types=self._expected_types())
         self.changes = ()
+
+    def _expected_types(self) -> dict[str, str]:
+        """Return the types that the columns of the raw table have for a batch, after the changes that it makes."""
+        made = {change.column_name for change in self.changes if change.kind in MADE}
+        return {
+            column.name: column.raw_type if column.name in made else self.raw.types.get(column.name, column.raw_type)
+            for column in self.table.columns
+        }
 
     def keep_for_changes(self, progress: Progress) -> None:
         """Store this progress together with the changes: should the run break, the next one reads from there."""
@@ -189,16 +158,17 @@ class Writer:
             if run_id is not None:
                 cursor.execute(key_ranges.purge_tombstones(self.table, days, run_id))
 
-    def start_table(self, snapshot: str, watermark: str | None) -> None:
-        """Record that this table's repair begins."""
-        ledger.start_table(
-            self._connection,
-            self.run_id,
-            self.table.name,
-            watermark=watermark,
-            snapshot=snapshot,
-            fence_wait_seconds=0.0,
-        )
+    def start_table(self, snapshot: str, watermark: str | None, *, fence_wait_seconds: float = 0.0) -> None:
+        """Record that the work on this table begins, or begins again."""
+        with self.session() as cursor:
+            ledger.start_table(
+                cursor,
+                self.run_id,
+                self.table.name,
+                watermark=watermark,
+                snapshot=snapshot,
+                fence_wait_seconds=fence_wait_seconds,
+            )
 
     def finish_table(self, watermark: str | None) -> None:
         """Record that this table's repair is done; its watermark stays."""
@@ -239,11 +209,6 @@ class Writer:
         ):
             ledger.guard_run(cursor, self.run_id)
             yield cursor
-
-    def read_raw_types(self, cursor: Cursor) -> dict[str, str]:
-        """Return the type of each column of the raw table; none when there is no such table."""
-        cursor.execute(LIST_COLUMNS, (self.table.name,))
-        return dict(cursor.fetchall())
 
 
 def _refuse_changes(table: Table, plan: Plan, types: Mapping[str, str]) -> None:

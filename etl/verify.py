@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
@@ -22,10 +23,12 @@ from etl.difference import Difference, Differences, find_changed_columns, find_d
 from etl.errors import EtlError, TableError, UnavailableError
 from etl.exchange import Exchange
 from etl.model import Counts, Event, Progress, Table, TableResult
+from etl.raw_tables import read_raw_tables
 from etl.reader import Reader
 from etl.reconcile import mend
-from etl.schema_changes import describe_changes
+from etl.schema_changes import RawTable, describe_changes
 from etl.source import Source
+from etl.target import Writer
 
 MAX_EXAMPLES = 10  # of each kind, for a table
 
@@ -89,10 +92,14 @@ class _Verification:
 
     def compare(self, table_names: Sequence[str], run_id: int | None = None) -> tuple[Verdict, ...]:
         """Compare tables at one snapshot of each side; a run id makes it mend what differs."""
-        with closing(postgres.connect_target(self.settings)) as holder, Source(self.settings) as source:
+        with (
+            closing(postgres.connect_target(self.settings)) as holder,
+            closing(postgres.Sessions(partial(postgres.connect_target, self.settings))) as writers,
+            Source(self.settings) as source,
+        ):
             with postgres.errors_of("target", "exporting a snapshot"), holder.cursor() as cursor:
                 snapshot = postgres.export_snapshot(cursor)
-            progress = state.read_progress(holder)
+            progress, raw = state.read_progress(holder), read_raw_tables(holder)
             found = source.read_catalog(self.types, table_names)
             source.export_snapshot({table.name for table in found.tables})
 
@@ -100,10 +107,8 @@ class _Verification:
                 watermark = _watermark(table, progress.get(table.name, Progress()))
                 self.observe(Event(kind="table_started", table_name=table.name, estimated_rows=table.estimated_rows))
                 try:
-                    with (
-                        target.open_writer(self.settings, table, run_id or 0) as writer,
-                        source.open_reader(table) as reader,
-                    ):
+                    with writers.take() as session, source.open_reader(table) as reader:
+                        writer = Writer(session, table, run_id or 0, raw.get(table.name, RawTable()))
                         counts: list[Counts] = []
                         exchange = Exchange(source=source, reader=reader, writer=writer, on_commit=counts.append)
                         verdict = _compare(exchange, snapshot, watermark, is_repair=run_id is not None)

@@ -173,7 +173,7 @@ def test_every_session_is_read_only_and_bounded(tables, sessions):
     holders = [one.settings for one in sessions if one.settings["idle_in_transaction_session_timeout"] == "27000"]
     readers = [one.settings for one in sessions if one.settings["idle_in_transaction_session_timeout"] == "7000"]
     assert len(holders) + len(readers) == len(sessions)
-    assert len(readers) == 8
+    assert 1 <= len(readers) <= tables.settings.workers  # for 8 tables
     assert holders
     for settings in holders + readers:
         assert settings["application_name"] == "tidemark"

@@ -38,7 +38,20 @@ def test_a_raw_table_has_plain_types_the_key_and_our_columns(orders):
         ("_etl_synced_at", "timestamp with time zone", False),
         ("_etl_deleted_at", "timestamp with time zone", False),
     ]
-    assert [index.partition(" USING ")[2] for (index,) in indexes] == ["btree (_etl_run_id)", "btree (order_id)"]
+    assert [index.partition(" USING ")[2] for (index,) in indexes] == [
+        "btree (_etl_run_id) WHERE (_etl_run_id > 1)",
+        "btree (order_id)",
+    ]
+
+
+def test_what_runs_after_the_first_load_changed_is_found_by_an_index(orders):
+    first = orders.run_one("orders")
+    run_id = orders.on_target("select max(run_id) from etl.runs")[0][0]
+    assert first.rows_inserted > 0
+
+    plan = orders.on_target(f"set enable_seqscan = off; explain select * from raw.orders where _etl_run_id > {run_id}")
+
+    assert "Index Scan using orders__etl_run_id_idx" in plan[0][0]
 
 
 def test_a_second_run_reads_only_the_increment_and_rewrites_nothing(orders):

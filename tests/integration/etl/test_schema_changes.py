@@ -1,5 +1,6 @@
 """What a run does when the columns, the key or the set of tables of the source have changed."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import psycopg2
@@ -35,6 +36,8 @@ DESCRIBE_VIEWS = """
         )
     from pg_class as c where c.relnamespace = 'staging'::regnamespace and c.relkind in ('v', 'm') order by 1
 """
+
+WAITING_FOR_ITEMS = "select exists (select from pg_locks where relation = 'items'::regclass and not granted)"
 
 
 def make_items(replication):
@@ -371,6 +374,24 @@ def test_a_frozen_table_refuses_every_change(items, change, expected):
     assert expected in error
     assert "on_schema_change: freeze" in error
     assert len(changes_of(items)) == 1
+
+
+def test_a_type_that_the_owner_of_raw_changes_amid_a_run_bends_no_value(items, wait_until):
+    """Binary forms of both types have four bytes, so the target would take one for the other."""
+    items.on_source("update items set amount = 7, updated_at = now() where item_id = 3")
+    with closing(psycopg2.connect(items.source_url)) as other, other.cursor() as cursor, ThreadPoolExecutor(1) as pool:
+        cursor.execute("lock table items in access exclusive mode")
+        run = pool.submit(items.run, "items")
+        wait_until(lambda: items.on_source(WAITING_FOR_ITEMS)[0][0])
+        items.on_target("alter table raw.items alter column amount type real")
+        other.rollback()
+
+        (result,) = run.result().tables
+
+    assert (result.status, result.retries) == ("succeeded", 1)
+    assert items.on_target("select amount from raw.items where item_id = 3") == [(7.0,)]
+    (error,) = items.on_target("select error from etl.table_runs where table_name = 'items' order by run_id desc")[0]
+    assert "raw.items was changed by somebody while the run was at work (amount)" in error
 
 
 def test_verify_says_to_run_after_a_change(items):

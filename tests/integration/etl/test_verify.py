@@ -330,7 +330,7 @@ EDITS = {
     "change the scale": "update {table} set total = total::text::numeric * 1.0 where order_id = %(n)s",
 }
 EDIT = st.tuples(SIDES, st.sampled_from(sorted(EDITS)), st.integers(1, 40))
-EDITED = "select order_id, row(order_id, total, note, updated_at)::text from {} order by 1"
+EDITED = "select order_id, row(order_id, status, total, attributes, note, updated_at)::text from {} order by 1"
 
 
 @given(edits=st.lists(EDIT, max_size=12))

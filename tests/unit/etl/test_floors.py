@@ -19,7 +19,7 @@ FLOORS = [
         "column_types",
     },
     {"postgres", "copy_pipe", "catalog", "table_files", "activity", "views", "rejects"},
-    {"reader", "ledger"},
+    {"reader", "ledger", "raw_tables"},
     {"source", "state"},
     {"batch", "target", "raw_load"},
     {"exchange", "difference", "status", "discover"},

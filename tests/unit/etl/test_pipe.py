@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.copy_pipe import pipe
+from etl.copy_pipe import stream
+
+
+def pipe(write, read):
+    with stream(write) as rows:
+        read(rows)
+    return rows.size
 
 
 def read_all(into):
@@ -27,6 +33,33 @@ def test_what_is_written_is_read(chunks):
 
     assert b"".join(received) == b"".join(chunks)
     assert size == sum(map(len, chunks))
+
+
+@given(st.lists(st.binary(max_size=100_000), max_size=3), st.integers(0, 70_000))
+def test_looking_ahead_takes_nothing_from_what_is_read(chunks, size):
+    received: list[bytes] = []
+    ends_within: list[bool] = []
+
+    def write(file):
+        for chunk in chunks:
+            file.write(chunk)
+
+    def read(rows):
+        ends_within.append(rows.ends_within(size))
+        read_all(received)(rows)
+
+    pipe(write, read)
+
+    assert b"".join(received) == b"".join(chunks)
+    assert ends_within == [sum(map(len, chunks)) <= size]
+
+
+def test_a_writer_that_fails_at_once_is_an_error_for_who_looks_ahead():
+    def write(_):
+        raise LookupError("the source is gone")
+
+    with pytest.raises(LookupError, match="the source is gone"):
+        pipe(write, lambda rows: rows.ends_within(21))
 
 
 @given(st.integers(min_value=0, max_value=300_000))
