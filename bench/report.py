@@ -87,7 +87,8 @@ def _conditions(found: Figures) -> str:
 
 
 def _seconds(found: Figures) -> ReportTable:
-    contenders = [name for name in found.contenders if name not in (PLAIN_QUERY, ALONE)]
+    tasks = [task for task in found.tasks if task not in (VERIFY, BESIDE)]
+    contenders = [name for name in found.contenders if any(found.of(task, name) for task in tasks)]
     return ReportTable(
         caption="Seconds of whole processes: the median, and the least and the most.",
         header=("task", *contenders, f"{PROJECT} / {LIMIT}", f"{TUTORIAL} / {PROJECT}"),
@@ -98,8 +99,7 @@ def _seconds(found: Figures) -> ReportTable:
                 _ratio(found.ratio(task, PROJECT, LIMIT)),
                 _ratio(found.ratio(task, TUTORIAL, PROJECT)),
             )
-            for task in found.tasks
-            if task not in (VERIFY, BESIDE)
+            for task in tasks
         ),
     )
 

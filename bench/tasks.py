@@ -28,6 +28,8 @@ ALONE = "nobody"
 PLAIN_QUERY = "plain query"
 # Each side of a comparison works with one process.
 NO_PARALLEL_QUERY = {"PGOPTIONS": "-c max_parallel_workers_per_gather=0"}
+# What docs/configuration.md advises for a source that is busy.
+GENTLE_MB_PER_SECOND = 20
 EXAMPLE_SHOP = "example_shop"
 
 
@@ -136,6 +138,9 @@ def work_beside_others(bench: Bench, turn: int) -> Iterator[Sample]:
     load = bench.load = bench.load or Load(copies.stage, copies.sources.url(ORDERS))
     works = [partial(_leave_alone, bench, load)]
     works += [partial(_load_beside, bench, load, contender) for contender in copies.contenders]
+    project = copies.of(Tidemark)
+    if project is not None:
+        works.append(partial(_load_beside, bench, load, project, mb_per_second=GENTLE_MB_PER_SECOND))
     for work in works[::-1] if turn % 2 else works:
         yield work()
     copies.forget(ORDERS)
@@ -148,13 +153,15 @@ def _leave_alone(bench: Bench, load: Load) -> Sample:
     return Sample(task="", turn=0, contender=ALONE, seconds=bench.load_seconds, source_transactions_per_second=speed)
 
 
-def _load_beside(bench: Bench, load: Load, contender: Contender) -> Sample:
+def _load_beside(bench: Bench, load: Load, contender: Contender, mb_per_second: int | None = None) -> Sample:
     contender.prepare(ORDERS)
     bench.copies.rest()
+    settings = {"ETL_MAX_SOURCE_MB_PER_SECOND": str(mb_per_second)} if mb_per_second else {}
     with load.counted() as count:
-        measured = bench.copies.run(contender, ORDERS, contender.load(ORDERS))
+        measured = bench.copies.run(contender, ORDERS, contender.load(ORDERS), settings)
     sample = bench.copies.judge(contender, ORDERS, measured)
-    return replace(sample, source_transactions_per_second=count.transactions_per_second)
+    name = f"{contender.name}, {mb_per_second} MB/s" if mb_per_second else contender.name
+    return replace(sample, contender=name, source_transactions_per_second=count.transactions_per_second)
 
 
 def run_pipeline(bench: Bench, _turn: int) -> Iterator[Sample]:

@@ -62,6 +62,9 @@ class Settings:
     tables: TablesConfig
     parallel_tables: int = 2
     max_connections_source: int = 3
+    max_source_mb_per_second: float = (
+        0.0  # of rows in COPY format, over all tables; 0: as fast as the target takes them
+    )
     fence_wait_seconds: float = 1.0
     fence_margin_seconds: float = 5.0
     lock_wait_seconds: float = 15.0

@@ -12,16 +12,27 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.sql import Composable
 
 from etl import key_ranges, postgres, statements, table_files
+from etl.copy_pipe import CHUNK_BYTES
 from etl.key_ranges import Comparison, Side
 from etl.model import Table
 from etl.statements import BlockRange, Window
+from etl.throttle import Throttle
 
 
 class Reader:
     """One table at one snapshot."""
 
-    def __init__(self, connection: Connection, table: Table, snapshot: str, *, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        table: Table,
+        snapshot: str,
+        *,
+        throttle: Throttle | None,
+        on_close: Callable[[], None],
+    ) -> None:
         self._connection = connection
+        self._throttle = throttle
         self._table = table
         self.snapshot = snapshot
         self._on_close = on_close
@@ -104,9 +115,13 @@ class Reader:
         return self._connection.info.parameter_status("server_encoding")
 
     def copy(self, statement: Composable, into: IO[bytes]) -> None:
-        """Write what a COPY statement gives to a file."""
+        """Write what a COPY statement gives to a file, no faster than the source may be read."""
         with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
-            cursor.copy_expert(statement, into)
+            if self._throttle is None:
+                cursor.copy_expert(statement, into)
+                return
+            with self._throttle.file(into, CHUNK_BYTES) as file:
+                cursor.copy_expert(statement, file)
 
     def _row(self, statement: str | Composable) -> tuple[Any, ...]:
         with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:

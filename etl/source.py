@@ -25,6 +25,7 @@ from etl.delete_gate import Counters
 from etl.errors import EtlError, SourceChangedError, UnavailableError
 from etl.model import Activity, Point, Progress, Table, WatermarkKind
 from etl.reader import Reader
+from etl.throttle import BYTES_PER_MB, Throttle
 
 DRAIN_POLL_SECONDS = 0.02
 XIDS_OF_SNAPSHOT = """
@@ -71,6 +72,8 @@ class Source:
         self.fence_wait_seconds = 0.0
         self.has_clock = True  # a standby has none before it has replayed a transaction
         self._expires_at = float("inf")
+        rate = settings.max_source_mb_per_second
+        self._throttle = Throttle(rate * BYTES_PER_MB) if rate else None
         self._sessions = postgres.Sessions(partial(postgres.connect_source, settings))  # that read tables
 
     def __enter__(self) -> Source:
@@ -195,7 +198,13 @@ class Source:
                     raise SourceChangedError(
                         f"{table.label} was truncated or rewritten after the snapshot was taken; read again"
                     )
-            reader = Reader(connection, table, self.snapshot, on_close=partial(self.leave_snapshot, table.name))
+            reader = Reader(
+                connection,
+                table,
+                self.snapshot,
+                throttle=self._throttle,
+                on_close=partial(self.leave_snapshot, table.name),
+            )
             yield reader
             reader.close()
 

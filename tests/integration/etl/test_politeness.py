@@ -192,6 +192,18 @@ def test_no_session_is_left_after_a_run(tables, wait_until):
     wait_until(lambda: tables.on_source(SESSIONS) == [])
 
 
+def test_rows_are_read_no_faster_than_allowed_over_all_tables(replication):
+    names = ("one", "two")
+    make_tables(replication, 3000, *names)
+
+    result = replication.run(*names, max_source_mb_per_second=1.0)
+
+    (size,) = replication.on_target("select sum(bytes_read)::bigint from etl.table_runs")[0]
+    assert size > 500_000
+    assert result.seconds >= size / 1_000_000
+    assert_equal(replication, *names)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Locks
 

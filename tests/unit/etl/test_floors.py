@@ -18,7 +18,7 @@ FLOORS = [
         "schema_changes",
         "column_types",
     },
-    {"postgres", "copy_pipe", "catalog", "table_files", "activity", "views", "rejects"},
+    {"postgres", "copy_pipe", "throttle", "catalog", "table_files", "activity", "views", "rejects"},
     {"reader", "ledger", "raw_tables"},
     {"source", "state"},
     {"batch", "target", "raw_load"},

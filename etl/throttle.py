@@ -1,0 +1,53 @@
+"""Bounds how fast rows are read off the source, over all tables that are read at the same time. Begin at `Throttle`."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+BYTES_PER_MB = 1_000_000
+
+
+class Throttle:
+    """A rate in bytes a second that several threads share; whoever takes bytes waits until they are due."""
+
+    def __init__(
+        self,
+        bytes_per_second: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._bytes_per_second = bytes_per_second
+        self._clock = clock
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._due = clock()  # when all bytes taken so far are within the rate
+
+    def take(self, size: int) -> None:
+        """Wait until so many bytes more are within the rate; time that nobody used is not made up for."""
+        with self._lock:
+            now = self._clock()
+            self._due = max(self._due, now) + size / self._bytes_per_second
+            wait = self._due - now
+        self._sleep(wait)
+
+    def file(self, into: IO[bytes], chunk_bytes: int) -> io.BufferedWriter:
+        """Return a file that passes what is written on, chunk by chunk, at this rate; closing it leaves `into` open."""
+        return io.BufferedWriter(_Slowed(into, self), chunk_bytes)
+
+
+class _Slowed(io.RawIOBase):
+    def __init__(self, into: IO[bytes], throttle: Throttle) -> None:
+        self._into = into
+        self._throttle = throttle
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, chunk: Any) -> int:
+        self._throttle.take(len(chunk))
+        return self._into.write(chunk)

@@ -1,0 +1,67 @@
+"""The throttle keeps to its rate over any stretch of time, and passes bytes on as they are."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etl.throttle import Throttle
+
+RATE = 1000.0  # bytes a second
+
+
+@pytest.fixture
+def clock():
+    return make_clock()
+
+
+def make_clock():
+    """A clock that only sleeping moves, and whoever sets it."""
+    clock = SimpleNamespace(now=100.0)
+    clock.read = lambda: clock.now
+    clock.sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    return clock
+
+
+TAKEN = st.tuples(st.integers(1, 5000), st.floats(0, 10))  # bytes, and seconds of other work after them
+
+
+@given(st.lists(TAKEN, min_size=1, max_size=20))
+def test_no_stretch_of_time_has_more_bytes_than_the_rate_allows(taken):
+    clock = make_clock()
+    throttle = Throttle(RATE, clock=clock.read, sleep=clock.sleep)
+    stretches = []
+    for size, other_work in taken:
+        begun = clock.now
+        throttle.take(size)
+        stretches.append((begun, clock.now, size))
+        clock.now += other_work
+
+    for first, (begun, _, _) in enumerate(stretches):
+        for last in range(first, len(stretches)):
+            size = sum(each[2] for each in stretches[first : last + 1])
+            assert stretches[last][1] - begun >= size / RATE - 1e-6
+
+
+def test_nobody_waits_longer_than_the_rate_asks(clock):
+    throttle = Throttle(RATE, clock=clock.read, sleep=clock.sleep)
+
+    for _ in range(10):
+        throttle.take(500)
+
+    assert clock.now == pytest.approx(105.0)
+
+
+@given(st.lists(st.binary(max_size=3000), max_size=10), st.integers(1, 2000))
+def test_what_is_written_is_passed_on_and_the_file_below_stays_open(chunks, chunk_bytes):
+    clock = make_clock()
+    into = io.BytesIO()
+
+    with Throttle(RATE, clock=clock.read, sleep=clock.sleep).file(into, chunk_bytes) as file:
+        for chunk in chunks:
+            file.write(chunk)
+
+    assert into.getvalue() == b"".join(chunks)
+    assert clock.now == pytest.approx(100.0 + len(into.getvalue()) / RATE)
