@@ -19,7 +19,7 @@ from bench.data import FOUR_TABLES, MANY_TABLES, ORDERS, TENFOLD_ORDERS, Place
 from bench.figures import Sample
 from bench.load import Load
 from bench.measures import Measurement, measure
-from bench.stage import create_database
+from bench.stage import create_database, execute
 from source_db import schema, seed
 
 # This project reads again what is nearer than 5 s, the fence's margin, to its last point; an hour later it does not.
@@ -29,7 +29,7 @@ PLAIN_QUERY = "plain query"
 # Each side of a comparison works with one process.
 NO_PARALLEL_QUERY = {"PGOPTIONS": "-c max_parallel_workers_per_gather=0"}
 # What docs/configuration.md advises for a source that is busy.
-GENTLE_MB_PER_SECOND = 20
+GENTLE = {"ETL_MAX_SOURCE_MB_PER_SECOND": "20", "ETL_MAX_SNAPSHOT_SECONDS": "1"}
 EXAMPLE_SHOP = "example_shop"
 
 
@@ -140,7 +140,7 @@ def work_beside_others(bench: Bench, turn: int) -> Iterator[Sample]:
     works += [partial(_load_beside, bench, load, contender) for contender in copies.contenders]
     project = copies.of(Tidemark)
     if project is not None:
-        works.append(partial(_load_beside, bench, load, project, mb_per_second=GENTLE_MB_PER_SECOND))
+        works.append(partial(_load_beside, bench, load, project, GENTLE))
     for work in works[::-1] if turn % 2 else works:
         yield work()
     copies.forget(ORDERS)
@@ -153,14 +153,13 @@ def _leave_alone(bench: Bench, load: Load) -> Sample:
     return Sample(task="", turn=0, contender=ALONE, seconds=bench.load_seconds, source_transactions_per_second=speed)
 
 
-def _load_beside(bench: Bench, load: Load, contender: Contender, mb_per_second: int | None = None) -> Sample:
+def _load_beside(bench: Bench, load: Load, contender: Contender, settings: Mapping[str, str] | None = None) -> Sample:
     contender.prepare(ORDERS)
-    bench.copies.rest()
-    settings = {"ETL_MAX_SOURCE_MB_PER_SECOND": str(mb_per_second)} if mb_per_second else {}
+    execute(bench.copies.stage.target.url(), "checkpoint")  # the source's would make pgbench slower
     with load.counted() as count:
         measured = bench.copies.run(contender, ORDERS, contender.load(ORDERS), settings)
     sample = bench.copies.judge(contender, ORDERS, measured)
-    name = f"{contender.name}, {mb_per_second} MB/s" if mb_per_second else contender.name
+    name = f"{contender.name}, gently" if settings else contender.name
     return replace(sample, contender=name, source_transactions_per_second=count.transactions_per_second)
 
 

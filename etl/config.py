@@ -23,6 +23,7 @@ DELETES = ("reconcile", "none")
 ON_SCHEMA_CHANGE = ("evolve", "freeze")
 NULL_WATERMARKS = ("read", "refuse")
 MIN_SOURCE_CONNECTIONS = 2  # one that holds the snapshot, one that reads
+BLOCK_BYTES = 8192  # of a source as it comes
 DEFAULT_TABLES_PATH = Path(__file__).with_name("tables.yml")
 
 
@@ -79,6 +80,14 @@ class Settings:
     def workers(self) -> int:
         """How many tables are read at the same time: one session on the source coordinates."""
         return min(self.parallel_tables, self.max_connections_source - 1)
+
+    @property
+    def range_blocks(self) -> int:
+        """How many blocks a first load reads in one transaction: no more than it may while a snapshot is held."""
+        if not self.max_source_mb_per_second:
+            return self.load_range_blocks
+        bytes_at_a_snapshot = self.max_source_mb_per_second * 1_000_000 * self.max_snapshot_seconds
+        return max(1, min(self.load_range_blocks, int(bytes_at_a_snapshot / BLOCK_BYTES)))
 
 
 def load_source_settings(environment: Mapping[str, str] = os.environ, *, schema: str = "public") -> Settings:

@@ -1,11 +1,11 @@
 """The first load of one table: in one transaction, or in ranges of blocks with recorded progress.
 
-A load in ranges that broke, or whose snapshot grew too old, goes on at a newer snapshot. What lies in the ranges read
-so far may have changed, moved or gone meanwhile, also without touching the watermark column. `_renew` brings them to
-the newer snapshot exactly: a row version that was written since has the transaction id of the older snapshot's
-oldest transaction or a later one (xmin, "System Columns" in the manual); every other version was there before, and
-is loaded. So versions written since are copied, and loaded rows whose key has no older version any more are dropped.
-Begin at `load_first`.
+A load in ranges that broke, or whose snapshot grew too old, goes on at a newer snapshot. Rows may have changed, moved
+between ranges or gone meanwhile, also without touching the watermark column. Once every range has been read, `_renew`
+brings all of them to the last snapshot exactly: a row version that was written since the first one has the transaction
+id of that snapshot's oldest transaction or a later one (xmin, "System Columns" in the manual); every other version was
+in its place at all snapshots, and was loaded once. So versions written since are copied, and loaded rows whose key has
+no older version any more are dropped. Begin at `load_first`.
 """
 
 from __future__ import annotations
@@ -43,11 +43,14 @@ def load_first(
     if load is None and not is_replacement and range_end(reader.block_counts(), 0, limit) is None:
         exchange.on_commit(raw.make_whole(partial(reader.copy_out, raw.table, BlockRange()), progress))
         return True
-    load = _begin(source, raw) if load is None else _renew(exchange, raw, load)
+    has_older_snapshots = load is not None
+    load = load or _begin(source, raw)
     while load.next_block is not None:
         load = _load_range(exchange, raw, load, limit)
         if load.next_block is not None and source.is_expired:
             return False
+    if has_older_snapshots:
+        _renew(exchange, raw, load)
     reader.close()  # building the key takes long, and needs nothing of the source
     counts = raw.publish(progress, allow_deletes=allow_deletes)
     if counts.deleted:
@@ -88,15 +91,13 @@ def _load_range(exchange: Exchange, raw: RawLoad, load: LoadState, limit: int) -
     return after
 
 
-def _renew(exchange: Exchange, raw: RawLoad, load: LoadState) -> LoadState:
-    """Bring the ranges read so far, up to `next_block`, to the reader's snapshot."""
+def _renew(exchange: Exchange, raw: RawLoad, load: LoadState) -> None:
+    """Bring all ranges to the reader's snapshot."""
     reader, xid = exchange.reader, str(int(load.oldest_xid) % XID_MODULUS)
-    kept = BlockRange(end=load.next_block, before_xid=xid)
-    written = BlockRange(end=load.next_block, since_xid=xid)
+    kept, written = BlockRange(before_xid=xid), BlockRange(since_xid=xid)
     after = replace(load, oldest_xid=exchange.source.oldest_xid)
     counts = raw.renew(partial(reader.copy_out_keys, kept), partial(reader.copy_out, raw.table, written), after)
     exchange.on_commit(counts)
-    return after
 
 
 def _usable_load(source: Source, raw: RawLoad) -> LoadState | None:

@@ -73,7 +73,7 @@ create table if not exists etl.loads (
 );
 comment on table etl.loads is 'First loads in ranges that are not done yet: how far they have come.';
 comment on column etl.loads.next_block is 'From which block of the source the next range starts; NULL: all are read.';
-comment on column etl.loads.oldest_xid is 'Row versions written since the last snapshot have this xid8 or a later one.';
+comment on column etl.loads.oldest_xid is 'Row versions written since the first snapshot have this xid8 or a later one.';
 
 create table if not exists etl.rejected_rows (
     table_name text not null,

@@ -144,7 +144,7 @@ class LoadState:
     signature: str  # of the columns and the key
     system_identifier: str
     next_block: int | None  # None: every range has been read
-    oldest_xid: str  # xid8: whatever was written since the last snapshot has this transaction id or a later one
+    oldest_xid: str  # xid8: whatever was written since the first snapshot has this transaction id or a later one
 
 
 @dataclass(frozen=True, kw_only=True)

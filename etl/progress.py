@@ -94,7 +94,9 @@ def describe(event: Event) -> str:
     if event.kind == "table_retried":
         return f"{event.table_name}: will be tried again: {event.message}"
     if event.kind == "table_continued":
-        return f"{event.table_name}: goes on at a new snapshot, for the last one was held long enough"
+        return (
+            f"{event.table_name}: goes on at newer snapshots, for one is not held for longer than max_snapshot_seconds"
+        )
     if event.kind == "table_compared":
         return f"{event.table_name}: {event.message}"
     if event.kind == "table_finished" and event.result:

@@ -121,7 +121,7 @@ class RawLoad:
         return counts
 
     def renew(self, copy_out_kept_keys: CopyOut, copy_out_written: CopyOut, load: LoadState) -> Counts:
-        """Bring the ranges loaded so far to a newer snapshot.
+        """Bring a table whose ranges were read at several snapshots to the last of them.
 
         `copy_out_kept_keys` gives the keys of the rows that are there as they were, `copy_out_written` the rows
         written since: what is loaded and has no such key was changed, moved or deleted, and goes.

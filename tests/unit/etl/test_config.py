@@ -100,6 +100,16 @@ def test_the_connections_of_the_source_bound_the_tables_at_work():
 
 
 @pytest.mark.parametrize(
+    ("rate", "seconds", "expected"),
+    [("0", "1", 131_072), ("8.192", "10", 10_000), ("1000", "3600", 131_072), ("0.001", "0", 1)],
+)
+def test_a_range_of_a_first_load_can_be_read_while_its_snapshot_is_held(rate, seconds, expected):
+    settings = load_settings({**ENVIRONMENT, "ETL_MAX_SOURCE_MB_PER_SECOND": rate, "ETL_MAX_SNAPSHOT_SECONDS": seconds})
+
+    assert settings.range_blocks == expected
+
+
+@pytest.mark.parametrize(
     ("path", "pattern"),
     [
         (".env.example", r"^# (ETL_\w+)=(.*)$"),
