@@ -117,7 +117,6 @@ class _Attempts:
     seconds: dict[str, float] = field(default_factory=dict)
     errors: dict[str, EtlError] = field(default_factory=dict)  # the last error of each table to try again
     unfinished: set[str] = field(default_factory=set)  # tables whose time at the last snapshot was over
-    continued: set[str] = field(default_factory=set)  # tables of which it was said that they go on
     positions: dict[str, Position] = field(default_factory=dict)  # where reading a whole table was cut
     retries: int = 0
     attempt_error: EtlError | None = None  # of the last attempt, when it was that of no table
@@ -272,10 +271,7 @@ class _Attempts:
             self.unfinished.add(name)
             if outcome.position:
                 self.positions[name] = outcome.position
-            is_new = name not in self.continued
-            self.continued.add(name)
-        if is_new:
-            self.observe(Event(kind="table_continued", table_name=name))
+        self.observe(Event(kind="table_continued", table_name=name))
 
     def _count(self, event: Event) -> None:
         """Add up a table's batches over all attempts, and pass the event on; what is said, once a run."""

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 
 class PlainProgress(AbstractContextManager["PlainProgress"]):
-    """One line for each thing that happens."""
+    """One line for each thing that happens; that a table goes on, once."""
+
+    def __init__(self) -> None:
+        self._continued: set[str | None] = set()
 
     def __call__(self, event: Event) -> None:
-        line = describe(event)
+        line = describe(event) if is_news(event, self._continued) else ""
         if line:
             sys.stderr.write(f"{line}\n")  # in one piece: tables end in several threads
             sys.stderr.flush()
@@ -57,6 +60,7 @@ class BarProgress(AbstractContextManager["BarProgress"]):
             console=Console(stderr=True),
         )
         self._tasks: dict[str, TaskID] = {}
+        self._continued: set[str | None] = set()
 
     def __enter__(self) -> BarProgress:
         self._progress.start()
@@ -74,7 +78,8 @@ class BarProgress(AbstractContextManager["BarProgress"]):
         else:
             if name and name in self._tasks:
                 self._progress.remove_task(self._tasks.pop(name))
-            self._progress.console.print(describe(event), markup=False, highlight=False)
+            if is_news(event, self._continued):
+                self._progress.console.print(describe(event), markup=False, highlight=False)
 
 
 ProgressDisplay = PlainProgress | JsonProgress | BarProgress
@@ -85,6 +90,14 @@ def choose_progress(log_format: str) -> ProgressDisplay:
     if log_format == "json":
         return JsonProgress()
     return BarProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+def is_news(event: Event, continued: set[str | None]) -> bool:
+    """Tell whether a person has not been told this yet: with short snapshots, a table goes on many times."""
+    is_new = event.kind != "table_continued" or event.table_name not in continued
+    if event.kind == "table_continued":
+        continued.add(event.table_name)
+    return is_new
 
 
 def describe(event: Event) -> str:
