@@ -1,6 +1,6 @@
-"""Finds what differs between a source table and its raw table: by ranges of keys, then key by key in those that differ.
+"""Finds what differs between a source table and its raw table: by buckets, then key by key in those that differ.
 
-Ranges whose checksums agree move nothing. Both sides work at the same time. What was found stays in a temporary
+Buckets whose checksums agree move nothing. Both sides work at the same time. What was found stays in a temporary
 table of the target's session, for those who list or mend it. Begin at `find_differences`.
 """
 
@@ -14,9 +14,9 @@ from functools import partial
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import encodings
 
-from etl import key_ranges, postgres, rejects
+from etl import key_buckets, postgres, rejects
 from etl.copy_pipe import copy_in, stream
-from etl.key_ranges import Comparison, Side
+from etl.key_buckets import Comparison, Side
 from etl.model import Column, Table
 from etl.reader import Reader
 
@@ -62,19 +62,17 @@ def find_differences(
     Rows of the source at or above the watermark, or without one, are pending, if that is told apart at all.
     """
     with postgres.errors_of("target", table.label):
-        cursor.execute(key_ranges.raw_bounds(table))
         comparison = Comparison(
             table=table,
-            columns=tuple(columns),
+            columns=tuple(table.column(column.name) for column in columns),
             watermark=watermark,
             is_pending_apart=is_pending_apart and table.watermark is not None,
-            bounds=tuple(tuple(row) for row in cursor),
             is_same_encoding=_is_same_encoding(reader, cursor),
             left_out=_keys_not_held(reader, cursor, table),
         )
         with ThreadPoolExecutor(1, thread_name_prefix="checksums") as pool:
             in_source = pool.submit(reader.checksums, comparison)
-            cursor.execute(key_ranges.checksums(Side(table=table, is_source=False), comparison))
+            cursor.execute(key_buckets.checksums(Side(table=table, is_source=False), comparison))
             raw = {number: (rows, checksum) for number, rows, checksum in cursor}
             source = in_source.result()
         different = sorted(number for number in source.keys() | raw.keys() if source.get(number) != raw.get(number))
@@ -99,7 +97,7 @@ def list_differences(
     after = 0
     while True:
         with postgres.errors_of("target", table.label):
-            cursor.execute(key_ranges.list_differences(table, kinds, after, limit))
+            cursor.execute(key_buckets.list_differences(table, kinds, after, limit))
             rows = cursor.fetchall()
         if not rows:
             return
@@ -115,7 +113,7 @@ def find_changed_columns(
     in_source = reader.column_hashes(keys, is_same_encoding=is_same_encoding)
     side = Side(table=table, is_source=False)
     with postgres.errors_of("target", table.label):
-        cursor.execute(key_ranges.column_hashes(side, keys, is_same_encoding=is_same_encoding))
+        cursor.execute(key_buckets.column_hashes(side, keys, is_same_encoding=is_same_encoding))
         in_raw = {tuple(key): hashes for *key, hashes in cursor}
     return {
         key: tuple(
@@ -142,13 +140,13 @@ def _is_same_encoding(reader: Reader, cursor: Cursor) -> bool:
 
 
 def _compare_keys(reader: Reader, cursor: Cursor, comparison: Comparison, different: Sequence[int]) -> None:
-    cursor.execute(key_ranges.create_source_keys(comparison.table))
-    with stream(partial(reader.copy, key_ranges.copy_out_source_keys(comparison, different))) as keys:
-        copy_in(cursor, key_ranges.copy_in_source_keys(), keys)
-    cursor.execute(key_ranges.analyze_source_keys())
-    cursor.execute(key_ranges.find_differences(comparison, different))
+    cursor.execute(key_buckets.create_source_keys(comparison.table))
+    with stream(partial(reader.copy, key_buckets.copy_out_source_keys(comparison, different))) as keys:
+        copy_in(cursor, key_buckets.copy_in_source_keys(), keys)
+    cursor.execute(key_buckets.analyze_source_keys())
+    cursor.execute(key_buckets.find_differences(comparison, different))
 
 
 def _count(cursor: Cursor) -> dict[tuple[str, bool], int]:
-    cursor.execute(key_ranges.count_differences())
+    cursor.execute(key_buckets.count_differences())
     return {(kind, is_pending): rows for kind, is_pending, rows in cursor}

@@ -11,9 +11,9 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.sql import Composable
 
-from etl import key_ranges, postgres, statements, table_files
+from etl import key_buckets, postgres, statements, table_files
 from etl.copy_pipe import CHUNK_BYTES
-from etl.key_ranges import Comparison, Side
+from etl.key_buckets import Comparison, Side
 from etl.model import Table
 from etl.statements import BlockRange, Window
 from etl.throttle import Throttle
@@ -94,8 +94,8 @@ class Reader:
             return table_files.read_block_counts(cursor, self._table.oid)
 
     def checksums(self, comparison: Comparison) -> dict[int, tuple[int, str]]:
-        """Return for each range of keys that has rows how many, and a checksum."""
-        statement = key_ranges.checksums(Side(table=self._table, is_source=True), comparison)
+        """Return for each bucket of keys that has rows how many, and a checksum."""
+        statement = key_buckets.checksums(Side(table=self._table, is_source=True), comparison)
         with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
             cursor.execute(statement)
             return {number: (rows, checksum) for number, rows, checksum in cursor}
@@ -106,7 +106,7 @@ class Reader:
         """Return for each of some keys the hashes of the row's columns."""
         side = Side(table=self._table, is_source=True)
         with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
-            cursor.execute(key_ranges.column_hashes(side, keys, is_same_encoding=is_same_encoding))
+            cursor.execute(key_buckets.column_hashes(side, keys, is_same_encoding=is_same_encoding))
             return {tuple(key): hashes for *key, hashes in cursor}
 
     @property

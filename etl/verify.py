@@ -169,9 +169,10 @@ def _watermark(table: Table, progress: Progress) -> str | None:
 
 
 def _compare(exchange: Exchange, snapshot: str, watermark: str | None, *, is_repair: bool) -> Verdict:
-    reader, writer, table = exchange.reader, exchange.writer, exchange.writer.table
+    reader, writer = exchange.reader, exchange.writer
     if not writer.fit():
-        raise TableError(f"expected raw.{table.name} on the target, found none: run `etl run` first")
+        raise TableError(f"expected raw.{writer.table.name} on the target, found none: run `etl run` first")
+    table = writer.table  # in the form that `fit` gave it
     if writer.changes:
         changes = describe_changes(writer.changes)
         raise TableError(f"{table.label} has changed since it was replicated: {changes}: run `etl run` first")

@@ -11,6 +11,7 @@ FLOORS = [
         "config",
         "statements",
         "raw_statements",
+        "key_buckets",
         "key_ranges",
         "catalog_sql",
         "fence",
@@ -33,8 +34,9 @@ FLOORS = [
 # Neighbours on one floor that build on each other.
 ALLOWED = {
     ("raw_statements", "statements"),
-    ("key_ranges", "statements"),
-    ("key_ranges", "raw_statements"),
+    ("key_buckets", "statements"),
+    ("key_buckets", "raw_statements"),
+    ("key_ranges", "key_buckets"),
     ("catalog", "table_files"),
     ("target", "batch"),
     ("raw_load", "batch"),
