@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from psycopg2 import sql
@@ -101,18 +101,7 @@ class Pipe(Contender):
     format = "binary"
 
     def load(self, place: Place) -> str:
-        if len(place.table_names) == 1:
-            return self._load(self.sources.tables(place))
-        # Two at a time, as many as this project reads: the largest table beside the others.
-        tables = {table.name: table for table in self.sources.tables(place)}
-        largest = tables.pop("order_items", None)
-        if largest is None:
-            return self._load(list(tables.values()))
-        return (
-            f"({self._load([largest])}) & first=$!\n"
-            f"({self._load(list(tables.values()))}); second=$?\n"
-            "wait $first && exit $second"
-        )
+        return self._side_by_side(place, self._load)
 
     def update(self, place: Place, since: str) -> str:
         return " && ".join(
@@ -127,6 +116,20 @@ class Pipe(Contender):
 
     def reconcile(self, place: Place) -> str:
         """Copy all keys, and delete the rows that have none."""
+        return self._side_by_side(place, self._reconcile)
+
+    def _side_by_side(self, place: Place, compose: Callable[[Sequence[Table]], str]) -> str:
+        """Compose two streams, as many as this project reads at a time: the largest table beside the others."""
+        tables = {table.name: table for table in self.sources.tables(place)}
+        largest = tables.pop("order_items", None)
+        if largest is None:
+            return compose(list(tables.values()))
+        return (
+            f"({compose([largest])}) & first=$!\n({compose(list(tables.values()))}); second=$?\n"
+            "wait $first && exit $second"
+        )
+
+    def _reconcile(self, tables: Sequence[Table]) -> str:
         return " && ".join(
             self._pipe(
                 sql.SQL("copy (select {} from {}) to stdout with (format {})").format(
@@ -139,7 +142,7 @@ class Pipe(Contender):
                     sql.Identifier(table.name), table.key
                 ),
             )
-            for table in self.sources.tables(place)
+            for table in tables
         )
 
     def _load(self, tables: Sequence[Table]) -> str:

@@ -65,6 +65,10 @@ class Table:
             self.values, rows
         )
 
+    def keys(self, rows: sql.Composable) -> sql.Composable:
+        """Compose the plain query for the keys of some rows: their number, and a sum of hashes of their text."""
+        return sql.SQL("select count(*), sum(hashtextextended({}::text, 0)) from {}").format(self.key, rows)
+
     def create(self, name: str, kind: str = "table") -> sql.Composable:
         """Compose a table of these columns and no more than the key."""
         columns = sql.SQL(", ").join(
@@ -149,14 +153,17 @@ class Sources:
         )
         return since
 
-    def delete_orders(self, place: Place, turn: int) -> None:
-        """Delete 0.1 % of the orders, other ones in every turn."""
-        self._contents.pop((place.database, "orders"), None)
-        execute(
-            self.url(place),
-            sql.SQL("delete from orders where order_id % 1000 = {}").format(sql.Literal(turn % 1000 + 1)),
-            "vacuum analyze orders",
-        )
+    def delete_rows(self, place: Place, turn: int) -> None:
+        """Delete 0.1 % of the rows of each table, spread over it, other ones in every turn."""
+        for table in self.tables(place):
+            self._contents.pop((place.database, table.name), None)
+            execute(
+                self.url(place),
+                sql.SQL("delete from {} where {} % 1000 = {}").format(
+                    sql.Identifier(table.name), table.key, sql.Literal(turn % 1000 + 1)
+                ),
+                sql.SQL("vacuum analyze {}").format(sql.Identifier(table.name)),
+            )
 
     def _rows(self, place: Place) -> int:
         return self.rows * TENFOLD if place.database == TENFOLD_ORDERS.database else self.rows

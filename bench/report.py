@@ -17,7 +17,7 @@ from bench.figures import Figures, Sample
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 PROJECT, LIMIT, TUTORIAL = "tidemark", "psql binary", "tutorial"
-VERIFY, PLAIN_QUERY = "verify", "plain query"
+PLAIN_QUERY = "plain query"
 BESIDE, ALONE = "full load beside pgbench", "nobody"
 MEGABYTE = 1_000_000
 WRONG = "wrong"
@@ -57,7 +57,7 @@ def describe(found: Figures) -> str:
 
 def tables(found: Figures) -> list[ReportTable]:
     """Return the tables of one run; those without rows are left out."""
-    made = (_seconds(found), _verify(found), _source_load(found), _resources(found))
+    made = (_seconds(found), _comparing(found), _source_load(found), _resources(found))
     return [table for table in made if table.rows]
 
 
@@ -87,7 +87,7 @@ def _conditions(found: Figures) -> str:
 
 
 def _seconds(found: Figures) -> ReportTable:
-    tasks = [task for task in found.tasks if task not in (VERIFY, BESIDE)]
+    tasks = [task for task in found.tasks if task != BESIDE and not _is_of_plain_query_only(found, task)]
     contenders = [name for name in found.contenders if any(found.of(task, name) for task in tasks)]
     return ReportTable(
         caption="Seconds of whole processes: the median, and the least and the most.",
@@ -104,7 +104,7 @@ def _seconds(found: Figures) -> ReportTable:
     )
 
 
-def _verify(found: Figures) -> ReportTable:
+def _comparing(found: Figures) -> ReportTable:
     return ReportTable(
         caption="Seconds to compare both sides.",
         header=("task", PROJECT, f"{PLAIN_QUERY}, slower side", "ratio"),
@@ -116,9 +116,13 @@ def _verify(found: Figures) -> ReportTable:
                 _ratio(found.ratio(task, PROJECT, PLAIN_QUERY)),
             )
             for task in found.tasks
-            if task == VERIFY
+            if found.of(task, PLAIN_QUERY)
         ),
     )
+
+
+def _is_of_plain_query_only(found: Figures, task: str) -> bool:
+    return {sample.contender for sample in found.samples if sample.task == task} - {PROJECT} == {PLAIN_QUERY}
 
 
 def _source_load(found: Figures) -> ReportTable:

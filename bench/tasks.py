@@ -15,7 +15,7 @@ from psycopg2 import sql
 
 from bench.contenders import Contender, Tidemark
 from bench.copies import Copies, as_sample
-from bench.data import FOUR_TABLES, MANY_TABLES, ORDERS, TENFOLD_ORDERS, Place
+from bench.data import FOUR_TABLES, MANY_TABLES, ORDERS, TENFOLD_ORDERS, Place, Table
 from bench.figures import Sample
 from bench.load import Load
 from bench.measures import Measurement, measure
@@ -26,6 +26,7 @@ from source_db import schema, seed
 SETTLE_SECONDS = 6.0
 ALONE = "nobody"
 PLAIN_QUERY = "plain query"
+SIDES = ("SOURCE_DATABASE_URL", "TARGET_DATABASE_URL")
 # Each side of a comparison works with one process.
 NO_PARALLEL_QUERY = {"PGOPTIONS": "-c max_parallel_workers_per_gather=0"}
 # What docs/configuration.md advises for a source that is busy.
@@ -51,9 +52,10 @@ Task = Callable[[Bench, int], Iterator[Sample]]
 
 
 def run(bench: Bench, tasks: Sequence[str], repeat: int, say: Callable[[str], None]) -> Iterator[Sample]:
-    """Yield the samples of some tasks, turn by turn. Each turn loads its orders anew."""
+    """Yield the samples of some tasks, turn by turn. Each turn loads its tables of the shop anew."""
     for turn in range(repeat):
-        bench.copies.forget(ORDERS)
+        for place in (ORDERS, FOUR_TABLES):  # two names for one source: what is done to one outdates the other's copies
+            bench.copies.forget(place)
         for name in tasks:
             say(f"turn {turn + 1} of {repeat}: {TASKS[name][0]} ...")
             for sample in TASKS[name][1](bench, turn):
@@ -89,47 +91,61 @@ def find_nothing(place: Place, bench: Bench, turn: int) -> Iterator[Sample]:
 
 
 def reconcile(bench: Bench, turn: int) -> Iterator[Sample]:
-    """Bring over deletes; a contender that has no way to loses its copy, which is wrong from now on."""
-    bench.copies.require(ORDERS)
-    bench.copies.sources.delete_orders(ORDERS, turn)
-    for contender in bench.contenders(turn):
-        command = contender.reconcile(ORDERS)
-        if command is None:
-            bench.copies.forget(ORDERS, contender)
-        else:
-            yield bench.copies.work(contender, ORDERS, command)
+    """Bring over deletes, and take checksums of all keys by the plain query.
+
+    A contender that has no way to bring deletes over loses its copy, which is wrong from now on.
+    """
+    copies = bench.copies
+    copies.require(FOUR_TABLES)
+    copies.sources.delete_rows(FOUR_TABLES, turn)
+    works = [partial(_reconcile_by, bench, contender) for contender in copies.contenders]
+    project = copies.of(Tidemark)
+    if project is not None:
+        works.append(partial(_ask_plainly, bench, project, Table.keys))
+    for work in works[::-1] if turn % 2 else works:
+        copies.rest()
+        yield from work()
+
+
+def _reconcile_by(bench: Bench, contender: Contender) -> Iterator[Sample]:
+    command = contender.reconcile(FOUR_TABLES)
+    if command is None:
+        bench.copies.forget(FOUR_TABLES, contender)
+        return
+    measured = bench.copies.run(contender, FOUR_TABLES, command, NO_PARALLEL_QUERY)
+    yield bench.copies.judge(contender, FOUR_TABLES, measured)
 
 
 def verify(bench: Bench, turn: int) -> Iterator[Sample]:
-    """Compare both sides by this project, and by the plain query on each side: the slower side counts."""
+    """Compare both sides by this project, and by the plain query."""
     project = bench.copies.of(Tidemark)
     if project is None:
         return
-    bench.copies.require(ORDERS)
-    sides = [partial(_verify_by_project, bench, project), partial(_verify_by_plain_query, bench, project)]
-    for side in sides[::-1] if turn % 2 else sides:
+    bench.copies.require(FOUR_TABLES)
+    works = [partial(_verify_by_project, bench, project), partial(_ask_plainly, bench, project, Table.content)]
+    for work in works[::-1] if turn % 2 else works:
         bench.copies.rest()
-        yield side()
+        yield from work()
 
 
-def _verify_by_project(bench: Bench, project: Contender) -> Sample:
+def _verify_by_project(bench: Bench, project: Contender) -> Iterator[Sample]:
     assert isinstance(project, Tidemark)
-    return as_sample(project.name, bench.copies.run(project, ORDERS, project.verify(ORDERS), NO_PARALLEL_QUERY))
+    measured = bench.copies.run(project, FOUR_TABLES, project.verify(FOUR_TABLES), NO_PARALLEL_QUERY)
+    yield as_sample(project.name, measured)
 
 
-def _verify_by_plain_query(bench: Bench, project: Contender) -> Sample:
-    stage, (table,) = bench.copies.stage, bench.copies.sources.tables(ORDERS)
-    sides = {"SOURCE_DATABASE_URL": sql.Identifier(table.name), "TARGET_DATABASE_URL": project.rows(table)}
-    measured = [
-        bench.copies.run(
-            project,
-            ORDERS,
-            f'{stage.psql} "${url}" -c {shlex.quote(stage.text(table.content(rows)))}',
-            NO_PARALLEL_QUERY,
-        )
-        for url, rows in sides.items()
-    ]
-    return as_sample(PLAIN_QUERY, max(measured, key=lambda side: side.seconds))
+def _ask_plainly(
+    bench: Bench, project: Contender, query: Callable[[Table, sql.Composable], sql.Composable]
+) -> Iterator[Sample]:
+    """Run a query on all tables of each side, one side after the other: the slower one counts."""
+    stage, tables = bench.copies.stage, bench.copies.sources.tables(FOUR_TABLES)
+    rows_of: Sequence[Callable[[Table], sql.Composable]] = (lambda table: sql.Identifier(table.name), project.rows)
+    measured = []
+    for url, rows in zip(SIDES, rows_of, strict=True):
+        queries = " ".join(f"-c {shlex.quote(stage.text(query(table, rows(table))))}" for table in tables)
+        command = f'{stage.psql} "${url}" {queries}'
+        measured.append(bench.copies.run(project, FOUR_TABLES, command, NO_PARALLEL_QUERY))
+    yield as_sample(PLAIN_QUERY, max(measured, key=lambda side: side.seconds))
 
 
 def work_beside_others(bench: Bench, turn: int) -> Iterator[Sample]:
@@ -195,8 +211,8 @@ TASKS: Mapping[str, tuple[str, Task]] = {
     "load-four": ("full load, four tables", partial(load, FOUR_TABLES)),
     "change": ("1 % changed", partial(update, ORDERS)),
     "nothing": ("nothing changed", partial(find_nothing, ORDERS)),
-    "verify": ("verify", verify),
-    "reconcile": ("0.1 % deleted", reconcile),
+    "verify": ("verify, four tables", verify),
+    "reconcile": ("0.1 % deleted, four tables", reconcile),
     "change-tenfold": ("as many changed, ten times the rows", partial(update, TENFOLD_ORDERS)),
     "nothing-many": ("nothing changed, 100 tables", partial(find_nothing, MANY_TABLES)),
     "source-load": ("full load beside pgbench", work_beside_others),

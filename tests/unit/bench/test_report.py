@@ -50,6 +50,22 @@ def test_load_on_the_source_is_told_as_a_share_of_pgbench_alone():
     assert table.rows == (("nobody", "1,000", "1.00", ""), ("tidemark", "750", "0.75", "4.00 (4.00-4.00)"))
 
 
+def test_what_has_a_plain_query_is_told_by_it_and_among_the_others_only_where_there_are_others():
+    found = taken(
+        sample("tidemark", 3.0, "verify"),
+        sample("plain query", 2.0, "verify"),
+        sample("tidemark", 6.0, "deleted"),
+        sample("plain query", 2.0, "deleted"),
+        sample("psql binary", 3.0, "deleted"),
+        sample("tidemark", 1.0, "pipeline"),
+    )
+
+    seconds, comparing = report.tables(found)
+
+    assert [(row[0], row[-2]) for row in seconds.rows] == [("deleted", "2.00"), ("pipeline", "")]
+    assert [(row[0], row[-1]) for row in comparing.rows] == [("verify", "1.50"), ("deleted", "3.00")]
+
+
 def test_tables_take_the_place_of_those_between_the_marks():
     page = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
 
