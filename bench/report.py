@@ -88,7 +88,8 @@ def _conditions(found: Figures) -> str:
 
 def _seconds(found: Figures) -> ReportTable:
     tasks = [task for task in found.tasks if task != BESIDE and not _is_of_plain_query_only(found, task)]
-    contenders = [name for name in found.contenders if any(found.of(task, name) for task in tasks)]
+    names = [name for name in found.contenders if name != PLAIN_QUERY]
+    contenders = [name for name in names if any(found.of(task, name) for task in tasks)]
     return ReportTable(
         caption="Seconds of whole processes: the median, and the least and the most.",
         header=("task", *contenders, f"{PROJECT} / {LIMIT}", f"{TUTORIAL} / {PROJECT}"),

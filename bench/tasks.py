@@ -210,7 +210,7 @@ TASKS: Mapping[str, tuple[str, Task]] = {
     "load": ("full load", partial(load, ORDERS)),
     "load-four": ("full load, four tables", partial(load, FOUR_TABLES)),
     "change": ("1 % changed", partial(update, ORDERS)),
-    "nothing": ("nothing changed", partial(find_nothing, ORDERS)),
+    "nothing": ("nothing changed, four tables", partial(find_nothing, FOUR_TABLES)),
     "verify": ("verify, four tables", verify),
     "reconcile": ("0.1 % deleted, four tables", reconcile),
     "change-tenfold": ("as many changed, ten times the rows", partial(update, TENFOLD_ORDERS)),

@@ -12,7 +12,7 @@ import psycopg2.errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from etl import key_ranges, ledger, postgres, raw_statements, state
+from etl import key_buckets, ledger, postgres, raw_statements, state
 from etl.batch import Batch
 from etl.column_types import FIRST_USER_OID, TargetTypes
 from etl.delete_gate import Counters
@@ -146,7 +146,7 @@ class Writer:
     def bury_extra(self) -> Counts:
         """Make tombstones of the rows that were found to be extra, with the ledger's count."""
         with self.transaction() as cursor:
-            cursor.execute(key_ranges.bury_extra(self.table, self.run_id))
+            cursor.execute(key_buckets.bury_extra(self.table, self.run_id))
             counts = Counts(deleted=cursor.rowcount)
             ledger.add_batch(cursor, self.run_id, self.table.name, counts)
         return counts
@@ -156,7 +156,7 @@ class Writer:
         with self.transaction() as cursor:
             run_id = state.read_built_run(cursor)
             if run_id is not None:
-                cursor.execute(key_ranges.purge_tombstones(self.table, days, run_id))
+                cursor.execute(key_buckets.purge_tombstones(self.table, days, run_id))
 
     def start_table(self, snapshot: str, watermark: str | None, *, fence_wait_seconds: float = 0.0) -> None:
         """Record that the work on this table begins, or begins again."""
