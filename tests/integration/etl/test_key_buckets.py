@@ -205,3 +205,15 @@ def test_a_column_to_which_the_owner_gave_another_type_is_compared_by_its_text(r
     assert found.is_equal
     assert (result.status, result.rows_updated) == ("succeeded", 0)
     assert sum(lines) < 20  # the run reads what is near its watermark; comparing moves nothing
+
+
+def test_a_column_of_another_type_in_raw_is_not_named_beside_the_one_that_differs(replication):
+    replication.on_source("create table items (n bigint primary key, revision bigint not null, note text)")
+    replication.on_source("insert into items values (1, 1, 'a'), (2, 2, 'b')")
+    replication.run_one("items")
+    replication.on_target("alter table raw.items alter column revision type numeric")
+    replication.on_target("update raw.items set note = 'by hand' where n = 2")
+
+    (found,) = verify(replication.settings, observe=replication.events.append)
+
+    assert [(each.kind, each.key, each.columns) for each in found.examples] == [("changed", {"n": "2"}, ("note",))]
