@@ -30,7 +30,7 @@ SIDES = ("SOURCE_DATABASE_URL", "TARGET_DATABASE_URL")
 # Each side of a comparison works with one process.
 NO_PARALLEL_QUERY = {"PGOPTIONS": "-c max_parallel_workers_per_gather=0"}
 # What docs/configuration.md advises for a source that is busy.
-GENTLE = {"ETL_MAX_SOURCE_MB_PER_SECOND": "20", "ETL_MAX_SNAPSHOT_SECONDS": "1"}
+GENTLE = {"ETL_MAX_SOURCE_MB_PER_SECOND": "10", "ETL_MAX_SNAPSHOT_SECONDS": "1"}
 EXAMPLE_SHOP = "example_shop"
 
 
