@@ -84,8 +84,8 @@ class Batch:
         if self._has_rows:
             self._cursor.execute("truncate pg_temp.etl_batch")
         else:
-            self._cursor.execute(raw_statements.create_batch(self._table))
             self._check_types()
+            self._cursor.execute(raw_statements.create_batch(self._table))
         copy = raw_statements.copy_in(self._table, raw_statements.BATCH, freeze=False)
         read = copy_in(self._cursor, copy, rows)
         self._cursor.execute(raw_statements.merge(self._table, self._run_id))
@@ -94,6 +94,7 @@ class Batch:
 
     def _check_types(self) -> None:
         """Raise TargetChangedError when the raw table is not as it was; from here on, it stays."""
+        self._cursor.execute(raw_statements.lock_raw(self._table))
         found = raw_tables.read_types(self._cursor, self._table.name)
         changed = [name for name, kind in self._types.items() if found.get(name) != kind]
         if changed:

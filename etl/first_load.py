@@ -26,6 +26,8 @@ from etl.statements import BlockRange
 XID_MODULUS = 2**32
 # Half of the circle of 32-bit transaction ids: beyond it, age() cannot tell older from newer.
 MAX_XID_DISTANCE = 2**31
+# A load that goes on for as long is renewed before, so that it never has to start over for its age.
+RENEWED_XID_DISTANCE = 2**30
 
 
 def load_first(
@@ -44,7 +46,10 @@ def load_first(
         exchange.on_commit(raw.make_whole(partial(reader.copy_out, raw.table, BlockRange()), progress))
         return True
     has_older_snapshots = load is not None
-    load = load or _begin(source, raw)
+    if load is None:
+        load = _begin(source, raw)
+    elif _age(source, load) >= RENEWED_XID_DISTANCE:
+        load = _renew(exchange, raw, load)
     while load.next_block is not None:
         load = _load_range(exchange, raw, load, limit)
         if load.next_block is not None and source.is_expired:
@@ -91,13 +96,15 @@ def _load_range(exchange: Exchange, raw: RawLoad, load: LoadState, limit: int) -
     return after
 
 
-def _renew(exchange: Exchange, raw: RawLoad, load: LoadState) -> None:
-    """Bring all ranges to the reader's snapshot."""
+def _renew(exchange: Exchange, raw: RawLoad, load: LoadState) -> LoadState:
+    """Bring the ranges read so far, up to `next_block`, to the reader's snapshot."""
     reader, xid = exchange.reader, str(int(load.oldest_xid) % XID_MODULUS)
-    kept, written = BlockRange(before_xid=xid), BlockRange(since_xid=xid)
+    kept = BlockRange(end=load.next_block, before_xid=xid)
+    written = BlockRange(end=load.next_block, since_xid=xid)
     after = replace(load, oldest_xid=exchange.source.oldest_xid)
     counts = raw.renew(partial(reader.copy_out_keys, kept), partial(reader.copy_out, raw.table, written), after)
     exchange.on_commit(counts)
+    return after
 
 
 def _usable_load(source: Source, raw: RawLoad) -> LoadState | None:
@@ -109,12 +116,17 @@ def _usable_load(source: Source, raw: RawLoad) -> LoadState | None:
         load.filenodes == raw.table.filenodes
         and load.signature == _signature(raw.table)
         and load.system_identifier == source.system_identifier
-        and 0 <= int(source.oldest_xid) - int(load.oldest_xid) < MAX_XID_DISTANCE
+        and 0 <= _age(source, load) < MAX_XID_DISTANCE
     )
     if fits:
         return load
     raw.discard()
     return None
+
+
+def _age(source: Source, load: LoadState) -> int:
+    """Return how many transaction ids the source has given out since the load's first snapshot."""
+    return int(source.oldest_xid) - int(load.oldest_xid)
 
 
 def _signature(table: Table) -> str:

@@ -15,7 +15,7 @@ from etl.copy_pipe import CopyOut, copy_in, stream
 from etl.delete_gate import check_fraction
 from etl.errors import RowRefusedError, TableError
 from etl.model import Counts, LoadState, Progress
-from etl.schema_changes import is_widened
+from etl.schema_changes import RawTable, is_widened
 from etl.target import Writer
 from etl.views import check_views, detached_views, give_extras, read_extras
 
@@ -90,6 +90,7 @@ class RawLoad:
                 cursor.execute(raw_statements.create_raw(self.table, into))
                 cursor.execute(raw_statements.complete_raw(self.table, into, self._writer.run_id))
         if not is_replacement:
+            self._writer.raw = RawTable()  # rows that were refused before are forgotten
             return
         try:
             self._writer.fit()

@@ -174,7 +174,7 @@ def drop_other_keys(table: Table) -> sql.Composable:
 
 
 def create_batch(table: Table) -> sql.Composable:
-    """Create the table of a batch, with the types that `raw` has; these stay until the transaction ends."""
+    """Create the table of a batch, with the types that `raw` has."""
     return sql.SQL("create temporary table etl_batch on commit drop as select {} from {} with no data").format(
         comma(sql.Identifier(column.name) for column in table.columns), raw_table(table.name)
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
 from psycopg2.sql import Composable
 
 from etl import key_buckets, postgres, statements, table_files
 from etl.copy_pipe import CHUNK_BYTES
+from etl.errors import SourceChangedError
 from etl.key_buckets import Comparison, Side
 from etl.model import Table
 from etl.statements import BlockRange, Window
@@ -32,6 +34,7 @@ class Reader:
         on_close: Callable[[], None],
     ) -> None:
         self._connection = connection
+        self._is_closed = False
         self._throttle = throttle
         self._table = table
         self.snapshot = snapshot
@@ -39,6 +42,7 @@ class Reader:
 
     def close(self) -> None:
         """Leave the snapshot and the lock on the table."""
+        self._is_closed = True
         with suppress(psycopg2.Error), self._connection.cursor() as cursor:  # lost: it holds nothing any more
             cursor.execute("rollback")
         self._on_close()
@@ -75,7 +79,7 @@ class Reader:
             "select case when pg_catalog.has_sequence_privilege(%s::oid, 'select, usage')"
             " then pg_catalog.pg_sequence_last_value(%s::oid) end"
         )
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+        with self._session() as cursor:
             cursor.execute(statement, [self._table.watermark_sequence] * 2)
             last: int | None = postgres.single(cursor)
         return last
@@ -90,13 +94,13 @@ class Reader:
 
     def block_counts(self) -> list[int]:
         """Return the number of blocks of each partition, or of the table itself."""
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+        with self._session() as cursor:
             return table_files.read_block_counts(cursor, self._table.oid)
 
     def checksums(self, comparison: Comparison) -> dict[int, tuple[int, str]]:
         """Return for each bucket of keys that has rows how many, and a checksum."""
         statement = key_buckets.checksums(Side(table=self._table, is_source=True), comparison)
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+        with self._session() as cursor:
             cursor.execute(statement)
             return {number: (rows, checksum) for number, rows, checksum in cursor}
 
@@ -105,7 +109,7 @@ class Reader:
     ) -> dict[tuple[str, ...], list[int]]:
         """Return for each of some keys the hashes of the row's columns."""
         side = Side(table=self._table, is_source=True)
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+        with self._session() as cursor:
             cursor.execute(key_buckets.column_hashes(side, keys, is_same_encoding=is_same_encoding))
             return {tuple(key): hashes for *key, hashes in cursor}
 
@@ -116,15 +120,23 @@ class Reader:
 
     def copy(self, statement: Composable, into: IO[bytes]) -> None:
         """Write what a COPY statement gives to a file, no faster than the source may be read."""
-        with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+        with self._session() as cursor:
             if self._throttle is None:
                 cursor.copy_expert(statement, into)
                 return
             with self._throttle.file(into, CHUNK_BYTES) as file:
                 cursor.copy_expert(statement, file)
 
-    def _row(self, statement: str | Composable) -> tuple[Any, ...]:
+    @contextmanager
+    def _session(self) -> Iterator[Cursor]:
+        """Give a cursor at the snapshot; raises SourceChangedError when that has been left."""
+        if self._is_closed:
+            raise SourceChangedError(f"{self._table.label}: its snapshot was left before all was done; read again")
         with postgres.errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            yield cursor
+
+    def _row(self, statement: str | Composable) -> tuple[Any, ...]:
+        with self._session() as cursor:
             cursor.execute(statement)
             row = cursor.fetchone()
         assert row is not None

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etl import pipeline
+from etl import first_load, pipeline
 
 # Keys travel in COPY's text format: these look like its separator, its NULL and nothing.
 SHOPS = ("a\tb", "\\N", "")
@@ -265,6 +265,52 @@ def test_a_load_that_broke_after_its_last_range_is_brought_to_the_newer_snapshot
     result = load.run()
 
     assert result.rows_read == 30
+    load.assert_done()
+    assert_equal(items)
+
+
+REFUSE_ONCE = """
+    create sequence public.times_refused;
+    create function public.refuse_once() returns event_trigger language plpgsql as $$
+    begin
+        if exists (select from pg_event_trigger_ddl_commands() where object_identity = 'raw.items') then
+            if nextval('public.times_refused') = 1 then
+                raise 'not like this';
+            end if;
+        end if;
+    end $$;
+    create event trigger refuse_once on ddl_command_end when tag in ('ALTER TABLE')
+        execute function public.refuse_once()
+"""
+
+
+def test_rows_are_read_at_a_snapshot_after_the_target_has_refused_the_whole_table(items):
+    """The snapshot has been left by then, for what is built at the end needs nothing of the source."""
+    items.on_target(REFUSE_ONCE)
+
+    result = Load(items).run()
+
+    assert items.on_target("select last_value from public.times_refused")[0][0] > 1
+    assert result.retries == 1
+    assert_equal(items)
+
+
+def test_a_load_that_goes_on_for_many_transactions_is_renewed_before_it_is_too_old(items, monkeypatch):
+    monkeypatch.setattr(first_load, "MAX_XID_DISTANCE", 20)
+    monkeypatch.setattr(first_load, "RENEWED_XID_DISTANCE", 10)
+    break_load(items)
+    begun = items.on_target("select oid from pg_class where relname like '%%loading%%' and relkind = 'r'")
+    for _ in range(3):  # 36 transactions in all
+        for number in range(12):
+            items.on_source("update items set payload = payload || '!' where item_id = %s", number)
+        load = Load(items, iter([stop]))
+        with pytest.raises(BrokenLoadError):
+            load.run()
+
+    load = Load(items)
+    load.run()
+
+    assert items.on_target("select 'raw.items'::regclass::oid") == begun
     load.assert_done()
     assert_equal(items)
 

@@ -376,22 +376,35 @@ def test_a_frozen_table_refuses_every_change(items, change, expected):
     assert len(changes_of(items)) == 1
 
 
-def test_a_type_that_the_owner_of_raw_changes_amid_a_run_bends_no_value(items, wait_until):
-    """Binary forms of both types have four bytes, so the target would take one for the other."""
+def run_while(items, wait_until, statement):
+    """Run a statement on the target after the run has looked at the raw tables, and before it writes to them."""
     items.on_source("update items set amount = 7, updated_at = now() where item_id = 3")
     with closing(psycopg2.connect(items.source_url)) as other, other.cursor() as cursor, ThreadPoolExecutor(1) as pool:
         cursor.execute("lock table items in access exclusive mode")
         run = pool.submit(items.run, "items")
         wait_until(lambda: items.on_source(WAITING_FOR_ITEMS)[0][0])
-        items.on_target("alter table raw.items alter column amount type real")
+        items.on_target(statement)
         other.rollback()
-
         (result,) = run.result().tables
+    (error,) = items.on_target("select error from etl.table_runs where table_name = 'items' order by run_id desc")[0]
+    return result, error
+
+
+def test_a_type_that_the_owner_of_raw_changes_amid_a_run_bends_no_value(items, wait_until):
+    """Binary forms of both types have four bytes, so the target would take one for the other."""
+    result, error = run_while(items, wait_until, "alter table raw.items alter column amount type real")
 
     assert (result.status, result.retries) == ("succeeded", 1)
     assert items.on_target("select amount from raw.items where item_id = 3") == [(7.0,)]
-    (error,) = items.on_target("select error from etl.table_runs where table_name = 'items' order by run_id desc")[0]
     assert "raw.items was changed by somebody while the run was at work (amount)" in error
+
+
+def test_a_column_that_the_owner_of_raw_drops_amid_a_run_comes_back(items, wait_until):
+    result, error = run_while(items, wait_until, "alter table raw.items drop column note")
+
+    assert (result.status, result.retries) == ("succeeded", 1)
+    assert_equal(items)
+    assert "raw.items was changed by somebody while the run was at work (note)" in error
 
 
 def test_verify_says_to_run_after_a_change(items):
