@@ -34,7 +34,7 @@ START_TABLE = """
     begin;
     set local synchronous_commit = off;
     insert into etl.table_runs as t (run_id, table_name, snapshot, watermark_before, fence_wait_seconds)
-    values (%s, %s, %s, %s, %s)
+    select run_id, %s, %s, %s, %s from etl.runs where run_id = %s and status = 'running' for share
     on conflict (run_id, table_name) do update set
         snapshot = excluded.snapshot, fence_wait_seconds = t.fence_wait_seconds + excluded.fence_wait_seconds,
         watermark_before = coalesce(t.watermark_before, excluded.watermark_before);
@@ -141,8 +141,11 @@ def start_table(
     snapshot: str,
     fence_wait_seconds: float,
 ) -> None:
-    """Record that a table's replication begins, or begins again, in a transaction of its own."""
-    cursor.execute(START_TABLE, (run_id, table_name, snapshot, watermark, fence_wait_seconds))
+    """Record that a table's replication begins, or begins again, in a transaction of its own.
+
+    Of a run that has ended nothing is recorded: a thread may come to this after its run was interrupted.
+    """
+    cursor.execute(START_TABLE, (table_name, snapshot, watermark, fence_wait_seconds, run_id))
 
 
 def guard_run(cursor: Cursor, run_id: int) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -399,6 +400,18 @@ def test_a_run_that_was_interrupted_begins_no_further_table(items, wait_until):
 
     assert items.on_target("select table_name from etl.table_runs where run_id = 2") == [("items",)]
     assert runs(items)[1:] == [(2, "failed", "interrupted")]
+
+
+def test_a_table_that_begins_after_its_run_has_ended_leaves_no_row(items):
+    """A thread that was about to begin when the run was interrupted comes to it late."""
+    items.run()
+    (run_id,) = items.on_target("select max(run_id) from etl.runs")[0]
+
+    with closing(psycopg2.connect(items.target_url)) as session, session.cursor() as cursor:
+        session.autocommit = True
+        ledger.start_table(cursor, run_id, "late", watermark=None, snapshot="", fence_wait_seconds=0.5)
+
+    assert items.on_target("select count(*) from etl.table_runs where table_name = 'late'") == [(0,)]
 
 
 def test_a_run_that_could_not_go_on_leaves_nothing_running(items, read_as_role, waits):
