@@ -23,6 +23,7 @@ DELETES = ("reconcile", "none")
 ON_SCHEMA_CHANGE = ("evolve", "freeze")
 NULL_WATERMARKS = ("read", "refuse")
 MIN_SOURCE_CONNECTIONS = 2  # one that holds the snapshot, one that reads
+BYTES_PER_MB = 1_000_000
 BLOCK_BYTES = 8192  # of a source as it comes
 DEFAULT_TABLES_PATH = Path(__file__).with_name("tables.yml")
 
@@ -86,7 +87,7 @@ class Settings:
         """How many blocks a first load reads in one transaction: no more than it may while a snapshot is held."""
         if not self.max_source_mb_per_second:
             return self.load_range_blocks
-        bytes_at_a_snapshot = self.max_source_mb_per_second * 1_000_000 * self.max_snapshot_seconds
+        bytes_at_a_snapshot = self.max_source_mb_per_second * BYTES_PER_MB * self.max_snapshot_seconds
         return max(1, min(self.load_range_blocks, int(bytes_at_a_snapshot / BLOCK_BYTES)))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from etl.catalog_sql import PRIMARY_KEY
 from etl.postgres import errors_of
+from etl.rejects import read_key
 from etl.schema_changes import RawTable
 
 # No names are given: one that the target's encoding cannot hold would spoil the query for all tables.
@@ -61,7 +60,7 @@ def read_raw_tables(connection: Connection) -> dict[str, RawTable]:
             loaded_types=loaded_types,
             loaded_numbers=loaded_numbers,
             has_load=has_load,
-            rejected_keys=tuple(tuple(json.loads(key)) for key in rejected),
+            rejected_keys=tuple(map(read_key, rejected)),
         )
     return found
 

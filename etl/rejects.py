@@ -49,7 +49,7 @@ def count_rejects(cursor: Cursor, table_name: str) -> int:
 def read_rejected_keys(cursor: Cursor, table_name: str) -> tuple[tuple[str, ...], ...]:
     """Return the keys of the rows that are refused at present."""
     cursor.execute("select key from etl.rejected_rows where table_name = %s order by key", (table_name,))
-    return tuple(tuple(json.loads(key)) for (key,) in cursor.fetchall())
+    return tuple(read_key(key) for (key,) in cursor.fetchall())
 
 
 def clear_rejects(cursor: Cursor, table_name: str, keys: Iterable[Sequence[str]]) -> None:
@@ -58,6 +58,11 @@ def clear_rejects(cursor: Cursor, table_name: str, keys: Iterable[Sequence[str]]
         "delete from etl.rejected_rows where table_name = %s and key = any (%s)",
         (table_name, [_write_key(key) for key in keys]),
     )
+
+
+def read_key(text: str) -> tuple[str, ...]:
+    """Return the key that `etl.rejected_rows` holds as text."""
+    return tuple(json.loads(text))
 
 
 def _write_key(key: Sequence[str]) -> str:

@@ -20,12 +20,12 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl import activity, catalog, fence, postgres, statements, table_files
 from etl.column_types import TargetTypes
-from etl.config import Settings
+from etl.config import BYTES_PER_MB, Settings
 from etl.delete_gate import Counters
 from etl.errors import EtlError, SourceChangedError, UnavailableError
 from etl.model import Activity, Point, Progress, Table, WatermarkKind
 from etl.reader import Reader
-from etl.throttle import BYTES_PER_MB, Throttle
+from etl.throttle import Throttle
 
 DRAIN_POLL_SECONDS = 0.02
 XIDS_OF_SNAPSHOT = """

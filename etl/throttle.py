@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-BYTES_PER_MB = 1_000_000
-
 
 class Throttle:
     """A rate in bytes a second that several threads share; whoever takes bytes waits until they are due."""
