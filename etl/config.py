@@ -98,6 +98,12 @@ def load_source_settings(environment: Mapping[str, str] = os.environ, *, schema:
     return replace(load_settings(known), tables=TablesConfig(schema=schema))
 
 
+def load_target_settings(environment: Mapping[str, str], url: str) -> Settings:
+    """Return the settings of a command that works on the target alone, at this URL, and needs no tables.yml."""
+    known = {name: value for name, value in environment.items() if name != "ETL_TABLES"}
+    return load_settings(known | {"SOURCE_DATABASE_URL": "postgresql://", "TARGET_DATABASE_URL": url})
+
+
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Return the validated settings, or raise a ConfigurationError that lists every fault."""
     faults: list[str] = []

@@ -103,8 +103,9 @@ def discover(arguments: Sequence[str]) -> int:
 
 
 def dbt_run(arguments: Sequence[str]) -> int:
-    tests_apart = ["--exclude-resource-type", "test", "--exclude-resource-type", "unit_test"]
-    return _dbt("build", [*tests_apart, *arguments])
+    from etl.transform.project import WITHOUT_TESTS  # noqa: PLC0415
+
+    return _dbt("build", [*WITHOUT_TESTS, *arguments])
 
 
 def dbt_test(arguments: Sequence[str]) -> int:
@@ -114,8 +115,8 @@ def dbt_test(arguments: Sequence[str]) -> int:
 def pipeline(_: Sequence[str]) -> int:
     from etl.cli import execute_run  # noqa: PLC0415 each command pays for its own imports only
     from etl.config import load_settings  # noqa: PLC0415
-    from etl.local import dbt_project  # noqa: PLC0415
     from etl.local.summary import Timings, print_summary  # noqa: PLC0415
+    from etl.transform import project  # noqa: PLC0415
 
     _say("1/4 databases")
     databases = open_databases()
@@ -129,24 +130,25 @@ def pipeline(_: Sequence[str]) -> int:
         failed = [table.table_name for table in result.tables if table.error]
         raise _failed_tables(failed)
     _say("4/4 raw to marts")
-    dbt_project.build(databases)
+    program = "make psql ROLE=transformer" if databases.is_target_embedded else project.PROGRAM
+    project.build(databases.environment, program=program)
     timings = Timings(replicate=replicated - started, build=time.monotonic() - replicated)
     print_summary(databases, result, timings)
     return 0
 
 
 def freshness(_: Sequence[str]) -> int:
-    from etl.local import dbt_project  # noqa: PLC0415
+    from etl.transform import project  # noqa: PLC0415
 
-    dbt_project.check_freshness(open_databases())
+    print("\n".join(project.check_freshness(open_databases().environment)))
     return 0
 
 
 def docs(arguments: Sequence[str]) -> int:
-    from etl.local import dbt_project  # noqa: PLC0415
+    from etl.transform import project  # noqa: PLC0415
 
-    folder = Path(arguments[0]) if arguments else dbt_project.DOCS_FOLDER
-    page = dbt_project.write_docs(open_databases(), folder)
+    folder = Path(arguments[0]) if arguments else project.DOCS_FOLDER
+    page = project.write_docs(open_databases().environment, folder)
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
 
@@ -183,9 +185,9 @@ def _etl(command: str, arguments: Sequence[str]) -> int:
 
 
 def _dbt(command: str, arguments: Sequence[str]) -> int:
-    from etl.local import dbt_project  # noqa: PLC0415
+    from etl.transform import project  # noqa: PLC0415
 
-    return dbt_project.run(open_databases(), [command, *arguments])
+    return project.run(open_databases().environment, [command, *arguments])
 
 
 def _seed_if_empty(databases: Databases) -> None:

@@ -19,8 +19,9 @@ CHECKOUT = Path(__file__).parents[3]
 SCALE = 0.02
 DBT = """
 import sys
-from etl.local import databases, dbt_project
-sys.exit(dbt_project.run(databases.open_databases(), sys.argv[1:]))
+from etl.local.databases import open_databases
+from etl.transform import project
+sys.exit(project.run(open_databases().environment, sys.argv[1:]))
 """
 _numbers = itertools.count(1)
 

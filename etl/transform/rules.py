@@ -11,12 +11,13 @@ from typing import Any
 SECONDS_PER_HOUR = 3600
 # dbt tells the age of nothing as that of the year 1.
 NEVER_HOURS = 24 * 366 * 1000
+FAILED = ("error", "fail", "runtime error")
 CHAIN_PREFIXES = ("> in ", "> called by ", "compiled code at ")  # how dbt begins the lines that tell where it was
 
 
 def describe_failures(results: Sequence[Any]) -> list[str]:
     """Return a line for each rule that is broken and each model that failed, and one for all that was not built."""
-    failed = [_describe(result) for result in results if result.status in ("error", "fail", "runtime error")]
+    failed = [_describe(result) for result in results if result.status in FAILED]
     skipped = [
         result.node.name
         for result in results
@@ -35,6 +36,26 @@ def describe_warnings(results: Sequence[Any]) -> list[str]:
 def has_rows_to_see(results: Sequence[Any]) -> bool:
     """Tell whether a rule has stored rows that break it."""
     return any(_is_broken_rule(result) for result in results)
+
+
+def is_broken_by_rows_alone(results: Sequence[Any]) -> bool:
+    """Tell whether all that failed are rules, by their rows, and unit tests: no statement was refused."""
+    failed = [result for result in results if result.status in FAILED]
+    return bool(failed) and all(result.status == "fail" for result in failed)
+
+
+def result_records(results: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return each node's result as JSON-ready values; `failures` is the number of rows that break a rule."""
+    return [
+        {
+            "name": result.node.name,
+            "kind": str(result.node.resource_type),
+            "status": str(result.status),
+            "seconds": round(result.execution_time or 0.0, 3),
+            "failures": result.failures or 0,
+        }
+        for result in results
+    ]
 
 
 def describe_freshness(result: Any) -> str:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from etl.local import rules
+from etl.transform import rules
 
 CHAIN = """Compilation Error in model fct_events (models/marts/facts/fct_events.sql)
   This model has an enforced contract that failed.

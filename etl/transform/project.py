@@ -1,0 +1,159 @@
+"""Runs dbt on the project's models, in this process: one start for models and rules costs seconds, not minutes.
+
+Begin at `build`. What dbt answers is told by `rules`; here it is called, one command at a time on a warehouse, and its
+files are put in place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg2.extensions
+
+from etl.errors import EtlError, UnavailableError
+from etl.transform import rules
+from etl.transform.lock import build_lock
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PROJECT = CHECKOUT / "dbt"
+DOCS_FOLDER = CHECKOUT / "dist" / "docs"
+WITHOUT_TESTS = ("--exclude-resource-type", "test", "--exclude-resource-type", "unit_test")
+ROWS_PLACE = "rows that break a rule are in schema audit, which analysts do not see"
+PROGRAM = "psql as the role that runs dbt"
+
+
+class BuildError(EtlError):
+    """A model of the dbt project failed."""
+
+    is_transient = True
+
+
+class BrokenRuleError(BuildError):
+    """Rules of the dbt project are broken, and nothing else failed: the same rows break them again."""
+
+    is_transient = False
+
+
+class StaleError(EtlError):
+    """No run has succeeded for longer than the sources allow."""
+
+
+def build(environment: Mapping[str, str], *, program: str = PROGRAM) -> None:
+    """Build all models and check all rules, a line for each model.
+
+    Rules that only warn are told on standard error, with `program`, which reads the rows that break them. Raises
+    BuildError with what failed and what was not built for it.
+    """
+    _execute(environment, ["build"], told=("LogModelResult",), program=program)
+
+
+def build_models(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Build snapshots and models, a line for each; return each node's status. Raises BuildError."""
+    told = ("LogModelResult", "LogSnapshotResult")
+    return _execute(environment, ["build", *WITHOUT_TESTS, *arguments], told=told)
+
+
+def check_rules(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Check all rules, a line for each; return each rule's status. Raises BrokenRuleError, or BuildError."""
+    told = ("LogTestResult", "LogUnitTestResult")
+    return _execute(environment, ["test", *arguments], told=told)
+
+
+def check_freshness(environment: Mapping[str, str]) -> list[str]:
+    """Return lines that tell how old the newest run that succeeded is.
+
+    Raises StaleError when that is more than the sources allow.
+    """
+    outcome = _invoke(environment, ["source", "freshness", "--log-level", "none"], [])
+    results = getattr(outcome.result, "results", None) or []  # hooks of the project among them
+    lines = [rules.describe_freshness(result) for result in results if result.node.resource_type == "source"]
+    if not outcome.success or not lines:
+        raise StaleError("\n".join(lines or [_reason(outcome)]))
+    return lines
+
+
+def write_docs(environment: Mapping[str, str], folder: Path = DOCS_FOLDER) -> Path:
+    """Write the documentation of all models as one HTML file that needs no server; return its path."""
+    outcome = _invoke(environment, ["docs", "generate", "--static", "--log-level", "none"], [])
+    if not outcome.success:
+        raise BuildError(_reason(outcome))
+    folder.mkdir(parents=True, exist_ok=True)
+    target = PROJECT / os.environ.get("DBT_TARGET_PATH", "target")
+    return Path(shutil.copyfile(target / "static_index.html", folder / "index.html"))
+
+
+def run(environment: Mapping[str, str], arguments: Sequence[str]) -> int:
+    """Run a dbt command with its own output; return its exit code."""
+    outcome = _invoke(environment, arguments, [])
+    return 0 if outcome.success else 1
+
+
+def _execute(
+    environment: Mapping[str, str], arguments: Sequence[str], *, told: Sequence[str], program: str = PROGRAM
+) -> list[dict[str, Any]]:
+    """Run dbt with a line for each event of the kinds `told`; return its nodes, or raise what failed."""
+    counted = {"checks": 0}
+
+    def show(event: Any) -> None:
+        if event.info.name in told:
+            # One write a line: models end in several threads.
+            sys.stderr.write(f"{_label(event.data)}: {event.data.status.lower()}\n")
+        if event.info.name in ("LogTestResult", "LogUnitTestResult"):
+            counted["checks"] += 1
+
+    outcome = _invoke(environment, [*arguments, "--log-level", "none"], [show])
+    results = getattr(outcome.result, "results", None) or []
+    warnings = rules.describe_warnings(results)
+    failures = rules.describe_failures(results)
+    where = [f"{ROWS_PLACE}: {program}"] if rules.has_rows_to_see(results) else []
+    if not outcome.success:
+        kind = BrokenRuleError if rules.is_broken_by_rows_alone(results) else BuildError
+        raise kind("\n".join([*warnings, *(failures or [_reason(outcome)]), *where]))
+    for line in [*warnings, *where]:
+        print(line, file=sys.stderr)
+    if counted["checks"]:
+        passed = counted["checks"] - len(warnings)
+        print(f"{passed} tests passed" + (f", {len(warnings)} warned" if warnings else ""), file=sys.stderr)
+    return rules.result_records(results)
+
+
+def _label(data: Any) -> str:
+    node = data.node_info
+    schema = node.node_relation.schema
+    return f"{schema}.{node.node_name}" if schema and node.resource_type != "test" else str(node.node_name)
+
+
+def _invoke(environment: Mapping[str, str], arguments: Sequence[str], callbacks: list[Any]) -> Any:
+    url = environment.get("TRANSFORMER_DATABASE_URL") or environment["TARGET_DATABASE_URL"]
+    variables = _variables(url)
+    with build_lock(environment, url) as options:
+        os.environ.update(options | variables)
+        from dbt.cli.main import dbtRunner  # noqa: PLC0415 takes seconds to import
+
+        folders = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)]
+        return dbtRunner(callbacks=callbacks).invoke([*arguments, *folders])
+
+
+def _variables(url: str) -> dict[str, str]:
+    """Return what dbt/profiles.yml reads; dbt works as `transformer` where that role has a URL."""
+    try:
+        parts = psycopg2.extensions.parse_dsn(url)
+    except psycopg2.ProgrammingError as error:
+        raise UnavailableError("TRANSFORMER_DATABASE_URL or TARGET_DATABASE_URL is not a libpq URL") from error
+    return {
+        "DBT_HOST": parts.get("host", "localhost"),
+        "DBT_PORT": parts.get("port", "5432"),
+        "DBT_USER": parts.get("user", ""),
+        "DBT_ENV_SECRET_PASSWORD": parts.get("password", ""),
+        "DBT_DBNAME": parts.get("dbname", ""),
+        "DBT_SSLMODE": parts.get("sslmode", "prefer"),
+    }
+
+
+def _reason(outcome: Any) -> str:
+    return f"dbt did not run: {rules.cut_reason(outcome.exception or 'it gave no reason')}"
