@@ -7,7 +7,8 @@ PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down seed simulate extract dbt-run dbt-test pipeline freshness docs status verify reset \
-	discover psql test test-long test-unit test-integration test-end-to-end lint bench bench-marts bench-report clean lock
+	discover psql test test-long test-unit test-integration test-airflow test-end-to-end lint bench bench-marts \
+	bench-report clean lock
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -74,6 +75,10 @@ test-unit: setup  ## run the tests that need no database
 
 test-integration: setup  ## run the tests on real servers
 	@$(PYTEST) tests/integration $(ARGS)
+
+test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about 6 minutes)
+	@$(PYTHON) etl/local/environment.py airflow
+	@$(PYTEST) tests/unit/airflow tests/integration/airflow $(ARGS)
 
 test-end-to-end: setup  ## run make itself in a copy of the checkout
 	@$(PYTEST) tests/end_to_end $(ARGS)

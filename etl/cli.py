@@ -18,17 +18,15 @@ from types import FrameType
 from typing import Any
 
 from etl import pipeline
-from etl.activity import Holder
 from etl.config import Settings, load_settings, load_source_settings
 from etl.discover import discover
 from etl.errors import EtlError
 from etl.model import RunOptions, RunResult
 from etl.progress import choose_progress, print_aligned, result_record
 from etl.scaffold import render_tables, write_staging
-from etl.status import TableStatus, read_status
+from etl.status import TableStatus, describe_duration, describe_holder, read_status
 from etl.verify import Verdict, describe, verify
 
-SECONDS_PER_MINUTE = 60
 INTERRUPTED = 130  # as shells report a process that SIGINT ended
 WHERE = {"missing": "missing in raw", "extra": "in raw only", "changed": "not the same"}
 
@@ -154,31 +152,14 @@ def _status_row(table: TableStatus) -> tuple[str, ...]:
         table.status,
         f"{table.ended_at:%Y-%m-%d %H:%M:%S}" if table.ended_at else "",
         f"{table.watermark_column} >= {table.watermark}" if table.watermark else "whole table",
-        _duration(table.lag_seconds),
+        describe_duration(table.lag_seconds),
         f"{table.rejected_rows:,}" if table.rejected_rows else "",
-        "; ".join(map(_describe_holder, table.holders)),
+        "; ".join(map(describe_holder, table.holders)),
     )
 
 
 def _has_failed(table: TableStatus) -> bool:
     return table.status not in ("succeeded", "running")
-
-
-def _describe_holder(holder: Holder) -> str:
-    who = "prepared transaction" if holder.pid is None else f"pid {holder.pid}"
-    known = [part for part in (holder.application, f"user {holder.user}" if holder.user else "") if part]
-    age = f" ({_duration(holder.age_seconds)})" if holder.age_seconds is not None else ""
-    return f"{who} {', '.join(known)}{age}"
-
-
-def _duration(seconds: float | None) -> str:
-    """Write seconds as people do: 12 s, 3 min, 2 h 5 min."""
-    if seconds is None:
-        return ""
-    if seconds < SECONDS_PER_MINUTE:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(int(seconds // SECONDS_PER_MINUTE), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _verify(arguments: argparse.Namespace) -> int:

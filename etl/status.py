@@ -14,6 +14,7 @@ from etl.errors import UnavailableError
 from etl.model import Progress
 from etl.source import Source
 
+SECONDS_PER_MINUTE = 60
 LIST_LAST_RUNS = """
     select distinct on (t.table_name) t.table_name, t.status, t.ended_at, t.error,
         (select count(*) from etl.rejected_rows as r where r.table_name = t.table_name)
@@ -54,6 +55,24 @@ def read_status(settings: Settings) -> tuple[TableStatus, ...]:
         _describe(*last_run, where=progress.get(last_run[0], Progress()), holders=holders, now=now)
         for last_run in last_runs
     )
+
+
+def describe_holder(holder: Holder) -> str:
+    """Return who holds a watermark back, and for how long, for people."""
+    who = "prepared transaction" if holder.pid is None else f"pid {holder.pid}"
+    known = [part for part in (holder.application, f"user {holder.user}" if holder.user else "") if part]
+    age = f" ({describe_duration(holder.age_seconds)})" if holder.age_seconds is not None else ""
+    return f"{who} {', '.join(known)}{age}"
+
+
+def describe_duration(seconds: float | None) -> str:
+    """Write seconds as people do: 12 s, 3 min, 2 h 5 min."""
+    if seconds is None:
+        return ""
+    if seconds < SECONDS_PER_MINUTE:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(int(seconds // SECONDS_PER_MINUTE), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _describe(

@@ -1,5 +1,6 @@
 """Real servers for every test: embedded ones, started once, with a fresh pair of databases for each test."""
 
+import importlib.metadata
 import itertools
 import os
 import shutil
@@ -34,8 +35,18 @@ def is_long(request: pytest.FixtureRequest) -> bool:
 def pytest_report_header() -> list[str]:
     return [
         f"databases: embedded servers, source PostgreSQL {SOURCE_MAJOR}, target PostgreSQL {TARGET_MAJOR}; "
-        "no containers are used"
+        "no containers are used",
+        "airflow: " + ("installed" if has_airflow() else "not installed, its tests are left out: make test-airflow"),
     ]
+
+
+def has_airflow() -> bool:
+    """Tell whether Airflow is installed, without importing it: it reads its settings, and writes some, on import."""
+    try:
+        importlib.metadata.version("apache-airflow")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _serve(home: Path, name: str, major: int) -> Iterator[Server]:

@@ -29,7 +29,9 @@ def main(group: str, checkout: Path = CHECKOUT) -> int:
         finished = subprocess.run(command, env=_pip_environment(), cwd=checkout, check=False)
         if finished.returncode:
             return _fail(f"{step} failed: the lines above say why; then run the same make command again")
-    stamps = {wanted, fingerprint(checkout, "core")}  # every group holds the core
+    # Every group holds the core; all come from one resolution, so what another group brought stays as it was.
+    current = {fingerprint(checkout, known) for known in GROUPS}
+    stamps = {wanted, fingerprint(checkout, "core")} | (installed_fingerprints(environment) & current)
     (environment / "installed.txt").write_text("\n".join(sorted(stamps)) + "\n")
     return 0
 

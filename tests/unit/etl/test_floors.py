@@ -29,7 +29,7 @@ FLOORS = [
     {"pipeline"},
     {"progress", "cli", "__main__"},
     {"transform"},
-    {"local"},
+    {"local", "orchestration"},
 ]
 # Neighbours on one floor that build on each other.
 ALLOWED = {

@@ -1,0 +1,66 @@
+"""Turns Airflow's connections into the variables that `etl` and dbt read. Begin at `read_environment`.
+
+A password is in the environment of the process at work, and nowhere else: Airflow masks it in every log.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from etl.errors import ConfigurationError
+from etl.orchestration.failures import final_errors
+
+# Connections by name, with the variable that each stands for; the last may be missing.
+NEEDED = {"source_db": "SOURCE_DATABASE_URL", "target_db": "TARGET_DATABASE_URL"}
+OPTIONAL = {"transformer_db": "TRANSFORMER_DATABASE_URL"}
+# A scheduled task waits its turn rather than fail: for another run, or another dbt.
+DEFAULTS = {"ETL_LOCK_WAIT_SECONDS": "600"}
+NOT_FOR_LIBPQ = ("__extra__",)
+
+
+@final_errors()
+def read_environment() -> dict[str, str]:
+    """Return this process's environment with the URLs of the connections, and no others.
+
+    Fails for good with the name of every connection that is missing.
+    """
+    from airflow.sdk import Connection  # noqa: PLC0415 read in a task only, never when a DAG file is parsed
+    from airflow.sdk.exceptions import AirflowNotFoundException  # noqa: PLC0415
+
+    urls, missing = {}, []
+    for name, variable in {**NEEDED, **OPTIONAL}.items():
+        try:
+            urls[variable] = connection_url(Connection.get(name))
+        except AirflowNotFoundException:
+            if name in NEEDED:
+                missing.append(name)
+    if missing:
+        raise ConfigurationError(
+            "\n".join(
+                f"the connection {name} is not defined: set AIRFLOW_CONN_{name.upper()} to "
+                "postgresql://user:password@host:5432/database, or add it in Airflow"
+                for name in missing
+            )
+        )
+    return DEFAULTS | without_urls(os.environ) | urls
+
+
+def without_urls(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without databases, so that no other than those of the connections are used."""
+    return {name: value for name, value in environment.items() if not name.endswith("_DATABASE_URL")}
+
+
+def connection_url(connection: Any) -> str:
+    """Return the libpq URL of an Airflow connection; its extra becomes libpq parameters, such as sslmode."""
+    login = quote(connection.login or "", safe="")
+    password = f":{quote(connection.password, safe='')}" if connection.password else ""
+    at = "@" if login or password else ""
+    host = connection.host or ""
+    address = f"[{host}]" if ":" in host else quote(host, safe="")
+    port = f":{connection.port}" if connection.port else ""
+    extra = {name: value for name, value in connection.extra_dejson.items() if name not in NOT_FOR_LIBPQ}
+    parameters = f"?{urlencode(extra, quote_via=quote)}" if extra else ""
+    return f"postgresql://{login}{password}{at}{address}{port}/{quote(connection.schema or '', safe='')}{parameters}"

@@ -1,0 +1,20 @@
+"""Tells Airflow which errors a retry cannot mend. Begin at `final_errors`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from etl.errors import ConfigurationError
+from etl.transform.project import BrokenRuleError
+
+
+@contextmanager
+def final_errors() -> Iterator[None]:
+    """Make errors that the same rows and settings bring again fail a task without a retry."""
+    try:
+        yield
+    except (ConfigurationError, BrokenRuleError) as error:
+        from airflow.sdk.exceptions import AirflowFailException  # noqa: PLC0415 in a task only
+
+        raise AirflowFailException(str(error)) from error

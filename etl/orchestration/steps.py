@@ -1,0 +1,143 @@
+"""The steps of the pipeline as scheduled tasks call them: one function a task, JSON-ready results, a log line each.
+
+Every step may be repeated, also after its process was killed: a run goes on where the last one stopped, and a build
+reads again what an unfinished one has not noted. An error that a retry cannot mend fails the task for good.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from etl import pipeline
+from etl.config import Settings, load_settings
+from etl.errors import ConfigurationError, EtlError, TableError
+from etl.model import Event, RunOptions
+from etl.orchestration.failures import final_errors
+from etl.progress import describe, result_record
+from etl.status import describe_holder, read_status
+from etl.transform.project import BrokenRuleError, BuildError
+
+log = logging.getLogger("tidemark")
+
+STOP_SECONDS = 20  # for dbt to end its statements, before it is killed
+
+
+def extract_and_load(
+    environment: Mapping[str, str],
+    tables: Sequence[str] = (),
+    options: RunOptions | None = None,
+) -> dict[str, Any]:
+    """Replicate what changed at one snapshot; return what was done with each table, and what holds it back.
+
+    Raises TableError when a table failed: the others are done and committed.
+    """
+    with final_errors():
+        settings = load_settings(environment)
+        result = pipeline.run(settings, tables, observe=_log_event, options=options)
+        held_back = _read_holders(settings)
+        records = [
+            {**result_record(table), "held_back_by": held_back.get(table.table_name, [])} for table in result.tables
+        ]
+        for record in records:
+            if record["held_back_by"]:
+                log.info("%s: held back by %s", record["table"], "; ".join(record["held_back_by"]))
+        log.info("run %s: %s tables in %.1f s", result.run_id, len(records), result.seconds)
+        failed = [f"{record['table']}: {record['error']}" for record in records if record["status"] != "succeeded"]
+        if failed:
+            raise TableError(
+                f"run {result.run_id}: {len(failed)} of {len(records)} tables failed\n" + "\n".join(failed)
+            )
+        return {"run_id": result.run_id, "seconds": round(result.seconds, 3), "tables": records}
+
+
+def build_models(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """Build snapshots and models; return how each ended. Raises BuildError."""
+    return _transform(environment, "models", arguments)
+
+
+def check_rules(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """Check the rules of the models; return how each ended. Fails for good when rows break a rule."""
+    return _transform(environment, "check", arguments)
+
+
+def check_freshness(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return how old the newest run that succeeded is. Raises BuildError when the sources allow less."""
+    return _transform(environment, "freshness")
+
+
+def write_docs(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Write the documentation of the models; return where it is."""
+    return _transform(environment, "docs")
+
+
+def _transform(environment: Mapping[str, str], command: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """Run `python -m etl.transform` and pass on what it says; raise the error that it ended with."""
+    with final_errors(), tempfile.TemporaryDirectory(prefix="tidemark-") as folder:
+        path = Path(folder) / "outcome.json"
+        exit_code = _run(environment, ["--outcome", str(path), command, *arguments])
+        if not path.exists():
+            raise BuildError(f"dbt ended with exit code {exit_code} and no outcome: the lines above say why")
+        outcome: dict[str, Any] = json.loads(path.read_text())
+        if "error" not in outcome:
+            for line in outcome.get("lines", []):
+                log.info(line)
+            return outcome
+        if exit_code == ConfigurationError.exit_code:
+            raise ConfigurationError(outcome["error"])
+        raise (BuildError if outcome["is_transient"] or exit_code != 1 else BrokenRuleError)(outcome["error"])
+
+
+def _run(environment: Mapping[str, str], arguments: Sequence[str]) -> int:
+    """Run the process to its end, a log line for each of its lines; end it with this call, whatever happens."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "etl.transform", *arguments],
+        env={**environment, "DBT_USE_COLORS": "false"},
+        stdin=subprocess.PIPE,  # its end tells the process that this one is gone
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            log.info(line.rstrip())
+        return process.wait()
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+
+
+def _read_holders(settings: Settings) -> dict[str, list[str]]:
+    """Return what holds each table's watermark back; a report that fails is no failure of the run."""
+    try:
+        return {table.table_name: [describe_holder(one) for one in table.holders] for table in read_status(settings)}
+    except EtlError as error:
+        log.warning("what holds tables back cannot be told: %s", error)
+        return {}
+
+
+def _log_event(event: Event) -> None:
+    line = describe(event)
+    if line:
+        log.info(line)

@@ -1,0 +1,152 @@
+"""A small shop, and the DAGs run on it to their end by Airflow itself, with a metadata database of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from tests.conftest import has_airflow
+from tests.integration.dbt.built_shop import open_database, open_source
+
+collect_ignore_glob = [] if has_airflow() else ["test_*.py"]
+CHECKOUT = Path(__file__).parents[3]
+DAGS = CHECKOUT / "airflow" / "dags"
+DRIVER = Path(__file__).with_name("dag_process.py")
+WAIT_SECONDS = 120
+# What tells of runs differs with every run.
+CONTENTS = """
+    select relname from pg_class
+    where relnamespace = 'marts'::regnamespace and relkind = 'r' and relname <> 'pipeline_health'
+    order by 1
+"""
+
+
+class Airflow:
+    """The DAGs on one shop."""
+
+    def __init__(self, folder, source_url, target_url):
+        self.folder = folder
+        self.source_url = source_url
+        self.target_url = target_url
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "ALERT"))},
+            **settings(folder),
+            "AIRFLOW_CONN_SOURCE_DB": source_url,
+            "AIRFLOW_CONN_TARGET_DB": target_url,
+            "DBT_TARGET_PATH": str(folder / "target"),
+            "DBT_LOG_PATH": str(folder / "dbt_logs"),
+            "ETL_FENCE_WAIT_SECONDS": "0.1",
+        }
+
+    def start(self, dag_id, variables=None, **options):
+        """Start a process that runs a DAG to its end."""
+        given = json.dumps({"logical_date": "2026-06-01T00:00:00+00:00", **options})
+        return subprocess.Popen(
+            [sys.executable, str(DRIVER), str(DAGS), dag_id, given],
+            cwd=CHECKOUT,
+            env={**self.environment, **(variables or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, dag_id, variables=None, **options):
+        """Run a DAG to its end; return its outcome with all that was logged."""
+        process = self.start(dag_id, variables, **options)
+        log, _ = process.communicate(timeout=600)
+        return self.read_outcome(log)
+
+    @staticmethod
+    def read_outcome(log):
+        lines = [line for line in log.splitlines() if line.startswith("OUTCOME ")]
+        assert lines, log
+        return {**json.loads(lines[-1].removeprefix("OUTCOME ")), "log": log}
+
+    def succeed(self, dag_id, variables=None, **options):
+        outcome = self.run(dag_id, variables, **options)
+        assert outcome["state"] == "success", outcome["log"]
+        return outcome
+
+    def query(self, statement, url=None):
+        connection = psycopg2.connect(url or self.target_url)
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(statement)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    def on_source(self, statement):
+        return self.query(statement, self.source_url)
+
+    def marts(self):
+        """Return the rows of each mart and a fingerprint of them, but for the time at which they were built."""
+        found = {}
+        for (name,) in self.query(CONTENTS):
+            row = "(to_jsonb(f) - 'dbt_built_at' - 'dbt_valid_from' - 'dbt_valid_to')::text"
+            found[name] = self.query(f"select count(*), sum(hashtextextended({row}, 0)) from marts.{name} as f")[0]
+        return found
+
+    def wait_for(self, condition, url=None):
+        """Wait until a query on the target answers true."""
+        wait_until(lambda: self.query(f"select {condition}", url) == [(True,)], condition)
+
+
+def wait_until(is_true, what):
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not is_true():
+        assert time.monotonic() < deadline, f"waited {WAIT_SECONDS} s for: {what}"
+        time.sleep(0.05)
+
+
+def settings(folder):
+    return {
+        "AIRFLOW_HOME": str(folder),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder}/airflow.db",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(folder / "logs"),
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "SCARF_ANALYTICS": "false",
+        "NO_COLOR": "1",
+    }
+
+
+@pytest.fixture(scope="session")
+def metadata(tmp_path_factory):
+    """A folder with an empty metadata database, to be copied."""
+    folder = tmp_path_factory.mktemp("metadata")
+    made = subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"],
+        env={**os.environ, **settings(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    return folder
+
+
+@pytest.fixture
+def make_airflow(metadata, tmp_path):
+    def make(source_url, target_url):
+        folder = tmp_path / f"airflow_{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(metadata, folder)
+        return Airflow(folder, source_url, target_url)
+
+    return make
+
+
+@pytest.fixture
+def airflow(make_airflow, source_server, target_server):
+    """The DAGs on a shop of their own and an empty warehouse."""
+    with open_source(source_server) as source_url, open_database(target_server) as target_url:
+        yield make_airflow(source_url, target_url)
