@@ -77,3 +77,18 @@ def test_a_warning_is_no_failure():
     assert rules.describe_warnings(warned) == [
         "warning: rule volume: 2 rows break it; see them: select * from audit.volume"
     ]
+
+
+@pytest.mark.parametrize(
+    ("results", "is_alone"),
+    [
+        ([result(status="fail", failures=2), result(status="pass")], True),
+        ([result(status="fail", kind="unit_test")], True),
+        ([result(status="fail", failures=2), result(status="error")], False),
+        ([result(status="error", kind="model")], False),
+        ([result(status="warn", failures=1)], False),
+        ([], False),
+    ],
+)
+def test_a_retry_is_of_no_use_where_rows_alone_break_rules(results, is_alone):
+    assert rules.is_broken_by_rows_alone(results) is is_alone
