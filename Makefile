@@ -1,14 +1,14 @@
 # Targets are a line or two; what they do is in Python: etl/local, etl, source_db.
 PYTHON ?= python3
-export SOURCE_PORT TARGET_PORT ROLE
+export SOURCE_PORT TARGET_PORT AIRFLOW_PORT ROLE
 ARGS ?=
 LOCAL = .venv/bin/python -m etl.local
 PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment up down seed simulate extract dbt-run dbt-test pipeline freshness docs status verify reset \
-	discover psql test test-long test-unit test-integration test-airflow test-end-to-end lint bench bench-marts \
-	bench-report clean lock
+.PHONY: help setup environment up down airflow airflow-down seed simulate extract dbt-run dbt-test pipeline freshness \
+	docs status verify reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end \
+	lint bench bench-marts bench-report clean lock
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -27,6 +27,13 @@ up: environment  ## start the embedded servers (SOURCE_PORT=5433 TARGET_PORT=543
 
 down: environment  ## stop the embedded servers
 	@$(LOCAL) down
+
+airflow:  ## start Airflow on the databases, without containers (AIRFLOW_PORT=8080)
+	@$(PYTHON) etl/local/environment.py airflow
+	@$(LOCAL) airflow
+
+airflow-down: environment  ## stop Airflow and all of its processes
+	@$(LOCAL) airflow-down
 
 seed: environment  ## fill the source with an invented shop (ARGS="--scale 10")
 	@$(LOCAL) seed $(ARGS)
@@ -78,7 +85,7 @@ test-integration: setup  ## run the tests on real servers
 
 test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about 6 minutes)
 	@$(PYTHON) etl/local/environment.py airflow
-	@$(PYTEST) tests/unit/airflow tests/integration/airflow $(ARGS)
+	@$(PYTEST) tests/unit/airflow tests/integration/airflow tests/end_to_end/test_airflow.py $(ARGS)
 
 test-end-to-end: setup  ## run make itself in a copy of the checkout
 	@$(PYTEST) tests/end_to_end $(ARGS)

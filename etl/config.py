@@ -54,6 +54,14 @@ class TablesConfig:
     def table(self, name: str) -> TableConfig:
         return self.tables.get(name, self.defaults)
 
+    def with_tombstone_days(self, days: float) -> TablesConfig:
+        """Return the same with tombstones of every table purged at this age."""
+        return replace(
+            self,
+            defaults=replace(self.defaults, tombstone_days=days),
+            tables={name: replace(table, tombstone_days=days) for name, table in self.tables.items()},
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:

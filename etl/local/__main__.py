@@ -14,6 +14,7 @@ import psycopg2
 import psycopg2.extensions
 
 from etl.errors import ConfigurationError, EtlError
+from etl.local import airflow_server
 from etl.local.databases import CHECKOUT, TARGET_NAME, Databases, embedded_servers, open_databases
 from etl.local.servers import choose_home, find_binaries
 
@@ -49,13 +50,35 @@ def up(_: Sequence[str]) -> int:
     return 0
 
 
+def airflow(_: Sequence[str]) -> int:
+    """Start Airflow on the databases, which are made and filled if needed, and tell where it is."""
+    databases = open_databases()
+    _seed_if_empty(databases)
+    metadata_server = embedded_servers()[1]
+    metadata_server.start()  # also where the warehouse is given by URL
+    server = airflow_server.find_airflow()
+    _say("starting Airflow (about 40 seconds) ...")
+    airflow_server.start(server, databases, metadata_server)
+    user, password = server.login()
+    print(f"Airflow: {server.address}  login {user}  password {password}")
+    print("switch warehouse_pipeline on there, or trigger it; `make airflow-down` stops it")
+    return 0
+
+
+def airflow_down(_: Sequence[str]) -> int:
+    print(f"airflow: {'stopped' if airflow_server.stop(airflow_server.find_airflow()) else 'was not running'}")
+    return 0
+
+
 def down(_: Sequence[str]) -> int:
+    _stop_airflow()
     for server in embedded_servers():
         print(f"{server.name}: {'stopped' if server.stop() else 'was not running'}")
     return 0
 
 
 def clean(_: Sequence[str]) -> int:
+    _stop_airflow()
     for server in embedded_servers():
         server.remove()
         print(f"{server.name}: data removed")
@@ -190,6 +213,12 @@ def _dbt(command: str, arguments: Sequence[str]) -> int:
     return project.run(open_databases().environment, [command, *arguments])
 
 
+def _stop_airflow() -> None:
+    """Stop Airflow before its databases, where it was started."""
+    if airflow_server.stop(airflow_server.find_airflow()):
+        print("airflow: stopped")
+
+
 def _seed_if_empty(databases: Databases) -> None:
     from source_db import seed as seeding  # noqa: PLC0415
 
@@ -214,6 +243,8 @@ def _say(text: str) -> None:
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "up": up,
+    "airflow": airflow,
+    "airflow-down": airflow_down,
     "down": down,
     "clean": clean,
     "seed": seed,

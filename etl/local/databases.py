@@ -24,7 +24,8 @@ from source_db import schema
 CHECKOUT = Path(__file__).resolve().parents[2]
 SOURCE_NAME, TARGET_NAME = "source", "warehouse"
 TARGET_ROLES = ("loader", "transformer", "analyst")
-DEFAULT_PORTS = {"SOURCE_PORT": 5433, "TARGET_PORT": 5434}
+METADATA_NAME = "airflow"  # of Airflow: its database, and the role that owns it
+DEFAULT_PORTS = {"SOURCE_PORT": 5433, "TARGET_PORT": 5434, "AIRFLOW_PORT": 8080}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,18 @@ def provision_target(server: Server) -> dict[str, str]:
     }
 
 
+def provision_metadata(server: Server) -> str:
+    """Make a database for Airflow's metadata, and a role that owns it, where they are missing; return the URL."""
+    _create_database(server, METADATA_NAME)
+    password = _passwords(server, (METADATA_NAME,), "airflow.json")[METADATA_NAME]
+    with schema.session(server.url(METADATA_NAME)) as connection, connection.cursor() as cursor:
+        _create_role(cursor, METADATA_NAME, password)
+        name = sql.Identifier(METADATA_NAME)
+        cursor.execute(sql.SQL("alter database {} owner to {}").format(name, name))
+        cursor.execute(sql.SQL("revoke all on database {} from public").format(name))
+    return server.url(METADATA_NAME, METADATA_NAME, password)
+
+
 def _create_database(server: Server, name: str) -> None:
     connection = psycopg2.connect(server.url())
     connection.autocommit = True  # CREATE DATABASE refuses a transaction
@@ -115,9 +128,9 @@ def _create_role(cursor: Cursor, role: str, password: str) -> None:
     cursor.execute(sql.SQL("alter role {} with login password {}").format(sql.Identifier(role), sql.Literal(password)))
 
 
-def _passwords(server: Server, roles: tuple[str, ...]) -> dict[str, str]:
+def _passwords(server: Server, roles: tuple[str, ...], name: str = "passwords.json") -> dict[str, str]:
     """Return the roles' passwords, made at random once and kept beside the data, readable by the owner only."""
-    path = server.folder / "passwords.json"
+    path = server.folder / name
     if path.exists():
         found: dict[str, str] = json.loads(path.read_text())
         return found
@@ -130,11 +143,12 @@ def _passwords(server: Server, roles: tuple[str, ...]) -> dict[str, str]:
 
 def _server(name: str, major: int, home: Path, environment: Mapping[str, str]) -> Server:
     variable = f"{name.upper()}_PORT"
-    port = _port(environment, variable)
+    port = read_port(environment, variable)
     return Server(name=name, folder=home / name, port=port, major=major, port_variable=variable)
 
 
-def _port(environment: Mapping[str, str], name: str) -> int:
+def read_port(environment: Mapping[str, str], name: str) -> int:
+    """Return the port that a variable names, or its default."""
     text = environment.get(name) or str(DEFAULT_PORTS[name])
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise ConfigurationError(f"{name} is {text!r}: expected a port, 1 to 65535")

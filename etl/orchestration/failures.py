@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from etl.errors import ConfigurationError
+from etl.errors import ConfigurationError, TableError
 from etl.transform.project import BrokenRuleError
+
+
+class DifferenceError(TableError):
+    """Source and raw differ."""
 
 
 @contextmanager
@@ -14,7 +18,7 @@ def final_errors() -> Iterator[None]:
     """Make errors that the same rows and settings bring again fail a task without a retry."""
     try:
         yield
-    except (ConfigurationError, BrokenRuleError) as error:
+    except (ConfigurationError, BrokenRuleError, DifferenceError) as error:
         from airflow.sdk.exceptions import AirflowFailException  # noqa: PLC0415 in a task only
 
         raise AirflowFailException(str(error)) from error

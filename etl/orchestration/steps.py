@@ -13,17 +13,21 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from etl import pipeline
-from etl.config import Settings, load_settings
-from etl.errors import ConfigurationError, EtlError, TableError
+from etl.config import Settings, load_settings, load_target_settings
+from etl.errors import ConfigurationError, EtlError, TableError, UnavailableError
 from etl.model import Event, RunOptions
-from etl.orchestration.failures import final_errors
+from etl.orchestration.failures import DifferenceError, final_errors
 from etl.progress import describe, result_record
 from etl.status import describe_holder, read_status
 from etl.transform.project import BrokenRuleError, BuildError
+from etl.vacuum import vacuum_own_tables
+from etl.verify import describe as describe_verdict
+from etl.verify import verify
 
 log = logging.getLogger("tidemark")
 
@@ -34,6 +38,7 @@ def extract_and_load(
     environment: Mapping[str, str],
     tables: Sequence[str] = (),
     options: RunOptions | None = None,
+    tombstone_days: float | None = None,
 ) -> dict[str, Any]:
     """Replicate what changed at one snapshot; return what was done with each table, and what holds it back.
 
@@ -41,6 +46,8 @@ def extract_and_load(
     """
     with final_errors():
         settings = load_settings(environment)
+        if tombstone_days is not None:
+            settings = replace(settings, tables=settings.tables.with_tombstone_days(tombstone_days))
         result = pipeline.run(settings, tables, observe=_log_event, options=options)
         held_back = _read_holders(settings)
         records = [
@@ -56,6 +63,59 @@ def extract_and_load(
                 f"run {result.run_id}: {len(failed)} of {len(records)} tables failed\n" + "\n".join(failed)
             )
         return {"run_id": result.run_id, "seconds": round(result.seconds, 3), "tables": records}
+
+
+def reconcile(
+    environment: Mapping[str, str], tables: Sequence[str] = (), tombstone_days: float | None = None
+) -> dict[str, Any]:
+    """Replicate and compare all keys, also where the source has counted no deletes; purge old tombstones.
+
+    `tombstone_days` stands in for what tables.yml says; those that dbt has not read stay.
+    """
+    return extract_and_load(environment, tables, RunOptions(reconcile=True), tombstone_days)
+
+
+def reload(environment: Mapping[str, str], tables: Sequence[str], *, allow_deletes: bool = False) -> dict[str, Any]:
+    """Load tables anew; readers of raw see the old rows until the new ones are there."""
+    return extract_and_load(environment, tables, RunOptions(full_refresh=True, allow_deletes=allow_deletes))
+
+
+def compare(environment: Mapping[str, str], tables: Sequence[str] = (), *, is_repair: bool = False) -> dict[str, Any]:
+    """Compare source and raw by content; return the verdict on each table. Fails for good when one differs."""
+    with final_errors():
+        verdicts = verify(load_settings(environment), tables, observe=_log_event, is_repair=is_repair)
+        uncompared = [f"{verdict.table_name}: {verdict.error}" for verdict in verdicts if verdict.error]
+        if uncompared:
+            raise UnavailableError("\n".join(uncompared))
+        different = [
+            f"{verdict.table_name}: {describe_verdict(verdict)}" for verdict in verdicts if not verdict.is_equal
+        ]
+        if different:
+            raise DifferenceError(f"{len(different)} of {len(verdicts)} tables differ\n" + "\n".join(different))
+        return {"tables": {verdict.table_name: describe_verdict(verdict) for verdict in verdicts}}
+
+
+def vacuum(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Vacuum and analyze the tables of raw and of the models, each side as the role that owns it."""
+    with final_errors():
+        names = [name for name in ("TARGET_DATABASE_URL", "TRANSFORMER_DATABASE_URL") if name in environment]
+        done = {
+            table.table_name: round(table.seconds, 3)
+            for url in dict.fromkeys(environment[name] for name in names)
+            for table in vacuum_own_tables(load_target_settings(environment, url))
+        }
+        for name, seconds in done.items():
+            log.info("%s: vacuumed and analyzed in %.1f s", name, seconds)
+        return {"tables": done}
+
+
+def refresh_models(environment: Mapping[str, str], models: Sequence[str]) -> dict[str, Any]:
+    """Build these models anew from all rows; skip the task where none is named."""
+    if not models:
+        from airflow.sdk.exceptions import AirflowSkipException  # noqa: PLC0415 in a task only
+
+        raise AirflowSkipException("no model is named")
+    return build_models(environment, ["--full-refresh", "--select", *models])
 
 
 def build_models(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> dict[str, Any]:

@@ -1,74 +1,11 @@
 """The whole way as `make` runs it, in a copy of the checkout with servers of its own."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-
 import psycopg2
-import pytest
 
 from source_db.schema import TABLES
 
-CHECKOUT = Path(__file__).parents[2]
-PARTS = ("etl", "source_db", "dbt")
 FACTS = {"fct_sales": "order_item_id", "fct_orders": "order_id"}
 SIMULATED_SECONDS = "20"
-
-
-class Machine:
-    """A copy of the checkout below a private folder, and the commands of the Makefile on it."""
-
-    def __init__(self, folder, ports):
-        self.folder = folder
-        self.environment = {
-            name: value for name, value in os.environ.items() if not name.endswith("_DATABASE_URL")
-        } | ports
-
-    def run(self, command, *arguments, **environment):
-        return subprocess.run(
-            [sys.executable, "-m", "etl.local", command, *arguments],
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def succeed(self, command, *arguments, **environment):
-        finished = self.run(command, *arguments, **environment)
-        assert finished.returncode == 0, finished.stdout + finished.stderr
-        return finished.stdout
-
-    def urls(self):
-        """Return the URLs that the copy works with; asked of the copy itself."""
-        script = (
-            "import json; from etl.local.databases import *; s, t = embedded_servers(); "
-            "print(json.dumps({'source': s.url(SOURCE_NAME), 'target': t.url(TARGET_NAME), **open_databases().urls}))"
-        )
-        finished = subprocess.run(
-            [sys.executable, "-c", script],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return json.loads(finished.stdout)
-
-
-@pytest.fixture
-def machine(free_port):
-    folder = Path(tempfile.mkdtemp(prefix="tidemark-copy-"))  # mode 0700: the servers' user cannot enter it
-    for part in PARTS:
-        shutil.copytree(CHECKOUT / part, folder / part, ignore=shutil.ignore_patterns("target", "logs", "__pycache__"))
-    made = Machine(folder, {"SOURCE_PORT": str(free_port()), "TARGET_PORT": str(free_port())})
-    yield made
-    made.run("clean")
-    shutil.rmtree(folder)
 
 
 VIEWS = """

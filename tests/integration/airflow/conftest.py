@@ -74,6 +74,17 @@ class Airflow:
         assert outcome["state"] == "success", outcome["log"]
         return outcome
 
+    def fill_raw(self):
+        """Replicate without Airflow and without models."""
+        urls = {"SOURCE_DATABASE_URL": self.source_url, "TARGET_DATABASE_URL": self.target_url}
+        subprocess.run(
+            [sys.executable, "-m", "etl", "run"],
+            cwd=CHECKOUT,
+            env={**self.environment, **urls},
+            capture_output=True,
+            check=True,
+        )
+
     def query(self, statement, url=None):
         connection = psycopg2.connect(url or self.target_url)
         try:

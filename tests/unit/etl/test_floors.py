@@ -19,7 +19,7 @@ FLOORS = [
         "column_types",
     },
     {"postgres", "copy_pipe", "throttle", "catalog", "table_files", "activity", "views", "rejects"},
-    {"reader", "ledger", "raw_tables"},
+    {"reader", "ledger", "raw_tables", "vacuum"},
     {"source", "state"},
     {"batch", "target", "raw_load"},
     {"exchange", "difference", "status", "discover"},

@@ -1,0 +1,53 @@
+"""Chosen tables loaded anew, then the models; by hand."""
+
+import datetime as dt
+
+from airflow.sdk import Param, dag, task
+
+from etl.orchestration import steps
+from etl.orchestration.connections import read_environment
+from etl.orchestration.defaults import DBT_LIMIT, DEFAULT_ARGUMENTS, EXTRACT_LIMIT, MARTS, RAW, START, deadline
+
+DAG_ID = "warehouse_backfill"
+
+
+@dag(
+    dag_id=DAG_ID,
+    schedule=None,
+    start_date=START,
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULT_ARGUMENTS,
+    deadline=deadline(DAG_ID, dt.timedelta(hours=12)),
+    tags=["tidemark", "maintenance"],
+    params={
+        "tables": Param(type="array", items={"type": "string"}, minItems=1, description="Tables to load anew"),
+        "allow_deletes": Param(
+            False, type="boolean", description="Confirm that more rows are gone than max_delete_fraction"
+        ),
+    },
+)
+def warehouse_backfill():
+    """
+    ### Loading tables anew
+
+    `reload` loads the chosen tables anew, as `etl reset` does: readers see the old rows until the new ones are there,
+    and rows that are gone from the source become tombstones. Then come `dbt_run` and `dbt_test`.
+    """
+
+    @task(outlets=[RAW], execution_timeout=EXTRACT_LIMIT)
+    def reload(params=None):
+        return steps.reload(read_environment(), params["tables"], allow_deletes=params["allow_deletes"])
+
+    @task(execution_timeout=DBT_LIMIT)
+    def dbt_run():
+        return steps.build_models(read_environment())
+
+    @task(outlets=[MARTS], execution_timeout=DBT_LIMIT)
+    def dbt_test():
+        return steps.check_rules(read_environment())
+
+    reload() >> dbt_run() >> dbt_test()
+
+
+warehouse_backfill()

@@ -1,0 +1,66 @@
+"""What keeps a warehouse in order, weekly and by hand: compare, purge, vacuum, and build models anew."""
+
+import datetime as dt
+
+from airflow.sdk import Param, dag, task
+
+from etl.orchestration import steps
+from etl.orchestration.connections import read_environment
+from etl.orchestration.defaults import DBT_LIMIT, DEFAULT_ARGUMENTS, EXTRACT_LIMIT, RAW, START, deadline
+
+DAG_ID = "warehouse_maintenance"
+NAMES = {"type": "array", "items": {"type": "string"}}
+
+
+@dag(
+    dag_id=DAG_ID,
+    schedule="30 3 * * 0",
+    start_date=START,
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULT_ARGUMENTS,
+    deadline=deadline(DAG_ID, dt.timedelta(hours=12)),
+    tags=["tidemark", "maintenance"],
+    params={
+        "tables": Param([], **NAMES, description="Tables to reconcile and verify; none: all"),
+        "repair": Param(False, type="boolean", description="Load again what differs"),
+        "tombstone_days": Param(
+            None,
+            type=["null", "number"],
+            minimum=0,
+            description="Purge tombstones of this age; null: as tables.yml says",
+        ),
+        "models": Param([], **NAMES, description="Models to build anew from all rows, as dbt selects them"),
+    },
+)
+def warehouse_maintenance():
+    """
+    ### Keeping the warehouse in order
+
+    `reconcile` compares the keys of every table, also where the source has counted no deletes, and purges old
+    tombstones; `verify` compares source and raw by content, and fails when they differ; `dbt_full_refresh` builds
+    chosen models anew; `vacuum` vacuums and analyzes raw and marts.
+    """
+
+    @task(outlets=[RAW], execution_timeout=EXTRACT_LIMIT)
+    def reconcile(params=None):
+        return steps.reconcile(read_environment(), params["tables"], params["tombstone_days"])
+
+    @task(execution_timeout=EXTRACT_LIMIT)
+    def verify(params=None):
+        return steps.compare(read_environment(), params["tables"], is_repair=params["repair"])
+
+    @task(execution_timeout=DBT_LIMIT)
+    def dbt_full_refresh(params=None):
+        return steps.refresh_models(read_environment(), params["models"])
+
+    @task(execution_timeout=EXTRACT_LIMIT, trigger_rule="none_failed")
+    def vacuum():
+        return steps.vacuum(read_environment())
+
+    reconciled = reconcile()
+    reconciled >> verify()
+    reconciled >> dbt_full_refresh() >> vacuum()
+
+
+warehouse_maintenance()

@@ -1,0 +1,165 @@
+"""Starts and stops Airflow on this machine: `airflow standalone` on an embedded metadata database, without containers.
+
+All of its processes carry the folder of this checkout in their environment, and are found and stopped by it: the
+scheduler's children outlive a plain end of their parent. Begin at `start`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from etl.errors import UnavailableError
+from etl.local.databases import CHECKOUT, Databases, provision_metadata, read_port
+from etl.local.servers import Server, choose_home
+
+START_SECONDS = 240  # seen: 30 on two cores, most of it the making of the metadata database
+STOP_SECONDS = 20
+POLL_SECONDS = 0.5
+ANSWER_SECONDS = 5
+LOGIN = "admin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Airflow:
+    """Where Airflow of this checkout lives; making the value touches nothing."""
+
+    home: Path
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"http://localhost:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        return self.home / "standalone.log"
+
+    def login(self) -> tuple[str, str]:
+        """Return the user and the password that Airflow made at its first start."""
+        passwords = json.loads((self.home / "passwords.json").read_text())
+        return LOGIN, passwords[LOGIN]
+
+
+def find_airflow(environment: Mapping[str, str] = os.environ) -> Airflow:
+    """Return the Airflow of this checkout, running or not."""
+    return Airflow(home=choose_home(CHECKOUT) / "airflow", port=read_port(environment, "AIRFLOW_PORT"))
+
+
+def start(airflow: Airflow, databases: Databases, metadata_server: Server) -> None:
+    """Start Airflow and wait until its scheduler is at work. Raises UnavailableError with where its log is."""
+    if any(processes(airflow)):
+        if _is_healthy(airflow):
+            return
+        stop(airflow)
+    if _answers(airflow):
+        raise UnavailableError(
+            f"port {airflow.port} is taken by another program: stop that, or choose another port: "
+            f"make airflow AIRFLOW_PORT={airflow.port + 1000}"
+        )
+    airflow.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    variables = _variables(airflow, databases, provision_metadata(metadata_server))
+    with airflow.log.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "airflow", "standalone"],
+            cwd=CHECKOUT,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while not _is_healthy(airflow):
+        if process.poll() is not None or time.monotonic() > deadline:
+            stop(airflow)
+            raise UnavailableError(f"Airflow did not start within {START_SECONDS} s: see {airflow.log}")
+        time.sleep(POLL_SECONDS)
+
+
+def stop(airflow: Airflow) -> bool:
+    """Stop every process of this Airflow, tasks at work too; tell whether there were any."""
+    was_running = False
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + STOP_SECONDS
+        found = list(processes(airflow))
+        was_running = was_running or bool(found)
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while any(processes(airflow)):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_SECONDS)
+        else:
+            return was_running
+    raise UnavailableError(f"processes of Airflow do not end: {', '.join(map(str, processes(airflow)))}")
+
+
+def processes(airflow: Airflow) -> Iterator[int]:
+    """Yield the ids of the processes that carry this Airflow's folder in their environment."""
+    mark = f"AIRFLOW_HOME={airflow.home}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+                yield int(folder.name)
+
+
+def _variables(airflow: Airflow, databases: Databases, metadata_url: str) -> dict[str, str]:
+    connections = {
+        "AIRFLOW_CONN_SOURCE_DB": databases.urls["SOURCE_DATABASE_URL"],
+        "AIRFLOW_CONN_TARGET_DB": databases.urls["TARGET_DATABASE_URL"],
+    }
+    transformer = databases.environment.get("TRANSFORMER_DATABASE_URL")
+    if transformer:
+        connections["AIRFLOW_CONN_TRANSFORMER_DB"] = transformer
+    kept = {name: value for name, value in os.environ.items() if not name.endswith("_DATABASE_URL")}
+    return {
+        **kept,
+        **connections,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        "PYTHONPATH": str(CHECKOUT),
+        "AIRFLOW_HOME": str(airflow.home),
+        "AIRFLOW__API__PORT": str(airflow.port),
+        "AIRFLOW__API__BASE_URL": airflow.address,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(CHECKOUT / "airflow" / "dags"),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{airflow.address}/execution/",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(airflow.home / "passwords.json"),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": metadata_url,
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": "",  # it would need a driver that is not installed
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(airflow.home / "logs"),
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "SCARF_ANALYTICS": "false",
+    }
+
+
+def _is_healthy(airflow: Airflow) -> bool:
+    health = _answers(airflow)
+    parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+    return health is not None and all((health.get(part) or {}).get("status") == "healthy" for part in parts)
+
+
+def _answers(airflow: Airflow) -> dict[str, dict[str, str]] | None:
+    """Return what is told of Airflow's health, empty when another program answers, None when nobody does."""
+    try:
+        address = f"{airflow.address}/api/v2/monitor/health"
+        with urllib.request.urlopen(address, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 an http address
+            health: dict[str, dict[str, str]] = json.loads(answer.read())
+            return health
+    except urllib.error.HTTPError:
+        return {}
+    except (OSError, ValueError):
+        return None

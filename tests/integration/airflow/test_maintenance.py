@@ -1,0 +1,57 @@
+"""`warehouse_maintenance` and `warehouse_backfill` on a filled warehouse."""
+
+TOMBSTONES = "select count(*) from raw.payments where _etl_deleted_at is not null"
+
+
+def states(outcome):
+    return {name: task["state"] for name, task in outcome["tasks"].items()}
+
+
+def test_maintenance_fails_at_once_where_source_and_raw_differ_and_vacuums_all_the_same(airflow):
+    airflow.fill_raw()
+    airflow.query("update raw.customers set email = 'wrong' where customer_id = 1")
+    airflow.on_source("delete from payments where payment_id = 1")
+    outcome = airflow.run("warehouse_maintenance")
+
+    assert outcome["state"] == "failed"
+    assert states(outcome) == {
+        "reconcile": "success",
+        "verify": "failed",
+        "dbt_full_refresh": "skipped",
+        "vacuum": "success",
+    }
+    assert outcome["tasks"]["verify"]["tries"] == 1
+    assert "customers: different: 1 changed" in outcome["log"]
+    assert airflow.query(TOMBSTONES) == [(1,)]
+
+
+def test_maintenance_mends_and_purges_when_asked_to(airflow):
+    airflow.fill_raw()
+    airflow.query("update raw.customers set email = 'wrong' where customer_id = 1")
+    airflow.on_source("delete from payments where payment_id = 1")
+    outcome = airflow.succeed("warehouse_maintenance", params={"repair": True, "tombstone_days": 0})
+
+    assert "equal, after 1 rows were repaired" in outcome["returned"]["verify"]["tables"]["customers"]
+    assert "raw.orders" in outcome["returned"]["vacuum"]["tables"]
+    assert airflow.query(TOMBSTONES) == [(0,)]
+
+
+def test_maintenance_builds_chosen_models_anew(airflow):
+    airflow.succeed("warehouse_pipeline")
+    filled = airflow.marts()
+    airflow.query("update marts.fct_events set event_type = 'page_view'")
+    outcome = airflow.succeed("warehouse_maintenance", params={"models": ["fct_events"]})
+
+    assert states(outcome)["dbt_full_refresh"] == "success"
+    assert airflow.marts() == filled
+    assert "marts.fct_events" in outcome["returned"]["vacuum"]["tables"]
+
+
+def test_a_backfill_loads_chosen_tables_anew_and_the_marts_after_them(airflow):
+    airflow.succeed("warehouse_pipeline")
+    filled = airflow.marts()
+    airflow.query("update raw.payments set amount = amount + 1 where payment_id <= 20")
+    outcome = airflow.succeed("warehouse_backfill", params={"tables": ["payments"]})
+
+    assert [table["table"] for table in outcome["returned"]["reload"]["tables"]] == ["payments"]
+    assert airflow.marts() == filled
