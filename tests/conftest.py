@@ -2,10 +2,13 @@
 
 import importlib.metadata
 import itertools
+import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psycopg2
@@ -107,3 +110,27 @@ def source_url(source_server: Server) -> Iterator[str]:
 def target_url(target_server: Server) -> Iterator[str]:
     """The URL of a fresh, empty target database, as its superuser."""
     yield from _database(target_server)
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[str]]]:
+    """A server that keeps what is posted to it: its URL and the messages."""
+    messages = []
+
+    class Keep(BaseHTTPRequestHandler):
+        def do_POST(self):
+            length = int(self.headers["Content-Length"])
+            messages.append(json.loads(self.rfile.read(length))["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Keep)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/hook", messages
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -1,7 +1,7 @@
 """Starts and stops Airflow on this machine: `airflow standalone` on an embedded metadata database, without containers.
 
-All of its processes carry the folder of this checkout in their environment, and are found and stopped by it: the
-scheduler's children outlive a plain end of their parent. Begin at `start`.
+All of its processes are in one session, and are found and stopped by it: children outlive a plain end of their parent,
+and a process that gives itself a title writes over its environment. Begin at `start`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from etl.errors import UnavailableError
 from etl.local.databases import CHECKOUT, Databases, provision_metadata, read_port
-from etl.local.servers import Server, choose_home
+from etl.local.servers import Server, choose_home, is_listening
 
 START_SECONDS = 240  # seen: 30 on two cores, most of it the making of the metadata database
 STOP_SECONDS = 20
@@ -45,6 +44,11 @@ class Airflow:
     def log(self) -> Path:
         return self.home / "standalone.log"
 
+    @property
+    def session(self) -> Path:
+        """The file that holds the number of the session in which it was started last."""
+        return self.home / "session"
+
     def login(self) -> tuple[str, str]:
         """Return the user and the password that Airflow made at its first start."""
         passwords = json.loads((self.home / "passwords.json").read_text())
@@ -62,7 +66,7 @@ def start(airflow: Airflow, databases: Databases, metadata_server: Server) -> No
         if _is_healthy(airflow):
             return
         stop(airflow)
-    if _answers(airflow):
+    if is_listening(airflow.port):
         raise UnavailableError(
             f"port {airflow.port} is taken by another program: stop that, or choose another port: "
             f"make airflow AIRFLOW_PORT={airflow.port + 1000}"
@@ -79,25 +83,28 @@ def start(airflow: Airflow, databases: Databases, metadata_server: Server) -> No
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    airflow.session.write_text(f"{process.pid}\n")
     deadline = time.monotonic() + START_SECONDS
     while not _is_healthy(airflow):
         if process.poll() is not None or time.monotonic() > deadline:
+            code = process.poll()
             stop(airflow)
-            raise UnavailableError(f"Airflow did not start within {START_SECONDS} s: see {airflow.log}")
+            found = f"has not started within {START_SECONDS} s" if code is None else f"ended with exit code {code}"
+            raise UnavailableError(f"Airflow {found}: {airflow.log} says why")
         time.sleep(POLL_SECONDS)
 
 
 def stop(airflow: Airflow) -> bool:
     """Stop every process of this Airflow, tasks at work too; tell whether there were any."""
-    was_running = False
+    was_running = any(processes(airflow))
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + STOP_SECONDS
-        found = list(processes(airflow))
-        was_running = was_running or bool(found)
-        for pid in found:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-        while any(processes(airflow)):
+        told: set[int] = set()
+        while found := set(processes(airflow)):
+            for pid in found - told:  # those that were started meanwhile, too
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            told |= found
             if time.monotonic() > deadline:
                 break
             time.sleep(POLL_SECONDS)
@@ -107,11 +114,16 @@ def stop(airflow: Airflow) -> bool:
 
 
 def processes(airflow: Airflow) -> Iterator[int]:
-    """Yield the ids of the processes that carry this Airflow's folder in their environment."""
-    mark = f"AIRFLOW_HOME={airflow.home}".encode()
+    """Yield the ids of the processes of this Airflow's session that work in this checkout.
+
+    The number of a session that has ended may be given to another one, which works elsewhere.
+    """
+    if not airflow.session.exists():
+        return
+    session = int(airflow.session.read_text())
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if mark in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+        with suppress(OSError):  # it has ended, or is another user's
+            if os.getsid(int(folder.name)) == session and (folder / "cwd").readlink().is_relative_to(CHECKOUT):
                 yield int(folder.name)
 
 
@@ -130,6 +142,7 @@ def _variables(airflow: Airflow, databases: Databases, metadata_url: str) -> dic
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "PYTHONPATH": str(CHECKOUT),
         "AIRFLOW_HOME": str(airflow.home),
+        "AIRFLOW__API__HOST": "127.0.0.1",  # whoever has the login runs the DAGs
         "AIRFLOW__API__PORT": str(airflow.port),
         "AIRFLOW__API__BASE_URL": airflow.address,
         "AIRFLOW__API__WORKERS": "1",
@@ -138,28 +151,25 @@ def _variables(airflow: Airflow, databases: Databases, metadata_url: str) -> dic
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(airflow.home / "passwords.json"),
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": metadata_url,
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": "",  # it would need a driver that is not installed
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": _with_driver(metadata_url, "psycopg2"),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": _with_driver(metadata_url, "asyncpg"),
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(airflow.home / "logs"),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "SCARF_ANALYTICS": "false",
     }
 
 
+def _with_driver(url: str, driver: str) -> str:
+    """Name the driver: SQLAlchemy takes another one by default than the one that is installed."""
+    return url.replace("postgresql:", f"postgresql+{driver}:", 1)
+
+
 def _is_healthy(airflow: Airflow) -> bool:
-    health = _answers(airflow)
-    parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
-    return health is not None and all((health.get(part) or {}).get("status") == "healthy" for part in parts)
-
-
-def _answers(airflow: Airflow) -> dict[str, dict[str, str]] | None:
-    """Return what is told of Airflow's health, empty when another program answers, None when nobody does."""
     try:
         address = f"{airflow.address}/api/v2/monitor/health"
         with urllib.request.urlopen(address, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 an http address
-            health: dict[str, dict[str, str]] = json.loads(answer.read())
-            return health
-    except urllib.error.HTTPError:
-        return {}
+            health = json.loads(answer.read())
     except (OSError, ValueError):
-        return None
+        return False
+    parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+    return all((health.get(part) or {}).get("status") == "healthy" for part in parts)

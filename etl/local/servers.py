@@ -95,7 +95,7 @@ class Server:
         if self._pg_ctl("status").returncode:
             return None
         port = int((self.data / "postmaster.pid").read_text().splitlines()[3])  # after pid, folder and start
-        return port if _is_listening(port) else None
+        return port if is_listening(port) else None
 
     def url(self, database: str = "postgres", user: str = SUPERUSER, password: str | None = None) -> str:
         """Return a libpq URL for a database of this server."""
@@ -252,7 +252,8 @@ def free_port() -> int:
         return port
 
 
-def _is_listening(port: int) -> bool:
+def is_listening(port: int) -> bool:
+    """Tell whether a program answers on a port of this machine."""
     with socket.socket() as probe:
         probe.settimeout(CONNECT_TIMEOUT_SECONDS)
         return probe.connect_ex((HOST, port)) == 0
