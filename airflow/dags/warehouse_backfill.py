@@ -21,7 +21,9 @@ DAG_ID = "warehouse_backfill"
     deadline=deadline(DAG_ID, dt.timedelta(hours=12)),
     tags=["tidemark", "maintenance"],
     params={
-        "tables": Param(type="array", items={"type": "string"}, minItems=1, description="Tables to load anew"),
+        "tables": Param(
+            type="array", items={"type": "string", "minLength": 1}, minItems=1, description="Tables to load anew"
+        ),
         "allow_deletes": Param(
             False, type="boolean", description="Confirm that more rows are gone than max_delete_fraction"
         ),

@@ -9,7 +9,7 @@ from etl.orchestration.connections import read_environment
 from etl.orchestration.defaults import DBT_LIMIT, DEFAULT_ARGUMENTS, EXTRACT_LIMIT, RAW, START, deadline
 
 DAG_ID = "warehouse_maintenance"
-NAMES = {"type": "array", "items": {"type": "string"}}
+NAMES = {"type": "array", "items": {"type": "string", "pattern": "^[^-]"}}  # no option of a command
 
 
 @dag(

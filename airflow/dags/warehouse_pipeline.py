@@ -11,6 +11,7 @@ from etl.orchestration.defaults import (
     DEFAULT_ARGUMENTS,
     EXTRACT_LIMIT,
     MARTS,
+    PIPELINE_LIMIT,
     RAW,
     SCHEDULE,
     START,
@@ -28,7 +29,7 @@ DAG_ID = "warehouse_pipeline"
     max_active_runs=1,
     default_args=DEFAULT_ARGUMENTS,
     dagrun_timeout=dt.timedelta(hours=12),
-    deadline=deadline(DAG_ID, dt.timedelta(hours=2)),
+    deadline=deadline(DAG_ID, PIPELINE_LIMIT),
     tags=["tidemark", "pipeline"],
 )
 def warehouse_pipeline():

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import os
 from typing import Any
 
 from airflow.sdk import Asset, AsyncCallback, DeadlineAlert, DeadlineReference
 
+from etl.errors import ConfigurationError
 from etl.orchestration.alerts import tell_failure, tell_lateness
+
+
+def read_number(name: str, default: float) -> float:
+    """Return the number above 0 that a variable states. Raises ConfigurationError with what it states instead."""
+    text = os.environ.get(name) or str(default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ConfigurationError(f"{name} is {text!r}: expected a number above 0, or nothing for {default:g}")
+    return number
+
 
 RAW = Asset(name="raw", uri="tidemark://warehouse/raw", group="tidemark")
 MARTS = Asset(name="marts", uri="tidemark://warehouse/marts", group="tidemark")
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 SCHEDULE = os.environ.get("PIPELINE_SCHEDULE") or "@hourly"
+PIPELINE_LIMIT = dt.timedelta(minutes=read_number("PIPELINE_DEADLINE_MINUTES", 120))
 EXTRACT_LIMIT = dt.timedelta(hours=6)  # a first load of a large source
 DBT_LIMIT = dt.timedelta(hours=2)
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "owner": "data_platform",
     "retries": 3,
-    "retry_delay": dt.timedelta(minutes=1),
-    "retry_exponential_backoff": True,
+    "retry_delay": dt.timedelta(seconds=read_number("PIPELINE_RETRY_SECONDS", 60)),
+    "retry_exponential_backoff": 2,
     "max_retry_delay": dt.timedelta(minutes=15),
     "on_failure_callback": tell_failure,
 }
