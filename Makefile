@@ -83,7 +83,7 @@ test-unit: setup  ## run the tests that need no database
 test-integration: setup  ## run the tests on real servers
 	@$(PYTEST) tests/integration $(ARGS)
 
-test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about 6 minutes)
+test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about 10 minutes)
 	@$(PYTHON) etl/local/environment.py airflow
 	@$(PYTEST) tests/unit/airflow tests/integration/airflow tests/end_to_end/test_airflow.py $(ARGS)
 

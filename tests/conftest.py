@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -112,9 +113,9 @@ def target_url(target_server: Server) -> Iterator[str]:
     yield from _database(target_server)
 
 
-@pytest.fixture
-def webhook() -> Iterator[tuple[str, list[str]]]:
-    """A server that keeps what is posted to it: its URL and the messages."""
+@contextmanager
+def open_webhook() -> Iterator[tuple[str, list[str]]]:
+    """Yield the URL of a server that keeps what is posted to it, and the messages."""
     messages = []
 
     class Keep(BaseHTTPRequestHandler):
@@ -127,10 +128,16 @@ def webhook() -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_):
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Keep)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/hook", messages
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with HTTPServer(("127.0.0.1", 0), Keep) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/hook", messages
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[str]]]:
+    """The URL of a server that keeps what is posted to it, and the messages."""
+    with open_webhook() as opened:
+        yield opened

@@ -54,8 +54,8 @@ def extract_and_load(
             {**result_record(table), "held_back_by": held_back.get(table.table_name, [])} for table in result.tables
         ]
         for record in records:
-            if record["held_back_by"]:
-                log.info("%s: held back by %s", record["table"], "; ".join(record["held_back_by"]))
+            holders = "; ".join(record["held_back_by"]) or "nothing"
+            log.info("%s: watermark %s, held back by %s", record["table"], record["watermark"] or "none", holders)
         log.info("run %s: %s tables in %.1f s", result.run_id, len(records), result.seconds)
         failed = [f"{record['table']}: {record['error']}" for record in records if record["status"] != "succeeded"]
         if failed:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,13 @@ class Machine:
 
     def urls(self):
         """Return the URLs that the copy works with; asked of the copy itself."""
-        script = (
+        return self.ask(
             "import json; from etl.local.databases import *; s, t = embedded_servers(); "
             "print(json.dumps({'source': s.url(SOURCE_NAME), 'target': t.url(TARGET_NAME), **open_databases().urls}))"
         )
+
+    def ask(self, script):
+        """Return what a script prints as JSON, run with the code of the copy."""
         finished = subprocess.run(
             [sys.executable, "-c", script],
             cwd=self.folder,
@@ -57,8 +61,9 @@ class Machine:
         return json.loads(finished.stdout)
 
 
-@pytest.fixture
-def machine(free_port):
+@contextmanager
+def open_machine(free_port):
+    """Yield a copy of the checkout with free ports, and remove it and its servers afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="tidemark-copy-"))  # mode 0700: the servers' user cannot enter it
     for part in PARTS:
         shutil.copytree(CHECKOUT / part, folder / part, ignore=shutil.ignore_patterns("target", "logs", "__pycache__"))
@@ -67,3 +72,9 @@ def machine(free_port):
     yield made
     made.run("clean")
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def machine(free_port):
+    with open_machine(free_port) as made:
+        yield made

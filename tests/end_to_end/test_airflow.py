@@ -1,7 +1,9 @@
-"""Airflow as `make airflow` starts it: a run by its scheduler, and the end of all its processes."""
+"""Airflow as `make airflow` starts it: runs by its scheduler, cleared and killed tasks, the end of all processes."""
 
 import json
+import os
 import re
+import signal
 import time
 import urllib.request
 from pathlib import Path
@@ -9,10 +11,21 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from tests.conftest import has_airflow
+from tests.conftest import has_airflow, open_webhook
+from tests.integration.dbt.built_shop import is_waited_for, locked, read_marts
+
+from .conftest import open_machine
 
 pytestmark = pytest.mark.skipif(not has_airflow(), reason="Airflow is not installed: make test-airflow")
+DAG_ID = "warehouse_pipeline"
+TASKS = ("extract_and_load", "dbt_run", "dbt_test", "freshness", "docs")
 WAIT_SECONDS = 420
+SETTINGS = {
+    "PIPELINE_SCHEDULE": "0 0 1 1 *",  # none but the runs of these tests
+    "PIPELINE_DEADLINE_MINUTES": "0.1",
+    "PIPELINE_RETRY_SECONDS": "2",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",  # then a worker that is silent is given up; 300
+}
 
 
 class Api:
@@ -22,17 +35,41 @@ class Api:
         self.address, user, password = re.search(r"Airflow: (\S+)  login (\S+)  password (\S+)", told).groups()
         answer = self._send("POST", "/auth/token", {"username": user, "password": password})
         self.token = answer["access_token"]
+        self._send("PATCH", f"/api/v2/dags/{DAG_ID}", {"is_paused": False})
 
-    def trigger(self, dag_id):
-        """Switch a DAG on and start a run; return its id."""
-        self._send("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
-        return self._send("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None})["dag_run_id"]
+    def trigger(self):
+        """Start a run; return its id."""
+        return self._send("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", {"logical_date": None})["dag_run_id"]
 
-    def run(self, dag_id, run_id):
-        return self._send("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")
+    def clear(self, run_id, *tasks):
+        """Have tasks of a run that has ended done again, and no others."""
+        self._send(
+            "POST",
+            f"/api/v2/dags/{DAG_ID}/clearTaskInstances",
+            {"dag_run_id": run_id, "task_ids": tasks, "dry_run": False, "only_failed": False},
+        )
 
-    def tasks(self, dag_id, run_id):
-        found = self._send("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances")
+    def wait_for_success(self, run_id):
+        """Wait until a run has ended; return how often each of its tasks was tried."""
+        path = f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}"
+        wait_until(lambda: self._send("GET", path)["state"] in ("success", "failed"), f"run {run_id} to end")
+        assert self._send("GET", path)["state"] == "success", self.states(run_id)
+        return {name: task["try_number"] for name, task in self._tasks(run_id).items()}
+
+    def states(self, run_id):
+        return {name: task["state"] for name, task in self._tasks(run_id).items()}
+
+    def title_of(self, run_id, name):
+        """Return what the process that runs a task calls itself."""
+        return f"airflow worker -- {self._tasks(run_id)[name]['id']}"
+
+    def assets_of(self, run_id):
+        """Return the assets that a run has told of as updated."""
+        events = self._send("GET", "/api/v2/assets/events")["asset_events"]
+        return sorted(event["name"] for event in events if event["source_run_id"] == run_id)
+
+    def _tasks(self, run_id):
+        found = self._send("GET", f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances")
         return {task["task_id"]: task for task in found["task_instances"]}
 
     def _send(self, method, path, content=None):
@@ -45,37 +82,144 @@ class Api:
             return json.loads(answer.read())
 
 
+@pytest.fixture(scope="module")
+def messages():
+    """The URL of a webhook and what was posted to it."""
+    with open_webhook() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def machine(free_port):
+    with open_machine(free_port) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def api(machine, messages):
+    return Api(machine.succeed("airflow", ALERT_WEBHOOK_URL=messages[0], **SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def ended_run(api):
+    """The id of a run that has succeeded."""
+    run_id = api.trigger()
+    api.wait_for_success(run_id)
+    return run_id
+
+
 def wait_until(is_true, what, seconds=WAIT_SECONDS):
     deadline = time.monotonic() + seconds
     while not is_true():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.5)
+        time.sleep(0.2)
 
 
-def processes_of(folder):
-    """Return the ids of processes whose environment names the copy's Airflow, or that run its code."""
+def query(url, statement):
+    connection = psycopg2.connect(url)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall()
+    finally:
+        connection.close()
+
+
+def marts(machine):
+    url = machine.urls()["target"]
+    return read_marts(lambda statement: query(url, statement))
+
+
+def processes_of(machine, title=None):
+    """Return the ids of processes at work in the copy, all or those with a title."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if f"PYTHONPATH={folder}".encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
+            is_inside = (folder / "cwd").readlink().is_relative_to(machine.folder)
+            text = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
+        if is_inside and (title is None or text.startswith(title)):
+            found.append(int(folder.name))
     return found
 
 
-def test_airflow_runs_the_pipeline_and_leaves_no_process_behind(machine):
-    api = Api(machine.succeed("airflow"))
-    run_id = api.trigger("warehouse_pipeline")
-    ended = ("success", "failed")
-    wait_until(lambda: api.run("warehouse_pipeline", run_id)["state"] in ended, "the run to end")
-    assert api.run("warehouse_pipeline", run_id)["state"] == "success", api.tasks("warehouse_pipeline", run_id)
-    with psycopg2.connect(machine.urls()["target"]) as connection, connection.cursor() as cursor:
-        cursor.execute("select count(*) from marts.fct_orders")
-        assert cursor.fetchone()[0] > 10_000
-    connection.close()
+def kill(machine, title, *, and_worker=False):
+    """End the process of a task as a machine does that has no memory left, and the worker that watches over it."""
+    (pid,) = processes_of(machine, title)
+    worker = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    for victim in [worker, pid] if and_worker else [pid]:
+        os.kill(victim, signal.SIGKILL)
 
-    assert processes_of(machine.folder)
+
+def test_a_run_fills_the_marts_and_tells_of_its_assets(machine, api, ended_run):
+    assert marts(machine)["fct_orders"][0] > 10_000
+    assert api.assets_of(ended_run) == ["marts", "raw"]
+
+
+def test_a_run_that_takes_longer_than_its_deadline_is_told_while_it_goes_on(messages, ended_run):
+    late = [message for message in messages[1] if ended_run in message]
+
+    assert late == [f"Tidemark: {DAG_ID}, run {ended_run} is late\nit has not ended within 0:00:06"]
+
+
+def test_tasks_that_are_cleared_and_run_again_leave_the_same_marts(machine, api, ended_run):
+    filled = marts(machine)
+    api.clear(ended_run, "dbt_run")
+    assert api.wait_for_success(ended_run) == {name: 2 if name == "dbt_run" else 1 for name in TASKS}
+    assert marts(machine) == filled
+    api.clear(ended_run, *TASKS)
+    assert api.wait_for_success(ended_run) == {name: 3 if name == "dbt_run" else 2 for name in TASKS}
+    assert marts(machine) == filled
+
+
+@pytest.mark.usefixtures("ended_run")
+def test_tasks_whose_process_or_worker_is_killed_are_tried_again_and_leave_the_same_marts(machine, api):
+    before = marts(machine)
+    machine.succeed("simulate", "--seconds", "5", "--rate", "80")
+    source, target = machine.urls()["source"], machine.urls()["target"]
+    with locked(source, "orders"):
+        run_id = api.trigger()
+        wait_until(lambda: query(source, f"select {is_waited_for('orders')}") == [(True,)], "the task to read orders")
+        kill(machine, api.title_of(run_id, "extract_and_load"))
+    wait_until(lambda: api.states(run_id)["extract_and_load"] == "success", "the second try")
+    with locked(target, "raw.orders"):
+        wait_until(lambda: query(target, f"select {is_waited_for('raw.orders')}") == [(True,)], "dbt to read raw")
+        kill(machine, api.title_of(run_id, "dbt_run"), and_worker=True)
+
+    assert api.wait_for_success(run_id) == {
+        "extract_and_load": 2,
+        "dbt_run": 2,
+        "dbt_test": 1,
+        "freshness": 1,
+        "docs": 1,
+    }
+    incremental = marts(machine)
+    machine.succeed("dbt-run", "--full-refresh")
+    assert marts(machine) == incremental != before
+    machine.succeed("verify")
+
+
+@pytest.mark.usefixtures("ended_run")
+def test_no_password_is_in_what_airflow_has_logged(machine):
+    home = machine.ask(
+        "import json; from etl.local.airflow_server import *; print(json.dumps(str(find_airflow().home)))"
+    )
+    logs = {path: path.read_text(errors="replace") for path in Path(home).rglob("*.log")}
+    names = ("SOURCE_DATABASE_URL", "TARGET_DATABASE_URL", "TRANSFORMER_DATABASE_URL")
+    urls = machine.urls()
+    passwords = [psycopg2.extensions.parse_dsn(urls[name])["password"] for name in names]
+
+    assert "orders: watermark " in "".join(logs.values())
+    assert [path for path, text in logs.items() if any(password in text for password in passwords)] == []
+
+
+@pytest.mark.usefixtures("ended_run")
+def test_no_process_is_left_behind(machine, api):
+    run_id = api.trigger()
+    wait_until(lambda: api.states(run_id).get("dbt_run") == "running", "dbt to be at work")
+
+    assert len(processes_of(machine)) > 8
     assert "stopped" in machine.succeed("airflow-down")
-    assert processes_of(machine.folder) == []
+    assert processes_of(machine) == []
     assert "was not running" in machine.succeed("airflow-down")

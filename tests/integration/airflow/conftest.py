@@ -12,19 +12,13 @@ import psycopg2
 import pytest
 
 from tests.conftest import has_airflow
-from tests.integration.dbt.built_shop import open_database, open_source
+from tests.integration.dbt.built_shop import open_database, open_source, read_marts
 
 collect_ignore_glob = [] if has_airflow() else ["test_*.py"]
 CHECKOUT = Path(__file__).parents[3]
 DAGS = CHECKOUT / "airflow" / "dags"
 DRIVER = Path(__file__).with_name("dag_process.py")
 WAIT_SECONDS = 120
-# What tells of runs differs with every run.
-CONTENTS = """
-    select relname from pg_class
-    where relnamespace = 'marts'::regnamespace and relkind = 'r' and relname <> 'pipeline_health'
-    order by 1
-"""
 
 
 class Airflow:
@@ -74,16 +68,22 @@ class Airflow:
         assert outcome["state"] == "success", outcome["log"]
         return outcome
 
-    def fill_raw(self):
-        """Replicate without Airflow and without models."""
+    def make(self, command, *arguments):
+        """Run a command as the Makefile does, without Airflow."""
         urls = {"SOURCE_DATABASE_URL": self.source_url, "TARGET_DATABASE_URL": self.target_url}
-        subprocess.run(
-            [sys.executable, "-m", "etl", "run"],
+        finished = subprocess.run(
+            [sys.executable, "-m", "etl.local", command, *arguments],
             cwd=CHECKOUT,
             env={**self.environment, **urls},
             capture_output=True,
-            check=True,
+            text=True,
+            check=False,
         )
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+
+    def stored_text(self):
+        """Return all that Airflow has stored, rendered templates and returned values among it."""
+        return (self.folder / "airflow.db").read_bytes().decode(errors="replace")
 
     def query(self, statement, url=None):
         connection = psycopg2.connect(url or self.target_url)
@@ -98,12 +98,7 @@ class Airflow:
         return self.query(statement, self.source_url)
 
     def marts(self):
-        """Return the rows of each mart and a fingerprint of them, but for the time at which they were built."""
-        found = {}
-        for (name,) in self.query(CONTENTS):
-            row = "(to_jsonb(f) - 'dbt_built_at' - 'dbt_valid_from' - 'dbt_valid_to')::text"
-            found[name] = self.query(f"select count(*), sum(hashtextextended({row}, 0)) from marts.{name} as f")[0]
-        return found
+        return read_marts(self.query)
 
     def wait_for(self, condition, url=None):
         """Wait until a query on the target answers true."""

@@ -8,7 +8,7 @@ def states(outcome):
 
 
 def test_maintenance_fails_at_once_where_source_and_raw_differ_and_vacuums_all_the_same(airflow):
-    airflow.fill_raw()
+    airflow.make("extract")
     airflow.query("update raw.customers set email = 'wrong' where customer_id = 1")
     airflow.on_source("delete from payments where payment_id = 1")
     outcome = airflow.run("warehouse_maintenance")
@@ -25,14 +25,25 @@ def test_maintenance_fails_at_once_where_source_and_raw_differ_and_vacuums_all_t
     assert airflow.query(TOMBSTONES) == [(1,)]
 
 
-def test_maintenance_mends_and_purges_when_asked_to(airflow):
-    airflow.fill_raw()
+def test_maintenance_mends_when_asked_to_and_keeps_tombstones_that_no_model_has_read(airflow):
+    airflow.make("extract")
     airflow.query("update raw.customers set email = 'wrong' where customer_id = 1")
     airflow.on_source("delete from payments where payment_id = 1")
     outcome = airflow.succeed("warehouse_maintenance", params={"repair": True, "tombstone_days": 0})
 
     assert "equal, after 1 rows were repaired" in outcome["returned"]["verify"]["tables"]["customers"]
     assert "raw.orders" in outcome["returned"]["vacuum"]["tables"]
+    assert airflow.query(TOMBSTONES) == [(1,)]
+
+
+def test_maintenance_purges_tombstones_that_the_models_have_read(airflow):
+    airflow.make("extract")
+    airflow.on_source("delete from payments where payment_id = 1")
+    airflow.make("extract", "--reconcile")
+    airflow.make("dbt-run")
+    assert airflow.query(TOMBSTONES) == [(1,)]
+    airflow.succeed("warehouse_maintenance", params={"tombstone_days": 0})
+
     assert airflow.query(TOMBSTONES) == [(0,)]
 
 

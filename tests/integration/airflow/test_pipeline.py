@@ -1,16 +1,11 @@
 """`warehouse_pipeline` on real databases: to its end, again, and through failures."""
 
-import json
 import os
 import signal
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psycopg2
-import pytest
 
-from tests.integration.dbt.built_shop import open_database
+from tests.integration.dbt.built_shop import is_waited_for, locked, open_database
 
 from .conftest import wait_until
 
@@ -21,46 +16,6 @@ DBT_SESSIONS = "(select count(*) from pg_stat_activity where application_name = 
 
 def states(outcome):
     return [outcome["tasks"][name]["state"] for name in TASKS]
-
-
-@contextmanager
-def locked(url, table):
-    """Hold a table, so that whoever reads it waits."""
-    connection = psycopg2.connect(url)
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(f"lock table {table} in access exclusive mode")
-            yield
-    finally:
-        connection.close()
-
-
-def is_waited_for(table):
-    return f"exists (select from pg_locks where not granted and relation = '{table}'::regclass)"
-
-
-@pytest.fixture
-def webhook():
-    """A server that keeps what is posted to it: its URL and the messages."""
-    messages = []
-
-    class Keep(BaseHTTPRequestHandler):
-        def do_POST(self):
-            length = int(self.headers["Content-Length"])
-            messages.append(json.loads(self.rfile.read(length))["text"])
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Keep)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/hook", messages
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def test_the_dag_fills_the_marts_and_a_repetition_changes_nothing(airflow):
@@ -75,11 +30,13 @@ def test_the_dag_fills_the_marts_and_a_repetition_changes_nothing(airflow):
     assert loaded["orders"]["rows_inserted"] > 100
     assert loaded["orders"]["held_back_by"] == []
     assert all(table["rows_inserted"] == 0 for table in again["returned"]["extract_and_load"]["tables"])
-    assert "orders: " in first["log"]
+    assert f"orders: watermark {loaded['orders']['watermark']}, held back by nothing" in first["log"]
     assert "marts.fct_orders: " in first["log"]
     assert first["returned"]["dbt_test"]["passed"] > 100
+    stored = airflow.stored_text()
+    assert "rows_inserted" in stored
     for url in (airflow.source_url, airflow.target_url):
-        assert psycopg2.extensions.parse_dsn(url)["password"] not in first["log"]
+        assert psycopg2.extensions.parse_dsn(url)["password"] not in stored + first["log"]
 
 
 def test_a_source_that_is_away_is_tried_again_then_told_and_nothing_is_built(airflow, webhook, free_port):
@@ -108,6 +65,8 @@ def test_a_broken_rule_stops_the_dag_at_once_and_is_told_with_its_rows(airflow, 
     (message,) = messages
     assert "warehouse_pipeline.dbt_test" in message
     assert "rule stg_events_lies_in_the_past: 1 row breaks it" in message
+    assert "rule stg_events_lies_in_the_past: 1 row breaks it" in outcome["log"]
+    assert "stg_events_lies_in_the_past: fail" in outcome["log"]
 
 
 def test_a_missing_connection_is_named_and_not_tried_again(airflow):

@@ -23,6 +23,12 @@ from etl.local.databases import open_databases
 from etl.transform import project
 sys.exit(project.run(open_databases().environment, sys.argv[1:]))
 """
+# What tells of runs differs with every run.
+MARTS = """
+    select relname from pg_class
+    where relnamespace = 'marts'::regnamespace and relkind = 'r' and relname <> 'pipeline_health'
+    order by 1
+"""
 _numbers = itertools.count(1)
 
 
@@ -109,3 +115,29 @@ def open_shop(source_server, target_server, folder) -> Iterator[Shop]:
     """Yield a shop whose source is seeded and whose warehouse is empty."""
     with open_source(source_server) as source_url, open_database(target_server) as target_url:
         yield Shop(source_url=source_url, target_url=target_url, folder=folder)
+
+
+def read_marts(query):
+    """Return the rows of each mart and a fingerprint of them, but for the time at which they were built."""
+    found = {}
+    for (name,) in query(MARTS):
+        row = "(to_jsonb(f) - 'dbt_built_at' - 'dbt_valid_from' - 'dbt_valid_to')::text"
+        found[name] = query(f"select count(*), sum(hashtextextended({row}, 0)) from marts.{name} as f")[0]
+    return found
+
+
+@contextmanager
+def locked(url, table):
+    """Hold a table, so that whoever reads it waits."""
+    connection = psycopg2.connect(url)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(f"lock table {table} in access exclusive mode")
+            yield
+    finally:
+        connection.close()
+
+
+def is_waited_for(table):
+    """Return the condition that somebody waits for this table."""
+    return f"exists (select from pg_locks where not granted and relation = '{table}'::regclass)"
