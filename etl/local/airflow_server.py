@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -146,6 +147,7 @@ def _variables(airflow: Airflow, databases: Databases, metadata_url: str) -> dic
         "AIRFLOW__API__PORT": str(airflow.port),
         "AIRFLOW__API__BASE_URL": airflow.address,
         "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(64),  # its own is shorter than what it asks for
         "AIRFLOW__CORE__DAGS_FOLDER": str(CHECKOUT / "airflow" / "dags"),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{airflow.address}/execution/",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
