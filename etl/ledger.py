@@ -1,34 +1,23 @@
-"""Keeps the run ledger in schema `etl` of the target, and holds the run lock.
+"""Keeps the run ledger in schema `etl` of the target.
 
 Functions that take a cursor join the caller's transaction; those that take a connection commit on their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from importlib import resources
 
-import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from etl.errors import LockHeldError, TableError
+from etl.errors import TableError
 from etl.model import Counts, TableResult
 from etl.postgres import errors_of, single, transaction
 from etl.rejects import as_ascii
 from etl.schema_changes import SchemaChange
 
-# Any constant serves, as long as every run on a database uses the same: "tide" in ASCII.
-RUN_LOCK_KEY = 0x74696465
-NAME_LOCK_HOLDER = """
-    select a.pid, a.usename, coalesce(host(a.client_addr), 'local'), a.backend_start
-    from pg_catalog.pg_locks as l
-    join pg_catalog.pg_stat_activity as a on a.pid = l.pid
-    where l.locktype = 'advisory' and l.granted and l.classid = 0 and l.objid = %s and l.objsubid = 1
-        and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
-"""
-LEDGER_VERSION = "Ledger version 3."  # as the comment on etl.runs begins
+LEDGER_VERSION = "Ledger version 4."  # as the comment on etl.runs begins
 # The first batch that waits for the disk takes this row with it.
 START_TABLE = """
     begin;
@@ -36,7 +25,8 @@ START_TABLE = """
     insert into etl.table_runs as t (run_id, table_name, snapshot, watermark_before, fence_wait_seconds)
     select run_id, %s, %s, %s, %s from etl.runs where run_id = %s and status = 'running' for share
     on conflict (run_id, table_name) do update set
-        snapshot = excluded.snapshot, fence_wait_seconds = t.fence_wait_seconds + excluded.fence_wait_seconds,
+        snapshot = excluded.snapshot, status = 'running', ended_at = null,
+        fence_wait_seconds = t.fence_wait_seconds + excluded.fence_wait_seconds,
         watermark_before = coalesce(t.watermark_before, excluded.watermark_before);
     commit
 """
@@ -53,7 +43,10 @@ ADD_BATCH = """
 """
 BURY_RUNS = """
     with dead as (
-        update etl.runs set status = 'died', ended_at = clock_timestamp(), error = 'the run vanished'
+        update etl.runs set status = 'died', ended_at = clock_timestamp(), error = case
+            when shared_by is null then 'the run vanished'
+            else 'another run began before this one had ended'
+        end
         where status = 'running'
         returning run_id
     )
@@ -61,30 +54,6 @@ BURY_RUNS = """
     from dead
     where t.run_id = dead.run_id and t.status = 'running'
 """
-
-
-@contextmanager
-def run_lock(connection: Connection, wait_seconds: float) -> Iterator[None]:
-    """Hold the lock that lets one run at a time work on a target; the server frees it with the session.
-
-    Raises LockHeldError, naming the holder, after `wait_seconds`.
-    """
-    with errors_of("target", "taking the run lock"), connection.cursor() as cursor:
-        cursor.execute("select pg_catalog.current_setting('lock_timeout')")
-        usual = cursor.fetchone()
-        cursor.execute(
-            "select pg_catalog.set_config('lock_timeout', %s, false)", (f"{int(wait_seconds * 1000) or 1}ms",)
-        )
-        try:
-            cursor.execute("select pg_catalog.pg_advisory_lock(%s)", (RUN_LOCK_KEY,))
-        except psycopg2.errors.LockNotAvailable as error:
-            raise LockHeldError(_describe_holder(cursor, wait_seconds)) from error
-        cursor.execute("select pg_catalog.set_config('lock_timeout', %s, false)", usual)
-    try:
-        yield
-    finally:
-        with suppress(psycopg2.Error), connection.cursor() as cursor:
-            cursor.execute("select pg_catalog.pg_advisory_unlock(%s)", (RUN_LOCK_KEY,))
 
 
 def prepare(connection: Connection) -> None:
@@ -109,11 +78,43 @@ def _has_ledger(cursor: Cursor) -> bool:
     return str(comment or "").startswith(LEDGER_VERSION)
 
 
-def begin_run(connection: Connection) -> int:
-    """Record the start of a run and return its id."""
+def begin_run(connection: Connection, shared_by: str | None = None) -> int:
+    """Record the start of a run and return its id; `shared_by` names what several processes work in it for."""
+    name = None if shared_by is None else _storable(connection, shared_by)
     with errors_of("target", "recording the run"), connection.cursor() as cursor:
-        cursor.execute("insert into etl.runs default values returning run_id")
+        cursor.execute("insert into etl.runs (shared_by) values (%s) returning run_id", (name,))
         return int(single(cursor))
+
+
+def is_running(connection: Connection, run_id: int) -> bool:
+    """Tell whether a run has begun and not ended; under the run lock, in whichever form, that does not change."""
+    with errors_of("target", "looking for the run"), connection.cursor() as cursor:
+        cursor.execute("select exists (select from etl.runs where run_id = %s and status = 'running')", (run_id,))
+        return bool(single(cursor))
+
+
+def describe_shared_run(connection: Connection) -> str | None:
+    """Return which run that processes share has begun and not ended; None when there is none."""
+    with errors_of("target", "looking for a shared run"), connection.cursor() as cursor:
+        if not _has_ledger(cursor):
+            return None
+        cursor.execute(
+            "select run_id, shared_by, started_at from etl.runs where status = 'running' and shared_by is not null"
+        )
+        row = cursor.fetchone()
+    return f"run {row[0]} of {row[1]}, begun at {row[2]:%Y-%m-%d %H:%M:%S %Z}" if row else None
+
+
+def read_failed_tables(connection: Connection, run_id: int) -> list[str]:
+    """Return the tables with which a run began and that have not succeeded in it, nor in a later run."""
+    with errors_of("target", "reading what failed"), connection.cursor() as cursor:
+        cursor.execute(
+            "select t.table_name from etl.table_runs as t where t.run_id = %(run_id)s and not exists (select "
+            "from etl.table_runs as s where s.run_id >= %(run_id)s and s.table_name = t.table_name "
+            "and s.status = 'succeeded') order by 1",
+            {"run_id": run_id},
+        )
+        return [row[0] for row in cursor.fetchall()]
 
 
 def end_run(connection: Connection, run_id: int, error: str | None) -> None:
@@ -225,20 +226,6 @@ def record_change(
     cursor.execute(
         "insert into etl.schema_changes (run_id, table_name, kind, column_name, detail) values (%s, %s, %s, %s, %s)",
         (run_id, table_name, kind, column_name, detail),
-    )
-
-
-def _describe_holder(cursor: Cursor, wait_seconds: float) -> str:
-    cursor.execute(NAME_LOCK_HOLDER, (RUN_LOCK_KEY,))
-    row = cursor.fetchone()
-    holder = (
-        "a run that has just ended"
-        if row is None
-        else (f"pid {row[0]}, user {row[1]}, from {row[2]}, connected since {row[3]:%Y-%m-%d %H:%M:%S %Z}")
-    )
-    return (
-        f"another run is at work on this target ({holder}); waited {wait_seconds:g} s: "
-        "run again once it has ended, or wait longer with ETL_LOCK_WAIT_SECONDS"
     )
 
 

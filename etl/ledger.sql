@@ -1,4 +1,4 @@
--- What the target remembers between runs, in version 3. Each statement may be repeated on an older version.
+-- What the target remembers between runs, in version 4. Each statement may be repeated on an older version.
 create schema if not exists raw;
 create schema if not exists etl;
 
@@ -10,7 +10,9 @@ create table if not exists etl.runs (
     error text,
     check ((ended_at is null) = (status = 'running'))
 );
+alter table etl.runs add column if not exists shared_by text;
 comment on column etl.runs.status is 'died: the run vanished; the next one marked it.';
+comment on column etl.runs.shared_by is 'What several processes work in this run for; NULL: it is that of one process.';
 
 create table if not exists etl.table_runs (
     run_id bigint not null references etl.runs,
@@ -117,4 +119,4 @@ create table if not exists etl.schema_changes (
 comment on table etl.schema_changes is 'What changed in the source''s tables, with the run that followed it.';
 
 -- The last statement: what it says is how a later run knows that all of the above is there.
-comment on table etl.runs is 'Ledger version 3. One row per run; runs are serial, ids are allotted under the run lock.';
+comment on table etl.runs is 'Ledger version 4. One row per run; runs are serial, ids are allotted under the run lock.';

@@ -18,13 +18,14 @@ import psycopg2.errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from etl import activity, catalog, fence, postgres, statements, table_files
+from etl import activity, catalog, fence, foreign_keys, postgres, statements, table_files
 from etl.column_types import TargetTypes
 from etl.config import BYTES_PER_MB, Settings
 from etl.delete_gate import Counters
 from etl.errors import EtlError, SourceChangedError, UnavailableError
 from etl.model import Activity, Point, Progress, Table, WatermarkKind
 from etl.reader import Reader
+from etl.table_order import Reference
 from etl.throttle import Throttle
 
 DRAIN_POLL_SECONDS = 0.02
@@ -98,6 +99,11 @@ class Source:
         with postgres.errors_of("source", "reading the catalog"), self._connection.cursor() as cursor:
             found = catalog.read_catalog(cursor, self._settings.tables, target, names)
         return _require_lookback(found) if self.is_standby else found
+
+    def read_references(self, tables: Sequence[Table]) -> tuple[Reference, ...]:
+        """Return which of these tables refer to which."""
+        with postgres.errors_of("source", "reading the foreign keys"), self._connection.cursor() as cursor:
+            return foreign_keys.read_references(cursor, tables)
 
     def take_points(self, tables: Sequence[Table]) -> tuple[dict[str, Point], dict[str, EtlError]]:
         """Take a point for each table with a watermark: the values first, then the list of open transactions.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -39,18 +39,22 @@ class TableStatus:
     error: str | None  # of its last run, also of one that succeeded when it tried again
 
 
-def read_status(settings: Settings) -> tuple[TableStatus, ...]:
-    """Return the status of every table that was ever run; raises UnavailableError before the first run."""
+def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[TableStatus, ...]:
+    """Return the status of every table that was ever run, or of those named.
+
+    Raises UnavailableError before the first run.
+    """
     with closing(postgres.connect_target(settings)) as control:
         if not ledger.has_ledger(control):
             raise UnavailableError(f"the target {settings.target_url.address} has seen no run: run `etl run` first")
         progress = state.read_progress(control)
         with postgres.errors_of("target", "reading the ledger"), control.cursor() as cursor:
             cursor.execute(LIST_LAST_RUNS)
-            last_runs = cursor.fetchall()
+            last_runs = [row for row in cursor.fetchall() if not table_names or row[0] in table_names]
     with Source(settings) as source:
         now = source.read_clock()
-        holders = {name: source.name_holders(where) for name, where in progress.items()}
+        names = progress.keys() & {row[0] for row in last_runs}
+        holders = {name: source.name_holders(progress[name]) for name in names}
     return tuple(
         _describe(*last_run, where=progress.get(last_run[0], Progress()), holders=holders, now=now)
         for last_run in last_runs

@@ -15,7 +15,7 @@ from functools import partial
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from etl import ledger, postgres, state, target
+from etl import ledger, locks, postgres, state, target
 from etl.column_types import TargetTypes
 from etl.config import Settings
 from etl.delete_gate import check_fraction
@@ -128,7 +128,7 @@ class _Verification:
 
     def repair(self, control: Connection, table_names: Sequence[str]) -> tuple[Verdict, ...]:
         """Mend what differs, as a run of its own, and compare the tables concerned once more."""
-        with ledger.run_lock(control, self.settings.lock_wait_seconds):
+        with locks.run_lock(control, self.settings.lock_wait_seconds):
             ledger.prepare(control)
             run_id = ledger.begin_run(control)
             error: str | None = "interrupted"

@@ -2,11 +2,12 @@
 
 import datetime as dt
 
-from airflow.sdk import dag, task
+from airflow.sdk import Param, dag, task
 
-from etl.orchestration import steps
+from etl.orchestration import mapped_tables, steps
 from etl.orchestration.connections import read_environment
 from etl.orchestration.defaults import (
+    CONNECTIONS_OF_A_TABLE,
     DBT_LIMIT,
     DEFAULT_ARGUMENTS,
     EXTRACT_LIMIT,
@@ -14,6 +15,7 @@ from etl.orchestration.defaults import (
     PIPELINE_LIMIT,
     RAW,
     SCHEDULE,
+    SOURCE_POOL,
     START,
     deadline,
 )
@@ -31,6 +33,13 @@ DAG_ID = "warehouse_pipeline"
     dagrun_timeout=dt.timedelta(hours=12),
     deadline=deadline(DAG_ID, PIPELINE_LIMIT),
     tags=["tidemark", "pipeline"],
+    params={
+        "mapped_tables": Param(
+            None,
+            type=["null", "boolean"],
+            description="Replicate each table by a task of its own; null: as the variable mapped_tables says",
+        ),
+    },
 )
 def warehouse_pipeline():
     """
@@ -38,17 +47,40 @@ def warehouse_pipeline():
 
     `extract_and_load` replicates all tables at one snapshot of the source; `dbt_run` builds snapshots and models;
     `dbt_test` checks the rules, and a broken one stops the run; then come freshness and documentation.
+    With `mapped_tables`, a variable or a param, `begin_run`, `replicate` for each table, and `end_run` stand in for
+    `extract_and_load`; they need the pool `tidemark_source`.
 
     Connections: `source_db`, `target_db`, and `transformer_db` where dbt works as a role of its own.
     Each task may be cleared and run again at any time: a repetition changes nothing twice.
-    What each table took is in the log of `extract_and_load` and in its return value.
+    What each table took is in the log of the task that replicates it and in its return value.
     """
 
     @task(outlets=[RAW], execution_timeout=EXTRACT_LIMIT)
-    def extract_and_load():
+    def extract_and_load(params=None):
+        mapped_tables.skip_unless(False, params)
         return steps.extract_and_load(read_environment())
 
-    @task(execution_timeout=DBT_LIMIT)
+    @task(execution_timeout=EXTRACT_LIMIT)
+    def begin_run(params=None, dag_run=None, ti=None):
+        mapped_tables.skip_unless(True, params)
+        run, tables = mapped_tables.begin_run(read_environment(), f"{dag_run.dag_id}, {dag_run.run_id}")
+        ti.xcom_push("run", run)
+        return tables
+
+    @task(
+        execution_timeout=EXTRACT_LIMIT,
+        pool=SOURCE_POOL,
+        pool_slots=CONNECTIONS_OF_A_TABLE,
+        map_index_template="{{ task.op_kwargs['table'] }}",
+    )
+    def replicate(run, table):
+        return mapped_tables.replicate_table(read_environment(), run, table)
+
+    @task(outlets=[RAW], execution_timeout=EXTRACT_LIMIT)
+    def end_run(run):
+        return mapped_tables.end_run(read_environment(), run)
+
+    @task(execution_timeout=DBT_LIMIT, trigger_rule="none_failed_min_one_success")
     def dbt_run():
         return steps.build_models(read_environment())
 
@@ -64,7 +96,11 @@ def warehouse_pipeline():
     def docs():
         return steps.write_docs(read_environment())
 
-    extract_and_load() >> dbt_run() >> dbt_test() >> freshness() >> docs()
+    begun = begin_run().as_setup()  # clearing a table's task clears both ends of the run with it
+    replicated = replicate.partial(run=begun["run"]).expand(table=begun)
+    ended = end_run(begun["run"]).as_teardown(setups=begun, on_failure_fail_dagrun=True)
+    replicated >> ended
+    [extract_and_load(), replicated, ended] >> dbt_run() >> dbt_test() >> freshness() >> docs()
 
 
 warehouse_pipeline()

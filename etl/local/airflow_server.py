@@ -13,11 +13,13 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from etl.errors import UnavailableError
 from etl.local.databases import CHECKOUT, Databases, provision_metadata, read_port
@@ -28,6 +30,9 @@ STOP_SECONDS = 20
 POLL_SECONDS = 0.5
 ANSWER_SECONDS = 5
 LOGIN = "admin"
+SOURCE_POOL = "tidemark_source"  # for tasks that replicate one table each; the DAG names it
+SOURCE_POOL_SLOTS = 4  # connections to the source, of which a table takes two
+ALREADY_THERE = 409
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +98,7 @@ def start(airflow: Airflow, databases: Databases, metadata_server: Server) -> No
             found = f"has not started within {START_SECONDS} s" if code is None else f"ended with exit code {code}"
             raise UnavailableError(f"Airflow {found}: {airflow.log} says why")
         time.sleep(POLL_SECONDS)
+    _make_pool(airflow)
 
 
 def stop(airflow: Airflow) -> bool:
@@ -159,6 +165,34 @@ def _variables(airflow: Airflow, databases: Databases, metadata_url: str) -> dic
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "SCARF_ANALYTICS": "false",
     }
+
+
+def _make_pool(airflow: Airflow) -> None:
+    """Make the pool that bounds connections to the source; one that is there keeps its slots."""
+    user, password = airflow.login()
+    try:
+        token = _post(airflow, "/auth/token", {"username": user, "password": password})["access_token"]
+        pool = {
+            "name": SOURCE_POOL,
+            "slots": SOURCE_POOL_SLOTS,
+            "description": "connections of warehouse_pipeline to the source, where each table has a task",
+        }
+        _post(airflow, "/api/v2/pools", pool, Authorization=f"Bearer {token}")
+    except urllib.error.HTTPError as error:
+        if error.code != ALREADY_THERE:
+            raise UnavailableError(
+                f"Airflow has started, but the pool {SOURCE_POOL} cannot be made (HTTP {error.code}): make it with "
+                f"`airflow pools set {SOURCE_POOL} {SOURCE_POOL_SLOTS} source`, or see {airflow.log}"
+            ) from error
+
+
+def _post(airflow: Airflow, path: str, content: Mapping[str, Any], **headers: str) -> dict[str, Any]:
+    request = urllib.request.Request(  # noqa: S310 an http address
+        airflow.address + path, json.dumps(content).encode(), {"Content-Type": "application/json", **headers}
+    )
+    with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:  # noqa: S310
+        answered: dict[str, Any] = json.loads(answer.read())
+    return answered
 
 
 def _with_driver(url: str, driver: str) -> str:

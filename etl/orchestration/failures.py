@@ -13,12 +13,16 @@ class DifferenceError(TableError):
     """Source and raw differ."""
 
 
+class UnfinishedTablesError(TableError):
+    """Tables of a run that has ended were not replicated."""
+
+
 @contextmanager
 def final_errors() -> Iterator[None]:
     """Make errors that the same rows and settings bring again fail a task without a retry."""
     try:
         yield
-    except (ConfigurationError, BrokenRuleError, DifferenceError) as error:
+    except (ConfigurationError, BrokenRuleError, DifferenceError, UnfinishedTablesError) as error:
         from airflow.sdk.exceptions import AirflowFailException  # noqa: PLC0415 in a task only
 
         raise AirflowFailException(str(error)) from error

@@ -20,7 +20,7 @@ from typing import Any
 from etl import pipeline
 from etl.config import Settings, load_settings, load_target_settings
 from etl.errors import ConfigurationError, EtlError, TableError, UnavailableError
-from etl.model import Event, RunOptions
+from etl.model import Event, RunOptions, RunResult
 from etl.orchestration.failures import DifferenceError, final_errors
 from etl.progress import describe, result_record
 from etl.status import describe_holder, read_status
@@ -48,14 +48,8 @@ def extract_and_load(
         settings = load_settings(environment)
         if tombstone_days is not None:
             settings = replace(settings, tables=settings.tables.with_tombstone_days(tombstone_days))
-        result = pipeline.run(settings, tables, observe=_log_event, options=options)
-        held_back = _read_holders(settings)
-        records = [
-            {**result_record(table), "held_back_by": held_back.get(table.table_name, [])} for table in result.tables
-        ]
-        for record in records:
-            holders = "; ".join(record["held_back_by"]) or "nothing"
-            log.info("%s: watermark %s, held back by %s", record["table"], record["watermark"] or "none", holders)
+        result = pipeline.run(settings, tables, observe=log_event, options=options)
+        records = describe_tables(settings, result)
         log.info("run %s: %s tables in %.1f s", result.run_id, len(records), result.seconds)
         failed = [f"{record['table']}: {record['error']}" for record in records if record["status"] != "succeeded"]
         if failed:
@@ -63,6 +57,16 @@ def extract_and_load(
                 f"run {result.run_id}: {len(failed)} of {len(records)} tables failed\n" + "\n".join(failed)
             )
         return {"run_id": result.run_id, "seconds": round(result.seconds, 3), "tables": records}
+
+
+def describe_tables(settings: Settings, result: RunResult) -> list[dict[str, Any]]:
+    """Log and return what a run did with each table, and what holds it back."""
+    held_back = _read_holders(settings, [table.table_name for table in result.tables])
+    records = [{**result_record(table), "held_back_by": held_back.get(table.table_name, [])} for table in result.tables]
+    for record in records:
+        holders = "; ".join(record["held_back_by"]) or "nothing"
+        log.info("%s: watermark %s, held back by %s", record["table"], record["watermark"] or "none", holders)
+    return records
 
 
 def reconcile(
@@ -83,7 +87,7 @@ def reload(environment: Mapping[str, str], tables: Sequence[str], *, allow_delet
 def compare(environment: Mapping[str, str], tables: Sequence[str] = (), *, is_repair: bool = False) -> dict[str, Any]:
     """Compare source and raw by content; return the verdict on each table. Fails for good when one differs."""
     with final_errors():
-        verdicts = verify(load_settings(environment), tables, observe=_log_event, is_repair=is_repair)
+        verdicts = verify(load_settings(environment), tables, observe=log_event, is_repair=is_repair)
         uncompared = [f"{verdict.table_name}: {verdict.error}" for verdict in verdicts if verdict.error]
         if uncompared:
             raise UnavailableError("\n".join(uncompared))
@@ -188,16 +192,18 @@ def _stop(process: subprocess.Popen[str]) -> None:
             stream.close()
 
 
-def _read_holders(settings: Settings) -> dict[str, list[str]]:
-    """Return what holds each table's watermark back; a report that fails is no failure of the run."""
+def _read_holders(settings: Settings, table_names: Sequence[str]) -> dict[str, list[str]]:
+    """Return what holds the watermarks of these tables back; a report that fails is no failure of the run."""
     try:
-        return {table.table_name: [describe_holder(one) for one in table.holders] for table in read_status(settings)}
+        found = read_status(settings, table_names)
+        return {table.table_name: [describe_holder(one) for one in table.holders] for table in found}
     except EtlError as error:
         log.warning("what holds tables back cannot be told: %s", error)
         return {}
 
 
-def _log_event(event: Event) -> None:
+def log_event(event: Event) -> None:
+    """Log what a person watching the run wants to see."""
     line = describe(event)
     if line:
         log.info(line)

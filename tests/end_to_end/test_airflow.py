@@ -19,6 +19,7 @@ from .conftest import open_machine
 pytestmark = pytest.mark.skipif(not has_airflow(), reason="Airflow is not installed: make test-airflow")
 DAG_ID = "warehouse_pipeline"
 TASKS = ("extract_and_load", "dbt_run", "dbt_test", "freshness", "docs")
+MAPPED_TASKS = ("begin_run", "replicate", "end_run")
 WAIT_SECONDS = 420
 SETTINGS = {
     "PIPELINE_SCHEDULE": "0 0 29 2 *",  # seldom due: none but the runs of these tests
@@ -37,9 +38,10 @@ class Api:
         self.token = answer["access_token"]
         self._send("PATCH", f"/api/v2/dags/{DAG_ID}", {"is_paused": False})
 
-    def trigger(self):
+    def trigger(self, **params):
         """Start a run; return its id."""
-        return self._send("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", {"logical_date": None})["dag_run_id"]
+        content = {"logical_date": None, "conf": params}
+        return self._send("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", content)["dag_run_id"]
 
     def clear(self, run_id, *tasks):
         """Have tasks of a run that has ended done again, and no others."""
@@ -54,14 +56,18 @@ class Api:
         path = f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}"
         wait_until(lambda: self._send("GET", path)["state"] in ("success", "failed"), f"run {run_id} to end")
         assert self._send("GET", path)["state"] == "success", self.states(run_id)
-        return {name: task["try_number"] for name, task in self._tasks(run_id).items()}
+        return {name: task["try_number"] for name, task in self._tasks(run_id).items() if task["state"] == "success"}
 
     def states(self, run_id):
         return {name: task["state"] for name, task in self._tasks(run_id).items()}
 
     def title_of(self, run_id, name):
         """Return what the process that runs a task calls itself."""
-        return f"airflow worker -- {self._tasks(run_id)[name]['id']}"
+        return f"airflow worker -- {(self._tasks(run_id) | self.tables(run_id))[name]['id']}"
+
+    def tables(self, run_id):
+        """Return the tasks of a run that replicate one table each, by table."""
+        return {task["rendered_map_index"]: task for task in self._list_tasks(run_id) if task["map_index"] >= 0}
 
     def assets_of(self, run_id):
         """Return the assets that a run has told of as updated."""
@@ -69,8 +75,10 @@ class Api:
         return sorted(event["name"] for event in events if event["source_run_id"] == run_id)
 
     def _tasks(self, run_id):
-        found = self._send("GET", f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances")
-        return {task["task_id"]: task for task in found["task_instances"]}
+        return {task["task_id"]: task for task in self._list_tasks(run_id)}
+
+    def _list_tasks(self, run_id):
+        return self._send("GET", f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances")["task_instances"]
 
     def _send(self, method, path, content=None):
         headers = {"Content-Type": "application/json"}
@@ -194,6 +202,29 @@ def test_tasks_whose_process_or_worker_is_killed_are_tried_again_and_leave_the_s
         "freshness": 1,
         "docs": 1,
     }
+    incremental = marts(machine)
+    machine.succeed("dbt-run", "--full-refresh")
+    assert marts(machine) == incremental != before
+    machine.succeed("verify")
+
+
+@pytest.mark.usefixtures("ended_run")
+def test_each_table_has_a_task_in_the_pool_and_one_that_is_killed_is_tried_again(machine, api):
+    before = marts(machine)
+    machine.succeed("simulate", "--seconds", "5", "--rate", "80")
+    source = machine.urls()["source"]
+    with locked(source, "orders"):
+        run_id = api.trigger(mapped_tables=True)
+        wait_until(lambda: query(source, f"select {is_waited_for('orders')}") == [(True,)], "the task to read orders")
+        kill(machine, api.title_of(run_id, "orders"))
+    tries = api.wait_for_success(run_id)
+    tables = api.tables(run_id)
+
+    assert set(tries) == {*TASKS, *MAPPED_TASKS} - {"extract_and_load"}
+    assert len(tables) == 8
+    assert {name: task["try_number"] for name, task in tables.items() if task["try_number"] > 1} == {"orders": 2}
+    assert {(task["pool"], task["pool_slots"]) for task in tables.values()} == {("tidemark_source", 2)}
+    assert api.assets_of(run_id) == ["marts", "raw"]
     incremental = marts(machine)
     machine.succeed("dbt-run", "--full-refresh")
     assert marts(machine) == incremental != before

@@ -70,16 +70,21 @@ class Airflow:
 
     def make(self, command, *arguments):
         """Run a command as the Makefile does, without Airflow."""
+        process = self.start_making(command, *arguments)
+        told, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, told
+
+    def start_making(self, command, *arguments):
+        """Start a command as the Makefile does, without Airflow."""
         urls = {"SOURCE_DATABASE_URL": self.source_url, "TARGET_DATABASE_URL": self.target_url}
-        finished = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", "etl.local", command, *arguments],
             cwd=CHECKOUT,
             env={**self.environment, **urls},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            check=False,
         )
-        assert finished.returncode == 0, finished.stdout + finished.stderr
 
     def stored_text(self):
         """Return all that Airflow has stored, rendered templates and returned values among it."""

@@ -37,6 +37,7 @@ def main(folder, dag_id, given):
         outcome = {
             "state": str(run.state),
             "tasks": {name(task): {"state": str(task.state), "tries": task.try_number} for task in tasks},
+            "labels": {name(task): task.rendered_map_index for task in tasks if task.map_index >= 0},
             "returned": {name(one): one.value for one in values if one.key == "return_value" and one.value},
         }
     print("OUTCOME " + json.dumps(outcome))

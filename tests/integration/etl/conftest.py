@@ -39,8 +39,10 @@ class Replication:
     events: list[Event] = field(default_factory=list)
 
     def run(self, *table_names: str, options: RunOptions | None = None, **changes: Any) -> RunResult:
-        settings = replace(self.settings, **changes)
-        return pipeline.run(settings, table_names, observe=self.events.append, options=options)
+        return pipeline.run(self.settings_with(**changes), table_names, observe=self.events.append, options=options)
+
+    def settings_with(self, **changes: Any) -> Settings:
+        return replace(self.settings, **changes)
 
     def run_one(self, table_name: str, **changes: Any) -> TableResult:
         """Run one table, which has to succeed."""

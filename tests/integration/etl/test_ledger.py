@@ -14,7 +14,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 
-from etl import ledger, pipeline
+from etl import ledger, locks, pipeline
 from etl.errors import ConfigurationError, LockHeldError, UnavailableError
 
 LEDGER_V1 = Path(__file__).with_name("ledger_v1.sql")
@@ -301,10 +301,10 @@ def test_run_ids_are_serial_and_runs_that_could_not_begin_take_none(items):
     items.run()
     with pytest.raises(ConfigurationError):
         items.run("nothing")
-    items.on_target("select pg_advisory_lock(%s)", ledger.RUN_LOCK_KEY)
+    items.on_target("select pg_advisory_lock(%s)", locks.RUN_LOCK_KEY)
     with pytest.raises(LockHeldError):
         items.run(lock_wait_seconds=0.05)
-    items.on_target("select pg_advisory_unlock(%s)", ledger.RUN_LOCK_KEY)
+    items.on_target("select pg_advisory_unlock(%s)", locks.RUN_LOCK_KEY)
 
     items.run("items")
     items.run()
@@ -437,6 +437,17 @@ def test_a_run_that_could_not_go_on_leaves_nothing_running(items, read_as_role, 
     assert "too many connections for role" in error
     assert pick(found, "batches", "rows_updated") == (1, 10)
     assert found["status"] in ("failed", "died")
+
+
+def test_nothing_more_is_recorded_of_a_table_in_a_run_that_is_over(items):
+    run = items.run()
+    before = table_run(items, run.run_id, "items")
+    with items.target.cursor() as cursor:
+        ledger.start_table(cursor, run.run_id, "items", watermark=None, snapshot="late", fence_wait_seconds=1)
+        ledger.start_table(cursor, run.run_id, "late", watermark=None, snapshot="late", fence_wait_seconds=1)
+
+    assert table_run(items, run.run_id, "items") == before
+    assert items.on_target("select count(*) from etl.table_runs where table_name = 'late'") == [(0,)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

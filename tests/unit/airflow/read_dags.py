@@ -34,6 +34,8 @@ def describe_task(task):
         "backoff": task.retry_exponential_backoff,
         "first_delay_seconds": task.retry_delay.total_seconds(),
         "timeout_seconds": task.execution_timeout and task.execution_timeout.total_seconds(),
+        "pool": task.pool,
+        "pool_slots": task.pool_slots,
         "has_callback": bool(task.on_failure_callback),
         "produces": sorted(asset.name for asset in task.outlets),
     }

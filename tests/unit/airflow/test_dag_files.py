@@ -2,6 +2,8 @@
 
 import pytest
 
+from etl.local.airflow_server import SOURCE_POOL
+
 from .conftest import DAGS, read
 
 MAX_CPU_SECONDS = 2  # seen: 0.2
@@ -49,15 +51,26 @@ def test_the_pipeline_goes_from_source_to_documentation(dags):
 
     assert {name: task["after"] for name, task in pipeline["tasks"].items()} == {
         "extract_and_load": [],
-        "dbt_run": ["extract_and_load"],
+        "begin_run": [],
+        "replicate": ["begin_run"],
+        "end_run": ["begin_run", "replicate"],
+        "dbt_run": ["end_run", "extract_and_load", "replicate"],
         "dbt_test": ["dbt_run"],
         "freshness": ["dbt_test"],
         "docs": ["freshness"],
     }
     assert pipeline["tasks"]["extract_and_load"]["produces"] == ["raw"]
+    assert pipeline["tasks"]["end_run"]["produces"] == ["raw"]
     assert pipeline["tasks"]["dbt_test"]["produces"] == ["marts"]
     assert pipeline["deadline_seconds"] == [2 * 3600]
     assert pipeline["schedule"] == "@hourly"
+
+
+def test_a_table_that_has_a_task_of_its_own_takes_as_many_slots_of_the_pool_as_it_opens_connections(dags):
+    pools = {name: (task["pool"], task["pool_slots"]) for name, task in dags["warehouse_pipeline"]["tasks"].items()}
+
+    assert pools.pop("replicate") == (SOURCE_POOL, 2)  # that `make airflow` makes
+    assert set(pools.values()) == {("default_pool", 1)}
 
 
 def test_maintenance_is_weekly_and_nothing_is_vacuumed_while_models_are_built(dags):

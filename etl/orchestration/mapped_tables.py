@@ -1,0 +1,79 @@
+"""Extract and load as one mapped task per table, all of them in one run: whether that is chosen, and its three steps.
+
+A table's task may be tried again or cleared at any time, also when the run is over. Begin at `begin_run`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from etl import shared_run
+from etl.config import load_settings
+from etl.errors import ConfigurationError, TableError
+from etl.orchestration.failures import UnfinishedTablesError, final_errors
+from etl.orchestration.steps import describe_tables, log_event
+
+log = logging.getLogger("tidemark")
+
+CHOICE = "mapped_tables"  # an Airflow variable, and a param of the DAG, which wins over it
+YES, NO = "true", "false"
+
+
+@final_errors()
+def skip_unless(is_mapped: bool, params: Mapping[str, Any]) -> None:
+    """Skip the task at work unless tables are to be replicated in this way."""
+    if is_chosen(params) != is_mapped:
+        from airflow.sdk.exceptions import AirflowSkipException  # noqa: PLC0415 in a task only
+
+        raise AirflowSkipException(f"{CHOICE} is {NO if is_mapped else YES}")
+
+
+def is_chosen(params: Mapping[str, Any]) -> bool:
+    """Tell whether each table gets a task of its own: as the param says, else the variable, else not."""
+    from airflow.sdk import Variable  # noqa: PLC0415 read in a task only, never when a DAG file is parsed
+
+    given = params.get(CHOICE)
+    if given is not None:
+        return bool(given)
+    text = str(Variable.get(CHOICE, default=None) or NO)
+    if text.lower() not in (YES, NO):
+        raise ConfigurationError(f"the Airflow variable {CHOICE} is {text!r}: expected {YES} or {NO}")
+    return text.lower() == YES
+
+
+def begin_run(environment: Mapping[str, str], shared_by: str) -> tuple[int, list[str]]:
+    """Begin a run; return its id, and the names of the tables, those that refer to others before these."""
+    with final_errors():
+        run = shared_run.begin(load_settings(environment), shared_by=shared_by, observe=log_event)
+        log.info("run %s: %s tables: %s", run.run_id, len(run.table_names), ", ".join(run.table_names))
+        return run.run_id, list(run.table_names)
+
+
+def replicate_table(environment: Mapping[str, str], run_id: int, table_name: str) -> dict[str, Any]:
+    """Bring one table up to date in the run; return what was done, and what holds it back. Raises TableError."""
+    with final_errors():
+        settings = load_settings(environment)
+        result = shared_run.replicate(settings, run_id, table_name, observe=log_event)
+        (record,) = describe_tables(settings, result)
+        if record["error"]:
+            raise TableError(f"run {result.run_id}: {table_name}: {record['error']}")
+        return {"run_id": result.run_id, **record}
+
+
+def end_run(environment: Mapping[str, str], run_id: int) -> dict[str, Any]:
+    """End the run, and bring the tables to which others refer to one snapshot; fail for good where a table failed."""
+    with final_errors():
+        settings = load_settings(environment)
+        ended = shared_run.end(settings, run_id, observe=log_event)
+        records = describe_tables(settings, ended.caught_up) if ended.caught_up else []
+        failed = [f"{record['table']}: {record['error']}" for record in records if record["error"]]
+        if failed:
+            raise TableError(f"run {run_id} has ended, but not all of its tables agree\n" + "\n".join(failed))
+        if ended.failed_tables:
+            raise UnfinishedTablesError(
+                f"run {run_id} has ended, and these tables failed: {', '.join(ended.failed_tables)}; the logs of "
+                "their tasks say why, and clearing these tasks does them again"
+            )
+        return {"run_id": run_id, "caught_up": records}

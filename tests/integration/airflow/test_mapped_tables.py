@@ -1,0 +1,163 @@
+"""`warehouse_pipeline` with a task for each table: the same marts, one run, through failures and kills."""
+
+import os
+import signal
+
+from tests.integration.dbt.built_shop import is_waited_for, locked, open_database
+
+from .conftest import wait_until
+
+MAPPED = {"mapped_tables": True}
+TABLES = 8
+RUNS = "select run_id, status, shared_by is not null from etl.runs order by run_id"
+
+
+def states(outcome):
+    """Return how each task ended, and a set for the tasks of the tables."""
+    found = {name: task["state"] for name, task in outcome["tasks"].items() if not name.startswith("replicate")}
+    tables = {task["state"] for name, task in outcome["tasks"].items() if name.startswith("replicate")}
+    return found | {"replicate": tables}
+
+
+def state_of(outcome, table):
+    (name,) = [name for name, label in outcome["labels"].items() if label == table]
+    return outcome["tasks"][name]
+
+
+def returned(outcome):
+    """Return what the task of each table has returned, by table."""
+    return {outcome["labels"][name]: value for name, value in outcome["returned"].items() if name in outcome["labels"]}
+
+
+def assert_same_marts_in_one_task(airflow, make_airflow, target_server):
+    with open_database(target_server) as url:
+        undisturbed = make_airflow(airflow.source_url, url)
+        undisturbed.succeed("warehouse_pipeline")
+        assert airflow.marts() == undisturbed.marts()
+
+
+def test_each_table_has_a_task_and_the_marts_are_those_of_one_task(airflow, make_airflow, target_server):
+    outcome = airflow.succeed("warehouse_pipeline", {"AIRFLOW_VAR_MAPPED_TABLES": "true"})
+
+    tasks = ("begin_run", "end_run", "dbt_run", "dbt_test", "freshness", "docs")
+    assert states(outcome) == {
+        "extract_and_load": "skipped",
+        "replicate": {"success"},
+        **dict.fromkeys(tasks, "success"),
+    }
+    tables = returned(outcome)
+    assert len(tables) == TABLES
+    assert {table["table"] for table in tables.values()} == set(tables)
+    assert {table["run_id"] for table in tables.values()} == {1}
+    assert tables["orders"]["rows_inserted"] > 100
+    assert tables["orders"]["held_back_by"] == []
+    places = {label: int(name.partition("[")[2][:-1]) for name, label in outcome["labels"].items()}
+    assert places["order_items"] < places["orders"] < places["customers"]
+    caught_up = outcome["returned"]["end_run"]["caught_up"]
+    assert {table["table"] for table in caught_up} == {"campaigns", "customers", "orders", "products"}
+    assert {table["rows_inserted"] + table["rows_updated"] for table in caught_up} == {0}
+    assert airflow.query(RUNS) == [(1, "succeeded", True), (2, "succeeded", False)]
+    assert_same_marts_in_one_task(airflow, make_airflow, target_server)
+
+
+def test_the_param_wins_over_the_variable_and_a_change_of_way_changes_nothing(airflow):
+    first = airflow.succeed(
+        "warehouse_pipeline", {"AIRFLOW_VAR_MAPPED_TABLES": "true"}, params={"mapped_tables": False}
+    )
+    filled = airflow.marts()
+    second = airflow.succeed("warehouse_pipeline", params=MAPPED)
+
+    assert (states(first)["extract_and_load"], states(first)["replicate"]) == ("success", {"skipped"})
+    assert (states(second)["extract_and_load"], states(second)["replicate"]) == ("skipped", {"success"})
+    assert all(table["rows_inserted"] == 0 for table in returned(second).values())
+    assert airflow.marts() == filled
+
+
+def test_a_variable_that_says_neither_is_refused_with_its_name(airflow):
+    outcome = airflow.run("warehouse_pipeline", {"AIRFLOW_VAR_MAPPED_TABLES": "some"})
+
+    assert (states(outcome)["extract_and_load"], states(outcome)["begin_run"]) == ("failed", "failed")
+    assert outcome["tasks"]["begin_run"]["tries"] == 1
+    assert "the Airflow variable mapped_tables is 'some': expected true or false" in outcome["log"]
+
+
+def test_a_table_that_fails_leaves_the_others_alone_and_stops_before_the_models(airflow, make_airflow, target_server):
+    airflow.make("extract")
+    airflow.query("alter table raw.payments drop column _etl_synced_at")
+    outcome = airflow.run("warehouse_pipeline", params=MAPPED, retries=0)
+
+    assert outcome["state"] == "failed"
+    assert state_of(outcome, "payments")["state"] == "failed"
+    assert state_of(outcome, "orders")["state"] == "success"
+    assert (states(outcome)["end_run"], states(outcome)["dbt_run"]) == ("failed", "upstream_failed")
+    assert "raw.payments does not fit public.payments" in outcome["log"]
+    assert "these tables failed: payments" in outcome["log"]
+    assert airflow.query("select status, error from etl.runs where run_id = 2") == [("failed", "failed: payments")]
+    airflow.make("reset", "payments")
+    airflow.succeed("warehouse_pipeline", params=MAPPED)
+    assert_same_marts_in_one_task(airflow, make_airflow, target_server)
+
+
+def test_a_table_that_is_tried_again_goes_on_in_the_same_run(airflow):
+    failed = "exists (select from etl.table_runs where table_name = 'orders' and status = 'failed')"
+    with locked(airflow.source_url, "orders"):
+        process = airflow.start(
+            "warehouse_pipeline", {"ETL_LOCK_TIMEOUT_SECONDS": "1", "ETL_MAX_ATTEMPTS": "1"}, params=MAPPED
+        )
+        airflow.wait_for("to_regclass('etl.table_runs') is not null")
+        airflow.wait_for(failed)
+    log, _ = process.communicate(timeout=600)
+    outcome = airflow.read_outcome(log)
+
+    assert outcome["state"] == "success", log
+    assert state_of(outcome, "orders")["tries"] > 1
+    assert returned(outcome)["orders"]["run_id"] == 1
+    assert airflow.query("select table_name from etl.table_runs where run_id = 1 and status <> 'succeeded'") == []
+    assert airflow.query("select count(*) from etl.table_runs where run_id = 1") == [(TABLES,)]
+
+
+def test_a_run_that_was_killed_amid_its_tables_is_marked_by_the_next(airflow, make_airflow, target_server):
+    with locked(airflow.source_url, "orders"):
+        process = airflow.start("warehouse_pipeline", params=MAPPED)
+        airflow.wait_for(is_waited_for("orders"), airflow.source_url)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    assert airflow.query(RUNS) == [(1, "running", True)]
+    airflow.succeed("warehouse_pipeline", params=MAPPED)
+
+    assert airflow.query(RUNS) == [(1, "died", True), (2, "succeeded", True), (3, "succeeded", False)]
+    assert_same_marts_in_one_task(airflow, make_airflow, target_server)
+
+
+def test_two_runs_of_mapped_tables_at_once_never_mix(airflow, make_airflow):
+    other = make_airflow(airflow.source_url, airflow.target_url)
+    with locked(airflow.source_url, "orders"):
+        first = airflow.start("warehouse_pipeline", params=MAPPED)
+        airflow.wait_for(is_waited_for("orders"), airflow.source_url)
+        second = other.run("warehouse_pipeline", {"ETL_LOCK_WAIT_SECONDS": "1"}, params=MAPPED, retries=0)
+    log, _ = first.communicate(timeout=600)
+
+    assert states(second)["begin_run"] == "failed"
+    assert states(second)["replicate"] == {"upstream_failed"}
+    assert "another run is at work on this target" in second["log"]
+    assert airflow.read_outcome(log)["state"] == "success"
+    assert airflow.query(RUNS) == [(1, "succeeded", True), (2, "succeeded", False)]
+
+
+def test_a_run_by_hand_amid_the_tables_changes_nothing_in_the_end(airflow, make_airflow, target_server):
+    """It waits for the table at work, and goes before those that are left."""
+    with locked(airflow.source_url, "orders"):
+        process = airflow.start("warehouse_pipeline", params=MAPPED)
+        airflow.wait_for(is_waited_for("orders"), airflow.source_url)
+        by_hand = airflow.start_making("extract")
+        airflow.wait_for("exists (select from pg_locks where locktype = 'advisory' and not granted)")
+    told, _ = by_hand.communicate(timeout=120)
+    log, _ = process.communicate(timeout=600)
+    outcome = airflow.read_outcome(log)
+
+    assert by_hand.returncode == 0, told
+    assert outcome["state"] == "success", log
+    wait_until(lambda: airflow.query("select count(*) from etl.runs where status = 'running'") == [(0,)], "all to end")
+    assert (1, "died", True) in airflow.query(RUNS)
+    assert "run 1 is over: " in log
+    assert_same_marts_in_one_task(airflow, make_airflow, target_server)
