@@ -7,7 +7,7 @@ PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down airflow airflow-down seed simulate extract dbt-run dbt-test pipeline freshness \
-	docs status verify reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end \
+	docs manifest status verify reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end \
 	lint bench bench-marts bench-report clean lock
 
 help:  ## print this
@@ -55,6 +55,9 @@ freshness: environment  ## tell how old raw is, and fail when that is too old
 
 docs: environment  ## write the models' documentation, one HTML file, to dist/docs
 	@$(LOCAL) docs $(ARGS)
+
+manifest: environment  ## write what Airflow draws a task for each model from, with dbt_runner=cosmos
+	@$(LOCAL) manifest
 
 status: environment  ## where every table stands, and what holds it back
 	@$(LOCAL) status $(ARGS)

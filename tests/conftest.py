@@ -28,6 +28,7 @@ _numbers = itertools.count(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="play the long form of the tests that have one")
+    parser.addoption("--picture", type=Path, help="where to keep the picture of Airflow, such as docs/airflow.png")
 
 
 @pytest.fixture(scope="session")

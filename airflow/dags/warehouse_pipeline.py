@@ -5,8 +5,10 @@ import datetime as dt
 from airflow.sdk import Param, dag, task
 
 from etl.orchestration import mapped_tables, steps
+from etl.orchestration.choices import read_dbt_runner
 from etl.orchestration.connections import read_environment
 from etl.orchestration.defaults import (
+    AFTER_EITHER_WAY,
     CONNECTIONS_OF_A_TABLE,
     DBT_LIMIT,
     DEFAULT_ARGUMENTS,
@@ -53,6 +55,7 @@ def warehouse_pipeline():
     Connections: `source_db`, `target_db`, and `transformer_db` where dbt works as a role of its own.
     Each task may be cleared and run again at any time: a repetition changes nothing twice.
     What each table took is in the log of the task that replicates it and in its return value.
+    With the variable `dbt_runner` set to `cosmos`, a group of tasks stands in for `dbt_run`, one for each model.
     """
 
     @task(outlets=[RAW], execution_timeout=EXTRACT_LIMIT)
@@ -80,7 +83,7 @@ def warehouse_pipeline():
     def end_run(run):
         return mapped_tables.end_run(read_environment(), run)
 
-    @task(execution_timeout=DBT_LIMIT, trigger_rule="none_failed_min_one_success")
+    @task(execution_timeout=DBT_LIMIT, trigger_rule=AFTER_EITHER_WAY)
     def dbt_run():
         return steps.build_models(read_environment())
 
@@ -100,7 +103,15 @@ def warehouse_pipeline():
     replicated = replicate.partial(run=begun["run"]).expand(table=begun)
     ended = end_run(begun["run"]).as_teardown(setups=begun, on_failure_fail_dagrun=True)
     replicated >> ended
-    [extract_and_load(), replicated, ended] >> dbt_run() >> dbt_test() >> freshness() >> docs()
+
+    extracted, checked = [extract_and_load(), replicated, ended], dbt_test()
+    if read_dbt_runner() == "cosmos":
+        from etl.orchestration.models import build_by_model  # noqa: PLC0415 Cosmos, only where it is chosen
+
+        build_by_model(after=extracted, before=checked)
+    else:
+        extracted >> dbt_run() >> checked
+    checked >> freshness() >> docs()
 
 
 warehouse_pipeline()

@@ -29,6 +29,22 @@
     {%- endif -%}
 {%- endmacro %}
 
+{#
+    Make the schemas of all models, and the table of builds: each dbt command makes those that are missing, and two that
+    do so at once would fail. For a build whose models are built by several processes.
+#}
+{% macro prepare_schemas() -%}
+    {%- set names = [] -%}
+    {%- for node in graph.nodes.values() if node.resource_type in ('model', 'snapshot', 'test') -%}
+        {%- do names.append(node.schema) -%}
+    {%- endfor -%}
+    {%- for name in names | unique -%}
+        {%- do adapter.create_schema(api.Relation.create(database=target.database, schema=name)) -%}
+    {%- endfor -%}
+    {%- do run_query(prepare_builds()) -%}
+    {%- do run_query('commit') -%}
+{%- endmacro %}
+
 {# The names of the stored models from which a node reads, directly or through views. #}
 {% macro stored_parents(node) -%}
     {%- set names = [] -%}

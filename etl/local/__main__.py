@@ -57,6 +57,8 @@ def airflow(_: Sequence[str]) -> int:
     metadata_server = embedded_servers()[1]
     metadata_server.start()  # also where the warehouse is given by URL
     server = airflow_server.find_airflow()
+    if os.environ.get("AIRFLOW_VAR_DBT_RUNNER") == "cosmos":
+        manifest([])
     _say("starting Airflow (about 40 seconds) ...")
     airflow_server.start(server, databases, metadata_server)
     user, password = server.login()
@@ -176,6 +178,14 @@ def docs(arguments: Sequence[str]) -> int:
     return 0
 
 
+def manifest(_: Sequence[str]) -> int:
+    """Write what Airflow draws a task for each model from; no database is asked."""
+    from etl.transform import project  # noqa: PLC0415
+
+    print(project.write_manifest())
+    return 0
+
+
 def psql(arguments: Sequence[str]) -> int:
     """Open psql on the embedded warehouse as `analyst`, or as ROLE, else on TARGET_DATABASE_URL.
 
@@ -259,6 +269,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "pipeline": pipeline,
     "freshness": freshness,
     "docs": docs,
+    "manifest": manifest,
     "psql": psql,
 }
 

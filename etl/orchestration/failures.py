@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from etl.errors import ConfigurationError, TableError
+from etl.transform.lock import ClosedBuildError
 from etl.transform.project import BrokenRuleError
 
 
@@ -22,7 +23,13 @@ def final_errors() -> Iterator[None]:
     """Make errors that the same rows and settings bring again fail a task without a retry."""
     try:
         yield
-    except (ConfigurationError, BrokenRuleError, DifferenceError, UnfinishedTablesError) as error:
+    except (
+        ConfigurationError,
+        BrokenRuleError,
+        ClosedBuildError,
+        DifferenceError,
+        UnfinishedTablesError,
+    ) as error:
         from airflow.sdk.exceptions import AirflowFailException  # noqa: PLC0415 in a task only
 
         raise AirflowFailException(str(error)) from error

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from etl.model import Event, RunOptions, RunResult
 from etl.orchestration.failures import DifferenceError, final_errors
 from etl.progress import describe, result_record
 from etl.status import describe_holder, read_status
-from etl.transform.project import BrokenRuleError, BuildError
+from etl.transform.lock import Build, close_build, part_lock
+from etl.transform.project import BrokenRuleError, BuildError, find_url, profile_variables
 from etl.vacuum import vacuum_own_tables
 from etl.verify import describe as describe_verdict
 from etl.verify import verify
@@ -125,6 +127,39 @@ def refresh_models(environment: Mapping[str, str], models: Sequence[str]) -> dic
 def build_models(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> dict[str, Any]:
     """Build snapshots and models; return how each ended. Raises BuildError."""
     return _transform(environment, "models", arguments)
+
+
+def begin_build(environment: Mapping[str, str], build: Build) -> None:
+    """Open a build whose models are built by tasks of their own."""
+    _transform(environment, "begin", [build.name, build.owner])
+
+
+@contextmanager
+def part_of_build(environment: Mapping[str, str], build: Build, part: str) -> Iterator[None]:
+    """Hold one part of an open build, with what dbt needs in this process's environment, until the end of the block.
+
+    dbt writes nowhere but where its caller says. Fails for good when the build is not open.
+    """
+    with final_errors():
+        url = find_url(environment)
+        variables = profile_variables(url)
+        with part_lock(environment, url, build, part) as options:
+            before = dict(os.environ)
+            os.environ.update({**options, **variables, "DBT_USE_COLORS": "false"})
+            for name in ("DBT_TARGET_PATH", "DBT_LOG_PATH"):
+                os.environ.pop(name, None)
+            try:
+                yield
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
+
+
+def end_build(environment: Mapping[str, str], build: Build) -> None:
+    """Close a build, whether its models were built or not; others may work on the warehouse again."""
+    with final_errors():
+        if not close_build(environment, find_url(environment), build):
+            log.warning("the build %s was not open: it was closed before, or another took its place", build.name)
 
 
 def check_rules(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from etl.errors import EtlError
 from etl.transform import project
+from etl.transform.lock import Build
 
 INTERRUPTED = 130  # as shells report a process that SIGINT ended
 
@@ -52,6 +53,13 @@ def check(environment: Mapping[str, str], arguments: Sequence[str]) -> dict[str,
     }
 
 
+def begin(environment: Mapping[str, str], arguments: Sequence[str]) -> dict[str, Any]:
+    """Open a build in parts, which a name and an owner tell from others."""
+    name, owner = arguments
+    project.begin_build(environment, Build(name=name, owner=owner))
+    return {}
+
+
 def freshness(environment: Mapping[str, str], _: Sequence[str]) -> dict[str, Any]:
     return {"lines": project.check_freshness(environment)}
 
@@ -67,6 +75,7 @@ def _end_with_the_other() -> None:
 
 
 COMMANDS: Mapping[str, Callable[[Mapping[str, str], Sequence[str]], dict[str, Any]]] = {
+    "begin": begin,
     "models": models,
     "check": check,
     "freshness": freshness,

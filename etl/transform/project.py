@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ import psycopg2.extensions
 
 from etl.errors import EtlError, UnavailableError
 from etl.transform import rules
-from etl.transform.lock import build_lock
+from etl.transform.lock import Build, build_lock, open_build
+from etl.transform.manifest import FINGERPRINT_VARIABLE, PROJECT, fingerprint, manifest_path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PROJECT = CHECKOUT / "dbt"
 DOCS_FOLDER = CHECKOUT / "dist" / "docs"
 WITHOUT_TESTS = ("--exclude-resource-type", "test", "--exclude-resource-type", "unit_test")
 ROWS_PLACE = "rows that break a rule are in schema audit, which analysts do not see"
@@ -87,6 +88,34 @@ def write_docs(environment: Mapping[str, str], folder: Path = DOCS_FOLDER) -> Pa
     return Path(shutil.copyfile(target / "static_index.html", folder / "index.html"))
 
 
+def begin_build(environment: Mapping[str, str], build: Build) -> None:
+    """Open a build in parts, and make what its parts would make at once: schemas, and the table of builds."""
+    url = find_url(environment)
+    variables = profile_variables(url)
+    with open_build(environment, url, build) as options:
+        outcome = _run_dbt(options | variables, ["run-operation", "prepare_schemas", "--log-level", "none"], [])
+        if not outcome.success:
+            raise BuildError(_reason(outcome))
+
+
+def write_manifest() -> Path:
+    """Have dbt read the project, and write the manifest for Airflow; return its path.
+
+    No database is asked. The file is whole, or the one that was there before.
+    """
+    target = manifest_path()
+    with tempfile.TemporaryDirectory(prefix="tidemark-") as folder:
+        os.environ[FINGERPRINT_VARIABLE] = fingerprint()
+        folders = ["--target-path", folder, "--log-path", folder]
+        outcome = _run_dbt({}, ["parse", "--no-partial-parse", "--log-level", "none", *folders], [])
+        if not outcome.success:
+            raise BuildError(_reason(outcome))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        written = target.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(Path(folder) / "manifest.json", written)
+        return written.replace(target)
+
+
 def run(environment: Mapping[str, str], arguments: Sequence[str]) -> int:
     """Run a dbt command with its own output; return its exit code."""
     outcome = _invoke(environment, arguments, [])
@@ -129,18 +158,27 @@ def _label(data: Any) -> str:
 
 
 def _invoke(environment: Mapping[str, str], arguments: Sequence[str], callbacks: list[Any]) -> Any:
-    url = environment.get("TRANSFORMER_DATABASE_URL") or environment["TARGET_DATABASE_URL"]
-    variables = _variables(url)
+    url = find_url(environment)
+    variables = profile_variables(url)
     with build_lock(environment, url) as options:
-        os.environ.update(options | variables)
-        from dbt.cli.main import dbtRunner  # noqa: PLC0415 takes seconds to import
-
-        folders = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)]
-        return dbtRunner(callbacks=callbacks).invoke([*arguments, *folders])
+        return _run_dbt(options | variables, arguments, callbacks)
 
 
-def _variables(url: str) -> dict[str, str]:
-    """Return what dbt/profiles.yml reads; dbt works as `transformer` where that role has a URL."""
+def _run_dbt(variables: Mapping[str, str], arguments: Sequence[str], callbacks: list[Any]) -> Any:
+    os.environ.update(variables)
+    from dbt.cli.main import dbtRunner  # noqa: PLC0415 takes seconds to import
+
+    folders = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)]
+    return dbtRunner(callbacks=callbacks).invoke([*arguments, *folders])
+
+
+def find_url(environment: Mapping[str, str]) -> str:
+    """Return the URL that dbt works with: that of `transformer`, where that role has one."""
+    return environment.get("TRANSFORMER_DATABASE_URL") or environment["TARGET_DATABASE_URL"]
+
+
+def profile_variables(url: str) -> dict[str, str]:
+    """Return what dbt/profiles.yml reads."""
     try:
         parts = psycopg2.extensions.parse_dsn(url)
     except psycopg2.ProgrammingError as error:

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import has_airflow, open_webhook
 from tests.integration.dbt.built_shop import is_waited_for, locked, read_marts
 
+from .browser import find_browser, open_page
 from .conftest import open_machine
 
 pytestmark = pytest.mark.skipif(not has_airflow(), reason="Airflow is not installed: make test-airflow")
@@ -21,20 +22,28 @@ DAG_ID = "warehouse_pipeline"
 TASKS = ("extract_and_load", "dbt_run", "dbt_test", "freshness", "docs")
 MAPPED_TASKS = ("begin_run", "replicate", "end_run")
 WAIT_SECONDS = 420
+MAX_PICTURE_BYTES = 200_000
 SETTINGS = {
     "PIPELINE_SCHEDULE": "0 0 29 2 *",  # seldom due: none but the runs of these tests
-    "PIPELINE_DEADLINE_MINUTES": "0.1",
     "PIPELINE_RETRY_SECONDS": "2",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",  # then a worker that is silent is given up; 300
 }
+
+SHORT_DEADLINE = {"PIPELINE_DEADLINE_MINUTES": "0.1"}
+# The page of a run lists its tasks with their states, one a line.
+IS_GREEN = """
+    {names}.every(name => [...document.querySelectorAll("tbody tr")].some(
+        line => line.innerText.includes(name) && line.innerText.includes("Success")))
+"""
 
 
 class Api:
     """Airflow's public interface, logged in as `make airflow` tells."""
 
     def __init__(self, told):
-        self.address, user, password = re.search(r"Airflow: (\S+)  login (\S+)  password (\S+)", told).groups()
-        answer = self._send("POST", "/auth/token", {"username": user, "password": password})
+        found = re.search(r"Airflow: (\S+)  login (\S+)  password (\S+)", told).groups()
+        self.address, self.user, self.password = found
+        answer = self._send("POST", "/auth/token", {"username": self.user, "password": self.password})
         self.token = answer["access_token"]
         self._send("PATCH", f"/api/v2/dags/{DAG_ID}", {"is_paused": False})
 
@@ -104,8 +113,15 @@ def machine(free_port):
 
 
 @pytest.fixture(scope="module")
-def api(machine, messages):
-    return Api(machine.succeed("airflow", ALERT_WEBHOOK_URL=messages[0], **SETTINGS))
+def kept_picture(request):
+    """Where a picture of Airflow is to be kept; then with the usual deadline, so that it shows a usual run."""
+    return request.config.getoption("--picture")
+
+
+@pytest.fixture(scope="module")
+def api(machine, messages, kept_picture):
+    settings = SETTINGS if kept_picture else SETTINGS | SHORT_DEADLINE
+    return Api(machine.succeed("airflow", ALERT_WEBHOOK_URL=messages[0], **settings))
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +181,30 @@ def test_a_run_fills_the_marts_and_tells_of_its_assets(machine, api, ended_run):
     assert api.assets_of(ended_run) == ["marts", "raw"]
 
 
-def test_a_run_that_takes_longer_than_its_deadline_is_told_while_it_goes_on(messages, ended_run):
+@pytest.mark.skipif(
+    find_browser() is None,
+    reason="no Chromium or Chrome is found (apt-get install chromium): that a person can log in and see a green run "
+    "in Airflow's pages is not tested",
+)
+def test_a_person_logs_in_and_sees_a_green_run(api, ended_run, tmp_path, kept_picture):
+    with open_page(find_browser(), tmp_path / "profile") as page:
+        page.open(f"{api.address}/dags/{DAG_ID}/runs/{ended_run}")
+        page.type("input[name=username]", api.user)
+        page.type("input[name=password]", api.password)
+        page.press_enter()
+        page.wait_for(f"location.pathname.endsWith({json.dumps(ended_run)})", "the page of the run, after the login")
+        page.wait_for(IS_GREEN.replace("{names}", json.dumps(TASKS)), "all tasks of the run in green")
+        picture = page.picture()
+
+    assert picture.startswith(b"\x89PNG")
+    assert 30_000 < len(picture) < MAX_PICTURE_BYTES  # a blank page is smaller
+    if kept_picture:
+        kept_picture.write_bytes(picture)
+
+
+def test_a_run_that_takes_longer_than_its_deadline_is_told_while_it_goes_on(messages, ended_run, kept_picture):
+    if kept_picture:
+        pytest.skip("with the usual deadline, for the picture, no run is late: that a late one is told is not tested")
     late = [message for message in messages[1] if ended_run in message]
 
     assert late == [f"Tidemark: {DAG_ID}, run {ended_run} is late\nit has not ended within 0:00:06"]

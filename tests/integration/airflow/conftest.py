@@ -146,6 +146,22 @@ def metadata(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory):
+    """A manifest as `make manifest` writes it, to be copied."""
+    folder = tmp_path_factory.mktemp("manifest")
+    made = subprocess.run(
+        [sys.executable, "-m", "etl.local", "manifest"],
+        cwd=CHECKOUT,
+        env={**os.environ, "DBT_TARGET_PATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    return folder / "airflow" / "manifest.json"
+
+
 @pytest.fixture
 def make_airflow(metadata, tmp_path):
     def make(source_url, target_url):

@@ -127,12 +127,12 @@ def read_marts(query):
 
 
 @contextmanager
-def locked(url, table):
-    """Hold a table, so that whoever reads it waits."""
+def locked(url, table, mode="access exclusive"):
+    """Hold a table, so that whoever reads it waits, or in another mode, whoever writes to it."""
     connection = psycopg2.connect(url)
     try:
         with connection.cursor() as cursor:
-            cursor.execute(f"lock table {table} in access exclusive mode")
+            cursor.execute(f"lock table {table} in {mode} mode")
             yield
     finally:
         connection.close()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import has_airflow
 
-collect_ignore_glob = [] if has_airflow() else ["test_dag_files.py"]
+collect_ignore_glob = [] if has_airflow() else ["test_*.py"]
 CHECKOUT = Path(__file__).parents[3]
 DAGS = CHECKOUT / "airflow" / "dags"
 READER = Path(__file__).with_name("read_dags.py")

@@ -1,0 +1,137 @@
+"""The pipeline's file with `dbt_runner` set to cosmos: a task for each model, from the manifest of these models."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import CHECKOUT, DAGS, read
+from .test_dag_files import MAX_CPU_SECONDS
+
+PIPELINE = DAGS / "warehouse_pipeline.py"
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory):
+    """The manifest as `make manifest` writes it; no database is there."""
+    folder = tmp_path_factory.mktemp("manifest")
+    kept = {name: value for name, value in os.environ.items() if not name.endswith("_DATABASE_URL")}
+    made = subprocess.run(
+        [sys.executable, "-m", "etl.local", "manifest"],
+        cwd=CHECKOUT,
+        env={**kept, "DBT_TARGET_PATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    return folder / "airflow" / "manifest.json"
+
+
+def read_by_cosmos(manifest, tmp_path, **variables):
+    target = str(manifest.parents[1])
+    return read(PIPELINE, tmp_path, AIRFLOW_VAR_DBT_RUNNER="cosmos", DBT_TARGET_PATH=target, **variables)
+
+
+@pytest.fixture(scope="session")
+def found(manifest, tmp_path_factory):
+    return read_by_cosmos(manifest, tmp_path_factory.mktemp("airflow"))
+
+
+@pytest.fixture(scope="session")
+def tasks(found):
+    assert found["errors"] == {}
+    (pipeline,) = found["dags"]
+    return pipeline["tasks"]
+
+
+@pytest.fixture
+def copied(manifest, tmp_path):
+    """A manifest that may be changed."""
+    (tmp_path / "airflow").mkdir()
+    return Path(shutil.copy(manifest, tmp_path / "airflow" / "manifest.json"))
+
+
+def test_it_is_read_in_under_two_seconds_of_computing_and_without_dbt(found):
+    assert 0 < found["cpu_seconds"] < MAX_CPU_SECONDS
+    assert "cosmos" in found["packages"]
+    assert "dbt" not in found["packages"]
+
+
+def test_each_model_and_snapshot_is_a_task_after_those_it_reads(tasks, manifest):
+    nodes = json.loads(manifest.read_text())["nodes"].values()
+    names = {f"models.{node['name']}_run" for node in nodes if node["resource_type"] == "model"}
+    names |= {f"models.{node['name']}_snapshot" for node in nodes if node["resource_type"] == "snapshot"}
+
+    assert len(names) > 30
+    assert {name for name in tasks if name.startswith("models.")} == names
+    assert tasks["models.int_customers_history_run"]["after"] == ["models.snap_customers_snapshot"]
+    assert tasks["models.stg_orders_run"]["after"] == ["begin_build"]
+    assert {"models.fct_orders_run", "models.fct_sales_run"} <= set(tasks["models.daily_revenue_run"]["after"])
+
+
+def test_the_rules_are_checked_after_all_models_and_the_end_of_the_build(tasks):
+    assert tasks["begin_build"]["after"] == ["extract_and_load"]
+    assert "dbt_run" not in tasks
+    read = {parent for task in tasks.values() for parent in task["after"]}
+    last = {name for name in tasks if name.startswith("models.")} - {
+        parent for name, task in tasks.items() if name.startswith("models.") for parent in task["after"]
+    }
+    assert "models.daily_revenue_run" in last <= read
+    assert set(tasks["dbt_test"]["after"]) == last | {"end_build"}
+    assert set(tasks["end_build"]["after"]) == last | {"begin_build"}
+    assert tasks["dbt_test"]["produces"] == ["marts"]
+
+
+def test_every_task_is_owned_bounded_and_tried_again_and_its_failure_is_told(tasks):
+    for name, task in tasks.items():
+        assert task["owner"] == "data_platform", name
+        assert (task["retries"], task["first_delay_seconds"], task["backoff"]) == (3, 60, 2), name
+        assert task["timeout_seconds"], name
+        assert task["has_callback"], name
+
+
+def test_no_connection_gets_into_what_airflow_stores(manifest, tmp_path):
+    secret = "postgresql://loader:verysecret@warehouse.example/warehouse"
+    found = read_by_cosmos(manifest, tmp_path, AIRFLOW_CONN_TARGET_DB=secret, TARGET_DATABASE_URL=secret)
+
+    assert found["dags"]
+    assert "verysecret" not in str(found)
+
+
+def test_a_missing_manifest_is_an_error_that_says_how_to_write_it(tmp_path):
+    found = read_by_cosmos(tmp_path / "airflow" / "manifest.json", tmp_path)
+
+    (error,) = found["errors"].values()
+    assert "manifest.json is missing, and tells which models there are: write it with `make manifest`" in error
+    assert found["dags"] == []
+
+
+def test_a_manifest_of_other_models_is_refused(copied, tmp_path):
+    content = json.loads(copied.read_text())
+    content["metadata"]["env"]["PROJECT_FINGERPRINT"] = "0" * 64
+    copied.write_text(json.dumps(content))
+    found = read_by_cosmos(copied, tmp_path)
+
+    (error,) = found["errors"].values()
+    assert "manifest.json is stale: files of dbt/ have changed since; write it anew with `make manifest`" in error
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"metadata": {"env": null}}', "[]"])
+def test_what_is_no_manifest_is_refused(copied, content, tmp_path):
+    copied.write_text(content)
+    found = read_by_cosmos(copied, tmp_path)
+
+    (error,) = found["errors"].values()
+    assert "is not a manifest of dbt: write it anew with `make manifest`" in error
+
+
+def test_another_runner_is_refused_with_those_that_there_are(tmp_path):
+    found = read(PIPELINE, tmp_path, AIRFLOW_VAR_DBT_RUNNER="Cosmos")
+
+    (error,) = found["errors"].values()
+    assert "the variable dbt_runner is 'Cosmos': expected plain or cosmos" in error
