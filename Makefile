@@ -4,11 +4,13 @@ export SOURCE_PORT TARGET_PORT AIRFLOW_PORT ROLE
 ARGS ?=
 LOCAL = .venv/bin/python -m etl.local
 PYTEST = .venv/bin/python -m pytest
+# Each process has servers of its own; the tests of a file stay together.
+IN_PARALLEL = --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down airflow airflow-down seed simulate extract dbt-run dbt-test pipeline freshness \
 	docs manifest status verify reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end \
-	lint bench bench-marts bench-report clean lock
+	lint bench bench-marts bench-report clean wheel lock
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -75,7 +77,7 @@ psql: environment  ## query the warehouse as analyst (ARGS='-c "select ..."'; RO
 	@$(LOCAL) psql $(ARGS)
 
 test: setup  ## run all tests (about 10 minutes)
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) $(IN_PARALLEL) $(ARGS)
 
 test-long: setup  ## run the long form of the tests that have one (about 20 minutes)
 	@$(PYTEST) -m has_long_form --long $(ARGS)
@@ -84,7 +86,7 @@ test-unit: setup  ## run the tests that need no database
 	@$(PYTEST) tests/unit $(ARGS)
 
 test-integration: setup  ## run the tests on real servers
-	@$(PYTEST) tests/integration $(ARGS)
+	@$(PYTEST) $(IN_PARALLEL) tests/integration $(ARGS)
 
 test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about 10 minutes)
 	@$(PYTHON) etl/local/environment.py airflow
@@ -93,9 +95,12 @@ test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about
 test-end-to-end: setup  ## run make itself in a copy of the checkout
 	@$(PYTEST) tests/end_to_end $(ARGS)
 
-lint: setup  ## ruff, mypy, sqlfluff
+lint: setup  ## ruff, mypy, sqlfluff; schemas and pitfalls of workflows
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy -p etl -p source_db -p bench
 	@.venv/bin/sqlfluff lint dbt/models dbt/tests/*.sql source_db/sql
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	@.venv/bin/zizmor --offline --quiet .github
 
 bench: setup  ## time this project beside COPY pipes and a tutorial's loader (ARGS="--rows 2000000 --repeat 5 --json f.json")
 	@.venv/bin/python -m bench $(ARGS)
@@ -109,5 +114,8 @@ bench-report: setup  ## write tables of figures as Markdown, or draw them (ARGS=
 clean: environment  ## stop the embedded servers and remove their data
 	@$(LOCAL) clean
 
-lock: setup  ## resolve the dependencies anew
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" lock/regenerate
+wheel: setup  ## build the package, into dist
+	@.venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+
+lock: setup  ## resolve the dependencies after a change of pyproject.toml (ARGS=--upgrade raises all)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" lock/regenerate $(ARGS)
