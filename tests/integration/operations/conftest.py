@@ -4,19 +4,22 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import psycopg2
 import pytest
 
-from etl.local.servers import Server, find_binaries
+from etl.local.servers import SUPERUSER, Server, find_binaries
 from source_db import schema, seed
 from tests.conftest import TEST_SETTINGS
 from tests.integration.dbt.built_shop import CHECKOUT, SCALE, Shop
 
 PAGE = (CHECKOUT / "docs" / "operations.md").read_text(encoding="utf-8")
 OWNER = "owner"  # what a managed service gives: it may create roles and databases
+PSQL = "psql --no-psqlrc --quiet --csv --set=ON_ERROR_STOP=1"
+SHELL = "sh -eu"
 PASSWORDS = {role: f"{role}'s \"password\"" for role in ("replicator", "loader", "transformer", "analyst", "monitor")}
 
 
@@ -33,17 +36,16 @@ class Side:
     server: Server
     database: str
 
-    def url(self, role, password=None):
-        return self.server.url(self.database, role, password or PASSWORDS.get(role, OWNER))
+    def url(self, role):
+        password = self.server.password() if role == SUPERUSER else PASSWORDS.get(role, OWNER)
+        return self.server.url(self.database, role, password)
 
-    def paste(self, code, role=OWNER):
-        """Run a block in psql as it is written, or in a shell when it is no SQL; return what it prints."""
+    def paste(self, code, role=OWNER, program=PSQL):
+        """Run a block as it is written; return what it prints."""
         parts = urlsplit(self.url(role))
-        is_sql = not code.startswith("pg_")
-        program = ["psql", "--no-psqlrc", "--quiet", "--csv", "--set=ON_ERROR_STOP=1"] if is_sql else ["sh", "-eu"]
         binaries = find_binaries(18, self.server.folder.parent) / "bin"
         finished = subprocess.run(
-            program,
+            program.split(),
             input=code,
             cwd=self.server.folder.parent,
             env={
@@ -53,7 +55,7 @@ class Side:
                 "PGHOST": str(parts.hostname),
                 "PGPORT": str(parts.port),
                 "PGUSER": role,
-                "PGPASSWORD": PASSWORDS.get(role, OWNER),
+                "PGPASSWORD": unquote(str(parts.password)),
                 "PGDATABASE": self.database,
             },
             capture_output=True,
@@ -77,16 +79,11 @@ class Side:
 
     def force(self, statement):
         """Run a statement as superuser, to bring about what takes hours."""
-        connection = psycopg2.connect(self.server.url(self.database))
-        try:
-            with connection, connection.cursor() as cursor:
-                cursor.execute(statement)
-                return cursor.fetchall() if cursor.description else []
-        finally:
-            connection.close()
+        return self.query(statement, SUPERUSER)[1]
 
 
-def make_side(home, name, major, port) -> Iterator[Side]:
+@contextmanager
+def open_side(home, name, major, port) -> Iterator[Side]:
     """Start a server of its own, for roles belong to a whole server, with a database of `OWNER`."""
     server = Server(name=name, folder=home / name, port=port, major=major, settings=TEST_SETTINGS)
     try:
@@ -106,7 +103,7 @@ def make_side(home, name, major, port) -> Iterator[Side]:
 
 @pytest.fixture(scope="package")
 def source(servers_home, free_port):
-    for side in make_side(servers_home, "operated-source", 16, free_port()):
+    with open_side(servers_home, "operated-source", 16, free_port()) as side:
         schema.apply(side.url(OWNER))
         seed.load(side.url(OWNER), scale=SCALE)
         for block in blocks("Source"):
@@ -116,7 +113,7 @@ def source(servers_home, free_port):
 
 @pytest.fixture(scope="package")
 def target(servers_home, free_port):
-    for side in make_side(servers_home, "operated-target", 18, free_port()):
+    with open_side(servers_home, "operated-target", 18, free_port()) as side:
         for block in blocks("Target"):
             side.paste(block)
         yield side

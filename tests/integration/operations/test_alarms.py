@@ -160,6 +160,20 @@ def test_a_row_that_the_target_refuses_is_told_at_once(quiet, source, target):
     assert ringing(source, target) == {}
 
 
+def test_a_table_that_never_succeeded_is_told_until_it_has_been_left_out_for_two_days(quiet, source, target):
+    source.query("create table keyless (a int)")
+    assert quiet.make("extract", "keyless").returncode == 1
+    source.query("drop table keyless")
+    set_back(target, "etl.table_runs", "started_at", "ended_at", hours=4, where="table_name = 'keyless'")
+    told = ringing(source, target)
+    set_back(target, "etl.table_runs", "started_at", "ended_at", hours=48, where="table_name = 'keyless'")
+
+    ((row,),) = told.values()
+    assert (row["table_name"], row["last_succeeded_at"]) == ("keyless", None)
+    assert "has no primary key" in row["last_error"]
+    assert ringing(source, target) == {}
+
+
 @contextmanager
 def run_that_waits(shop, source):
     """Yield a run that waits for a table of the source, as a process."""

@@ -3,7 +3,8 @@
 import psycopg2
 import pytest
 
-from tests.integration.operations.conftest import blocks
+from etl.local.servers import SUPERUSER
+from tests.integration.operations.conftest import blocks, open_side
 
 HIDDEN = ("raw", "etl", "staging", "intermediate", "snapshots")
 RELATIONS = """
@@ -28,6 +29,17 @@ def test_the_owner_who_runs_the_blocks_is_no_superuser(source, target):
         assert side.query("select rolsuper from pg_roles where rolname = current_user")[1] == [(False,)]
 
 
+def test_a_superuser_may_run_the_same_blocks(servers_home, free_port):
+    with open_side(servers_home, "operated-by-superuser", 18, free_port()) as side:
+        for block in blocks("Source") + blocks("Target"):
+            side.paste(block, SUPERUSER)
+
+        assert side.force("select pg_has_role('replicator', 'pg_read_all_stats', 'usage')") == [(True,)]
+        assert side.query("set role transformer; select current_user", "loader")[1] == [("transformer",)]
+        assert side.query("select has_schema_privilege('marts', 'usage')", "analyst")[1] == [(True,)]
+        assert side.query("select has_schema_privilege('raw', 'usage')", "analyst")[1] == [(False,)]
+
+
 def test_runs_as_these_roles_copy_every_row(shop):
     finished = shop.succeed("verify")
 
@@ -38,17 +50,18 @@ def test_runs_as_these_roles_copy_every_row(shop):
 @pytest.fixture(scope="module")
 def stores(shop, source):
     """The name of a table that was made after the grants, of two rows."""
-    source.query("create table stores (store_id int primary key, name text, updated_at timestamptz default now())")
-    source.query("insert into stores values (1, 'first'), (2, 'second')")
+    source.query("create table stores (store_id serial primary key, name text, updated_at timestamptz default now())")
+    source.query("insert into stores (name) values ('first'), ('second')")
     shop.succeed("extract", "stores")
     yield "stores"
     source.query("drop table stores")
 
 
-def test_a_table_made_later_is_replicated_and_read_by_transformer(stores, target):
+def test_a_table_made_later_is_replicated_and_read_by_transformer(stores, source, target):
     _, rows = target.query(f"select name from raw.{stores} order by store_id", "transformer")
 
     assert ("first",) in rows
+    assert source.query(f"select last_value from {stores}_store_id_seq", "replicator")[1] == [(2,)]
 
 
 def test_a_type_that_widens_below_the_views_is_followed(shop, source, target):
@@ -57,6 +70,12 @@ def test_a_type_that_widens_below_the_views_is_followed(shop, source, target):
 
     assert "from numeric(12,2) to numeric(20,2)" in finished.stderr
     assert target.query("select count(*) > 0 from staging.stg_campaigns", "transformer")[1] == [(True,)]
+
+
+def test_newest_rows_that_were_removed_are_told_from_a_sequence_that_was_restarted(shop, source):
+    source.query("delete from events where event_id > (select max(event_id) - 3 from events)")
+
+    assert "events: " in shop.succeed("extract", "events").stderr
 
 
 def test_loader_sees_what_dbt_has_read_and_purges_tombstones(shop, stores, source, target, tmp_path, monkeypatch):
