@@ -20,7 +20,7 @@ PAGE = (CHECKOUT / "docs" / "operations.md").read_text(encoding="utf-8")
 OWNER = "owner"  # what a managed service gives: it may create roles and databases
 PSQL = "psql --no-psqlrc --quiet --csv --set=ON_ERROR_STOP=1"
 SHELL = "sh -eu"
-PASSWORDS = {role: f"{role}'s \"password\"" for role in ("replicator", "loader", "transformer", "analyst", "monitor")}
+PASSWORDS = {role: f'{role}\'s "password"' for role in ("replicator", "loader", "transformer", "analyst", "monitor")}
 
 
 def blocks(heading, language="sql"):

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 
 from etl import locks
-from tests.integration.dbt.built_shop import CHECKOUT
+from tests.integration.dbt.built_shop import CHECKOUT, locked
 from tests.integration.operations.conftest import PAGE, blocks
 
 HEADING = re.compile(r"^### (.+)$", re.MULTILINE)
@@ -133,7 +133,7 @@ def test_a_watermark_that_is_held_back_is_told_until_it_moves(quiet, source, tar
     assert ringing(source, target) == {}
 
 
-def test_a_transaction_that_was_prepared_on_the_source_is_told(quiet, source, target):
+def test_a_transaction_that_was_prepared_on_the_source_is_told(source):
     query = ALARMS[ON_SOURCE].replace("30 minutes", "0 seconds")
     with closing(psycopg2.connect(source.url("owner"))) as session:
         session.tpc_begin("forgotten")
@@ -175,31 +175,27 @@ def test_a_table_that_never_succeeded_is_told_until_it_has_been_left_out_for_two
 
 
 @contextmanager
-def run_that_waits(shop, source):
-    """Yield a run that waits for a table of the source, as a process."""
-    with closing(psycopg2.connect(source.url("owner"))) as blocker, blocker.cursor() as cursor:
-        cursor.execute("lock table orders in access exclusive mode")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "etl", "run", "orders"],
-            cwd=CHECKOUT,
-            env={
-                "PATH": "",
-                "SOURCE_DATABASE_URL": shop.source_url,
-                "TARGET_DATABASE_URL": shop.target_url,
-                "ETL_LOCK_TIMEOUT_SECONDS": "60",
-            },
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
+def run_beside(shop, *arguments, **settings):
+    """Yield a process of `etl`, which is killed at the end of the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "etl", *arguments],
+        cwd=CHECKOUT,
+        env={"SOURCE_DATABASE_URL": shop.source_url, "TARGET_DATABASE_URL": shop.target_url, **settings},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_run_that_goes_on_and_on_is_told_and_whether_it_lives(quiet, source, target):
     heading = "A run goes on and on"
-    with run_that_waits(quiet, source) as process:
+    with (
+        locked(source.url("owner"), "orders"),
+        run_beside(quiet, "run", "orders", ETL_LOCK_TIMEOUT_SECONDS="60") as process,
+    ):
         wait_until(lambda: target.force("select run_id from etl.runs where status = 'running'"))
         at_once = ringing(source, target)
         set_back(target, "etl.runs", "started_at", hours=3, where="status = 'running'")
@@ -247,15 +243,18 @@ def test_the_last_runs_are_told(quiet, source, target):
     assert newest["duration"] > dt.timedelta()
 
 
-def test_a_first_load_under_way_is_told(quiet, target):
-    target.force(
-        "insert into etl.loads (table_name, filenodes, signature, system_identifier, next_block, oldest_xid, run_id) "
-        "select 'huge', '', '', '', 131072, '', max(run_id) from etl.runs"
-    )
-    _, rows = target.query(blocks("How far has a first load come?")[0], "monitor")
-    target.force("delete from etl.loads")
+def test_a_load_under_way_is_told(quiet, target):
+    (query,) = blocks("How far has a first load come?")
+    slowly = {"ETL_LOAD_RANGE_BLOCKS": "1", "ETL_MAX_SOURCE_MB_PER_SECOND": "0.02"}
+    before = target.query(query, "monitor")[1]
+    with run_beside(quiet, "reset", "orders", **slowly):
+        wait_until(lambda: target.query(query, "monitor")[1])
+        (row,) = target.query(query, "monitor")[1]
+    quiet.succeed("extract")
 
-    assert [row[:2] for row in rows] == [("huge", "1024 MB")]
+    assert (before, row[0]) == ([], "orders")
+    assert re.fullmatch(r"\d+ (bytes|kB)", row[1])
+    assert target.query(query, "monitor")[1] == []
 
 
 def test_changes_of_the_source_are_told(quiet, source, target):
@@ -267,7 +266,8 @@ def test_changes_of_the_source_are_told(quiet, source, target):
     assert (newest["table_name"], newest["kind"], newest["column_name"]) == ("payments", "column_added", "note")
 
 
-def test_the_size_of_each_schema_is_told(shop, target):
+@pytest.mark.usefixtures("shop")
+def test_the_size_of_each_schema_is_told(target):
     _, rows = target.query(blocks("How large is the warehouse?")[0], "monitor")
     sizes = {schema: (tables, size) for schema, tables, size, _ in rows}
     (raw,) = target.force(

@@ -91,7 +91,8 @@ def test_loader_sees_what_dbt_has_read_and_purges_tombstones(shop, stores, sourc
     assert target.query(f"select store_id from raw.{stores}", "loader")[1] == [(1,)]
 
 
-def test_an_analyst_reads_every_mart_and_nothing_else(shop, target):
+@pytest.mark.usefixtures("shop")
+def test_an_analyst_reads_every_mart_and_nothing_else(target):
     marts, hidden = relations(target, "marts"), relations(target, *HIDDEN)
 
     assert len(marts) > 8
@@ -102,7 +103,8 @@ def test_an_analyst_reads_every_mart_and_nothing_else(shop, target):
         assert_refused(target, "analyst", f"select * from {name} limit 1")
 
 
-def test_the_monitor_reads_no_row_that_was_replicated(shop, target):
+@pytest.mark.usefixtures("shop")
+def test_the_monitor_reads_no_row_that_was_replicated(target):
     for name in relations(target, "raw", "staging", "snapshots", "marts"):
         assert_refused(target, "monitor", f"select * from {name} limit 1")
     for name in relations(target, "intermediate"):
@@ -137,7 +139,8 @@ def test_what_replicator_opens_is_read_only_to_begin_with(source):
         ("target", "monitor", "create temporary table mine (a int)"),
     ],
 )
-def test_what_a_role_must_not_do_fails(shop, request, side, role, statement):
+@pytest.mark.usefixtures("shop")
+def test_what_a_role_must_not_do_fails(request, side, role, statement):
     assert_refused(request.getfixturevalue(side), role, statement)
 
 
