@@ -75,7 +75,7 @@ def test_each_model_and_snapshot_is_a_task_after_those_it_reads(tasks, manifest)
 
 
 def test_the_rules_are_checked_after_all_models_and_the_end_of_the_build(tasks):
-    assert tasks["begin_build"]["after"] == ["extract_and_load"]
+    assert tasks["begin_build"]["after"] == ["end_run", "extract_and_load", "replicate"]
     assert "dbt_run" not in tasks
     read = {parent for task in tasks.values() for parent in task["after"]}
     last = {name for name in tasks if name.startswith("models.")} - {
