@@ -11,6 +11,20 @@ from tests.integration.dbt.built_shop import read_marts
 
 DAG_ID = "warehouse_pipeline"
 WAIT_SECONDS = 420
+POOL = "tidemark_source"
+# Those that refer to others before these, as the mapped tasks take them.
+TABLES = (
+    "order_items",
+    "payments",
+    "orders",
+    "inventory_levels",
+    "campaigns",
+    "customers",
+    "events",
+    "products",
+)
+READERS_THAT_WAIT = "select count(distinct pid) from pg_locks where not granted and locktype = 'relation'"
+SESSIONS_OF_READERS = "select count(*) from pg_stat_activity where usename = 'replicator'"
 
 
 class Api:
@@ -21,12 +35,9 @@ class Api:
         answer = self._send("POST", "/auth/token", {"username": user, "password": password})
         self.token = answer["access_token"]
 
-    def is_known(self):
-        """Tell whether the file of the DAG has been read."""
-        return DAG_ID in [dag["dag_id"] for dag in self._send("GET", "/api/v2/dags")["dags"]]
-
     def switch_on(self):
-        """Let the DAG run; it has to be known by now."""
+        """Let the DAG run, once its file has been read."""
+        wait_until(self._is_known, "the DAG to be read")
         self._send("PATCH", f"/api/v2/dags/{DAG_ID}", {"is_paused": False})
 
     def trigger(self, **params):
@@ -60,10 +71,18 @@ class Api:
         """Return the tasks of a run that replicate one table each, by table."""
         return {task["rendered_map_index"]: task for task in self._list_tasks(run_id) if task["map_index"] >= 0}
 
+    def pool(self):
+        """Return how many slots of the pool for the source are taken, and how many are waited for."""
+        pool = self._send("GET", f"/api/v2/pools/{POOL}")
+        return {state: pool[f"{state}_slots"] for state in ("occupied", "scheduled")}
+
     def assets_of(self, run_id):
         """Return the assets that a run has told of as updated."""
         events = self._send("GET", "/api/v2/assets/events")["asset_events"]
         return sorted(event["name"] for event in events if event["source_run_id"] == run_id)
+
+    def _is_known(self):
+        return DAG_ID in [dag["dag_id"] for dag in self._send("GET", "/api/v2/dags")["dags"]]
 
     def _tasks(self, run_id):
         return {task["task_id"]: task for task in self._list_tasks(run_id)}

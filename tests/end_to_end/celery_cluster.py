@@ -17,7 +17,6 @@ from .airflow_api import Api, wait_until
 
 PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 WORKERS = ("worker-1", "worker-2")
-STOP_SECONDS = 20
 VARIABLES = """
 import json
 from etl.local.airflow_server import find_airflow, variables
@@ -58,8 +57,8 @@ class Cluster:
         variables = self.variables | settings
         redis = ["--port", str(self.redis_port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
         self._start("redis", [find_redis(), *redis], {"PATH": os.defpath})
-        migrated = self._start("migrate", airflow("db", "migrate"), variables)
-        assert migrated.wait(300) == 0, self.log("migrate")
+        assert self._start("migrate", airflow("db", "migrate"), variables).wait(300) == 0, self.log("migrate")
+        del self.processes["migrate"]
         for part in PARTS:
             self._start(part, airflow(part), variables)
         (self.folder / "place.py").write_text(HOSTNAME)
@@ -74,19 +73,17 @@ class Cluster:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def kill(self, name):
-        """End a worker with all that it has started, as when its machine goes away."""
-        while found := list(session_of(self.processes[name])):
+        """End a part with all that it has started, as when its machine goes away."""
+        process = self.processes.pop(name)
+        while found := list(session_of(process)):
             for pid in found:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            self.processes[name].poll()
+        process.wait()
 
     def stop(self):
-        for process in self.processes.values():
-            process.terminate()
-        for name, process in self.processes.items():
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
+        """End all; nothing that they keep is needed any more."""
+        for name in list(self.processes):
             self.kill(name)
 
     def _worker_variables(self, name):
@@ -115,7 +112,7 @@ class Cluster:
         return self.processes[name]
 
     def _are_all_at_work(self):
-        ended = [name for name, one in self.processes.items() if name != "migrate" and one.poll() is not None]
+        ended = [name for name, one in self.processes.items() if one.poll() is not None]
         assert ended == [], "\n".join(self.log(name)[-3000:] for name in ended)
         return is_healthy(self.airflow) and all(" ready." in self.log(name) for name in WORKERS)
 

@@ -11,7 +11,16 @@ import pytest
 from tests.conftest import has_airflow, open_webhook
 from tests.integration.dbt.built_shop import is_waited_for, locked
 
-from .airflow_api import DAG_ID, log_in_as_told, marts, query, wait_until
+from .airflow_api import (
+    DAG_ID,
+    READERS_THAT_WAIT,
+    SESSIONS_OF_READERS,
+    TABLES,
+    log_in_as_told,
+    marts,
+    query,
+    wait_until,
+)
 from .browser import find_browser, open_page
 from .conftest import open_machine
 
@@ -23,6 +32,7 @@ SETTINGS = {
     "PIPELINE_SCHEDULE": "0 0 29 2 *",  # seldom due: none but the runs of these tests
     "PIPELINE_RETRY_SECONDS": "2",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",  # then a worker that is silent is given up; 300
+    "ETL_LOCK_TIMEOUT_SECONDS": "60",  # a task waits for the tables that a test holds
 }
 
 SHORT_DEADLINE = {"PIPELINE_DEADLINE_MINUTES": "0.1"}
@@ -86,6 +96,12 @@ def kill(machine, title, *, and_worker=False):
     worker = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     for victim in [worker, pid] if and_worker else [pid]:
         os.kill(victim, signal.SIGKILL)
+
+
+def most_at_once(tasks):
+    """Return how many tasks were at work at the same time, at most."""
+    spans = [(task["start_date"], task["end_date"]) for task in tasks]  # all in UTC, in one format
+    return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
 
 
 def test_a_run_fills_the_marts_and_tells_of_its_assets(machine, api, ended_run):
@@ -160,21 +176,24 @@ def test_tasks_whose_process_or_worker_is_killed_are_tried_again_and_leave_the_s
 
 
 @pytest.mark.usefixtures("ended_run")
-def test_each_table_has_a_task_in_the_pool_and_one_that_is_killed_is_tried_again(machine, api):
+def test_the_pool_bounds_the_tables_that_are_read_at_once_and_one_that_is_killed_is_tried_again(machine, api):
     before = marts(machine)
     machine.succeed("simulate", "--seconds", "5", "--rate", "80")
     source = machine.urls()["source"]
-    with locked(source, "orders"):
+    with locked(source, ", ".join(TABLES)):
         run_id = api.trigger(mapped_tables=True)
-        wait_until(lambda: query(source, f"select {is_waited_for('orders')}") == [(True,)], "the task to read orders")
-        kill(machine, api.title_of(run_id, "orders"))
+        wait_until(lambda: query(source, READERS_THAT_WAIT) == [(2,)], "two tables to be read")
+        wait_until(lambda: api.pool() == {"occupied": 4, "scheduled": 12}, "six tables to wait for a place in the pool")
+        assert query(source, SESSIONS_OF_READERS) == [(4,)]
+        kill(machine, api.title_of(run_id, TABLES[0]))
     tries = api.wait_for_success(run_id)
     tables = api.tables(run_id)
 
     assert set(tries) == {*TASKS, *MAPPED_TASKS} - {"extract_and_load"}
-    assert len(tables) == 8
-    assert {name: task["try_number"] for name, task in tables.items() if task["try_number"] > 1} == {"orders": 2}
+    assert sorted(tables) == sorted(TABLES)
+    assert {name: task["try_number"] for name, task in tables.items() if task["try_number"] > 1} == {TABLES[0]: 2}
     assert {(task["pool"], task["pool_slots"]) for task in tables.values()} == {("tidemark_source", 2)}
+    assert most_at_once(tables.values()) == 2
     assert api.assets_of(run_id) == ["marts", "raw"]
     incremental = marts(machine)
     machine.succeed("dbt-run", "--full-refresh")

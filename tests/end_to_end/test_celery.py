@@ -5,7 +5,7 @@ import pytest
 from tests.conftest import has_airflow
 from tests.integration.dbt.built_shop import locked
 
-from .airflow_api import marts, query, wait_until
+from .airflow_api import READERS_THAT_WAIT, SESSIONS_OF_READERS, TABLES, marts, query, wait_until
 from .celery_cluster import WORKERS, find_redis, open_cluster
 
 pytestmark = [
@@ -21,10 +21,7 @@ SETTINGS = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",  # then a worker that is silent is given up; 300
     "ETL_LOCK_TIMEOUT_SECONDS": "300",  # a task waits for the table that the test holds
 }
-LAST = "customers"  # others refer to it
-OTHERS = "order_items, payments, orders, inventory_levels, products, campaigns, events, schema_migrations"
-WAITING = "select count(distinct pid) from pg_locks where not granted and locktype = 'relation'"
-SESSIONS = "select count(*) from pg_stat_activity where usename = 'replicator'"
+*OTHERS, LAST = TABLES  # others refer to the last
 
 
 @pytest.fixture
@@ -42,17 +39,16 @@ def places(api, run_id, state):
 def test_two_workers_share_the_tables_and_one_goes_on_alone_when_the_other_is_lost(machine, cluster):
     api = cluster.start(**SETTINGS)
     source = machine.urls()["source"]
-    wait_until(api.is_known, "the DAG to be read")
     api.switch_on()
     with locked(source, LAST):
-        with locked(source, OTHERS):
+        with locked(source, ", ".join(OTHERS)):
             run_id = api.trigger(mapped_tables=True)
-            wait_until(lambda: query(source, WAITING) == [(2,)], "a table to be read by each worker")
-            assert query(source, SESSIONS) == [(4,)]
+            wait_until(lambda: query(source, READERS_THAT_WAIT) == [(2,)], "a table to be read by each worker")
+            assert query(source, SESSIONS_OF_READERS) == [(4,)]
             assert sorted(places(api, run_id, "running").values()) == sorted(WORKERS)
         wait_until(lambda: len(places(api, run_id, "success")) == 7, "all tables but the last")
         done = places(api, run_id, "success")
-        wait_until(lambda: query(source, WAITING) == [(1,)], "the last table to be read")
+        wait_until(lambda: query(source, READERS_THAT_WAIT) == [(1,)], "the last table to be read")
         ((name, lost),) = places(api, run_id, "running").items()
         assert name == LAST
         cluster.kill(lost)
