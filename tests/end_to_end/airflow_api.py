@@ -46,7 +46,7 @@ class Api:
         return self._send("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", content)["dag_run_id"]
 
     def clear(self, run_id, *tasks):
-        """Have tasks of a run that has ended done again, and no others."""
+        """Have tasks of a run that has ended done again; a mapped one is named with its index."""
         self._send(
             "POST",
             f"/api/v2/dags/{DAG_ID}/clearTaskInstances",

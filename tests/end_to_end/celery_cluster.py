@@ -17,6 +17,16 @@ from .airflow_api import Api, wait_until
 
 PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 WORKERS = ("worker-1", "worker-2")
+WORKER_NEEDS = (
+    "AIRFLOW__CORE__EXECUTOR",
+    "AIRFLOW__CORE__DAGS_FOLDER",
+    "AIRFLOW__CORE__EXECUTION_API_SERVER_URL",
+    "AIRFLOW__CELERY__BROKER_URL",
+    "AIRFLOW__CELERY__RESULT_BACKEND",
+    "AIRFLOW_CONN_SOURCE_DB",
+    "AIRFLOW_CONN_TARGET_DB",
+    "AIRFLOW_CONN_TRANSFORMER_DB",
+)
 VARIABLES = """
 import json
 from etl.local.airflow_server import find_airflow, variables
@@ -43,12 +53,12 @@ class Cluster:
         self.machine = machine
         self.folder = folder
         self.redis_port = redis_port
-        self.celery = {
+        celery = {
             "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
             "AIRFLOW__CELERY__BROKER_URL": f"redis://127.0.0.1:{redis_port}/0",
             "AIRFLOW__CELERY__RESULT_BACKEND": f"redis://127.0.0.1:{redis_port}/1",
         }
-        self.variables = machine.ask(VARIABLES) | self.celery
+        self.variables = machine.ask(VARIABLES) | celery
         self.airflow = Airflow(home=Path(self.variables["AIRFLOW_HOME"]), port=int(machine.environment["AIRFLOW_PORT"]))
         self.processes = {}
 
@@ -87,11 +97,9 @@ class Cluster:
             self.kill(name)
 
     def _worker_variables(self, name):
-        shared = ("AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__EXECUTION_API_SERVER_URL", "PATH")
         return {
-            **{key: self.variables[key] for key in shared},
-            **{key: value for key, value in self.variables.items() if key.startswith("AIRFLOW_CONN_")},
-            **self.celery,
+            **{variable: self.variables[variable] for variable in WORKER_NEEDS},
+            "PATH": self.variables["PATH"],
             "AIRFLOW_HOME": str(self.folder / name),
             "AIRFLOW__CORE__HOSTNAME_CALLABLE": "place.hostname",
             "PYTHONPATH": f"{self.variables['PYTHONPATH']}:{self.folder}",

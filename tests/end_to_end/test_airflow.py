@@ -202,6 +202,22 @@ def test_the_pool_bounds_the_tables_that_are_read_at_once_and_one_that_is_killed
 
 
 @pytest.mark.usefixtures("ended_run")
+def test_a_table_that_is_cleared_is_replicated_again_between_both_ends_of_its_run(machine, api):
+    run_id = api.trigger(mapped_tables=True)
+    api.wait_for_success(run_id)
+    filled, index = marts(machine), api.tables(run_id)["orders"]["map_index"]
+    api.clear(run_id, ["replicate", index])
+    tries = api.wait_for_success(run_id)
+
+    assert {name: task["try_number"] for name, task in api.tables(run_id).items()} == {
+        name: 2 if name == "orders" else 1 for name in TABLES
+    }
+    assert (tries["begin_run"], tries["end_run"], tries["dbt_run"]) == (2, 2, 1)
+    assert marts(machine) == filled
+    machine.succeed("verify")
+
+
+@pytest.mark.usefixtures("ended_run")
 def test_no_password_is_in_what_airflow_has_logged(machine):
     home = machine.ask(
         "import json; from etl.local.airflow_server import *; print(json.dumps(str(find_airflow().home)))"
