@@ -90,7 +90,7 @@ test-integration: setup  ## run the tests on real servers
 
 test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about 10 minutes)
 	@$(PYTHON) etl/local/environment.py airflow
-	@$(PYTEST) tests/unit/airflow tests/integration/airflow tests/end_to_end/test_airflow.py $(ARGS)
+	@$(PYTEST) tests/unit/airflow tests/integration/airflow tests/end_to_end/test_airflow.py tests/end_to_end/test_celery.py $(ARGS)
 
 test-end-to-end: setup  ## run make itself in a copy of the checkout
 	@$(PYTEST) tests/end_to_end $(ARGS)

@@ -69,7 +69,7 @@ def find_airflow(environment: Mapping[str, str] = os.environ) -> Airflow:
 def start(airflow: Airflow, databases: Databases, metadata_server: Server) -> None:
     """Start Airflow and wait until its scheduler is at work. Raises UnavailableError with where its log is."""
     if any(processes(airflow)):
-        if _is_healthy(airflow):
+        if is_healthy(airflow):
             return
         stop(airflow)
     if is_listening(airflow.port):
@@ -78,12 +78,12 @@ def start(airflow: Airflow, databases: Databases, metadata_server: Server) -> No
             f"make airflow AIRFLOW_PORT={airflow.port + 1000}"
         )
     airflow.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    variables = _variables(airflow, databases, provision_metadata(metadata_server))
+    environment = variables(airflow, databases, provision_metadata(metadata_server))
     with airflow.log.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "airflow", "standalone"],
             cwd=CHECKOUT,
-            env=variables,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -91,14 +91,14 @@ def start(airflow: Airflow, databases: Databases, metadata_server: Server) -> No
         )
     airflow.session.write_text(f"{process.pid}\n")
     deadline = time.monotonic() + START_SECONDS
-    while not _is_healthy(airflow):
+    while not is_healthy(airflow):
         if process.poll() is not None or time.monotonic() > deadline:
             code = process.poll()
             stop(airflow)
             found = f"has not started within {START_SECONDS} s" if code is None else f"ended with exit code {code}"
             raise UnavailableError(f"Airflow {found}: {airflow.log} says why")
         time.sleep(POLL_SECONDS)
-    _make_pool(airflow)
+    make_pool(airflow)
 
 
 def stop(airflow: Airflow) -> bool:
@@ -134,7 +134,8 @@ def processes(airflow: Airflow) -> Iterator[int]:
                 yield int(folder.name)
 
 
-def _variables(airflow: Airflow, databases: Databases, metadata_url: str) -> dict[str, str]:
+def variables(airflow: Airflow, databases: Databases, metadata_url: str) -> dict[str, str]:
+    """Return the environment of all parts of Airflow on this machine; they share keys, so make it once."""
     connections = {
         "AIRFLOW_CONN_SOURCE_DB": databases.urls["SOURCE_DATABASE_URL"],
         "AIRFLOW_CONN_TARGET_DB": databases.urls["TARGET_DATABASE_URL"],
@@ -168,7 +169,7 @@ def _variables(airflow: Airflow, databases: Databases, metadata_url: str) -> dic
     }
 
 
-def _make_pool(airflow: Airflow) -> None:
+def make_pool(airflow: Airflow) -> None:
     """Make the pool that bounds connections to the source; one that is there keeps its slots."""
     user, password = airflow.login()
     try:
@@ -201,7 +202,8 @@ def _with_driver(url: str, driver: str) -> str:
     return url.replace("postgresql:", f"postgresql+{driver}:", 1)
 
 
-def _is_healthy(airflow: Airflow) -> bool:
+def is_healthy(airflow: Airflow) -> bool:
+    """Tell whether every part of Airflow says that it is at work."""
     try:
         address = f"{airflow.address}/api/v2/monitor/health"
         with urllib.request.urlopen(address, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 an http address

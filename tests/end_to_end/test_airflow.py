@@ -2,31 +2,37 @@
 
 import json
 import os
-import re
 import signal
-import time
-import urllib.request
 from pathlib import Path
 
 import psycopg2
 import pytest
 
 from tests.conftest import has_airflow, open_webhook
-from tests.integration.dbt.built_shop import is_waited_for, locked, read_marts
+from tests.integration.dbt.built_shop import is_waited_for, locked
 
+from .airflow_api import (
+    DAG_ID,
+    READERS_THAT_WAIT,
+    SESSIONS_OF_READERS,
+    TABLES,
+    log_in_as_told,
+    marts,
+    query,
+    wait_until,
+)
 from .browser import find_browser, open_page
 from .conftest import open_machine
 
 pytestmark = pytest.mark.skipif(not has_airflow(), reason="Airflow is not installed: make test-airflow")
-DAG_ID = "warehouse_pipeline"
 TASKS = ("extract_and_load", "dbt_run", "dbt_test", "freshness", "docs")
 MAPPED_TASKS = ("begin_run", "replicate", "end_run")
-WAIT_SECONDS = 420
 MAX_PICTURE_BYTES = 200_000
 SETTINGS = {
     "PIPELINE_SCHEDULE": "0 0 29 2 *",  # seldom due: none but the runs of these tests
     "PIPELINE_RETRY_SECONDS": "2",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",  # then a worker that is silent is given up; 300
+    "ETL_LOCK_TIMEOUT_SECONDS": "60",  # a task waits for the tables that a test holds
 }
 
 SHORT_DEADLINE = {"PIPELINE_DEADLINE_MINUTES": "0.1"}
@@ -35,68 +41,6 @@ IS_GREEN = """
     {names}.every(name => [...document.querySelectorAll("tbody tr")].some(
         line => line.innerText.includes(name) && line.innerText.includes("Success")))
 """
-
-
-class Api:
-    """Airflow's public interface, logged in as `make airflow` tells."""
-
-    def __init__(self, told):
-        found = re.search(r"Airflow: (\S+)  login (\S+)  password (\S+)", told).groups()
-        self.address, self.user, self.password = found
-        answer = self._send("POST", "/auth/token", {"username": self.user, "password": self.password})
-        self.token = answer["access_token"]
-        self._send("PATCH", f"/api/v2/dags/{DAG_ID}", {"is_paused": False})
-
-    def trigger(self, **params):
-        """Start a run; return its id."""
-        content = {"logical_date": None, "conf": params}
-        return self._send("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", content)["dag_run_id"]
-
-    def clear(self, run_id, *tasks):
-        """Have tasks of a run that has ended done again, and no others."""
-        self._send(
-            "POST",
-            f"/api/v2/dags/{DAG_ID}/clearTaskInstances",
-            {"dag_run_id": run_id, "task_ids": tasks, "dry_run": False, "only_failed": False},
-        )
-
-    def wait_for_success(self, run_id):
-        """Wait until a run has ended; return how often each of its tasks was tried."""
-        path = f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}"
-        wait_until(lambda: self._send("GET", path)["state"] in ("success", "failed"), f"run {run_id} to end")
-        assert self._send("GET", path)["state"] == "success", self.states(run_id)
-        return {name: task["try_number"] for name, task in self._tasks(run_id).items() if task["state"] == "success"}
-
-    def states(self, run_id):
-        return {name: task["state"] for name, task in self._tasks(run_id).items()}
-
-    def title_of(self, run_id, name):
-        """Return what the process that runs a task calls itself."""
-        return f"airflow worker -- {(self._tasks(run_id) | self.tables(run_id))[name]['id']}"
-
-    def tables(self, run_id):
-        """Return the tasks of a run that replicate one table each, by table."""
-        return {task["rendered_map_index"]: task for task in self._list_tasks(run_id) if task["map_index"] >= 0}
-
-    def assets_of(self, run_id):
-        """Return the assets that a run has told of as updated."""
-        events = self._send("GET", "/api/v2/assets/events")["asset_events"]
-        return sorted(event["name"] for event in events if event["source_run_id"] == run_id)
-
-    def _tasks(self, run_id):
-        return {task["task_id"]: task for task in self._list_tasks(run_id)}
-
-    def _list_tasks(self, run_id):
-        return self._send("GET", f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances")["task_instances"]
-
-    def _send(self, method, path, content=None):
-        headers = {"Content-Type": "application/json"}
-        if hasattr(self, "token"):
-            headers["Authorization"] = f"Bearer {self.token}"
-        body = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(self.address + path, body, headers, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +65,7 @@ def kept_picture(request):
 @pytest.fixture(scope="module")
 def api(machine, messages, kept_picture):
     settings = SETTINGS if kept_picture else SETTINGS | SHORT_DEADLINE
-    return Api(machine.succeed("airflow", ALERT_WEBHOOK_URL=messages[0], **settings))
+    return log_in_as_told(machine.succeed("airflow", ALERT_WEBHOOK_URL=messages[0], **settings))
 
 
 @pytest.fixture(scope="module")
@@ -130,28 +74,6 @@ def ended_run(api):
     run_id = api.trigger()
     api.wait_for_success(run_id)
     return run_id
-
-
-def wait_until(is_true, what, seconds=WAIT_SECONDS):
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.2)
-
-
-def query(url, statement):
-    connection = psycopg2.connect(url)
-    try:
-        with connection, connection.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchall()
-    finally:
-        connection.close()
-
-
-def marts(machine):
-    url = machine.urls()["target"]
-    return read_marts(lambda statement: query(url, statement))
 
 
 def processes_of(machine, title=None):
@@ -174,6 +96,12 @@ def kill(machine, title, *, and_worker=False):
     worker = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     for victim in [worker, pid] if and_worker else [pid]:
         os.kill(victim, signal.SIGKILL)
+
+
+def most_at_once(tasks):
+    """Return how many tasks were at work at the same time, at most."""
+    spans = [(task["start_date"], task["end_date"]) for task in tasks]  # all in UTC, in one format
+    return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
 
 
 def test_a_run_fills_the_marts_and_tells_of_its_assets(machine, api, ended_run):
@@ -248,25 +176,44 @@ def test_tasks_whose_process_or_worker_is_killed_are_tried_again_and_leave_the_s
 
 
 @pytest.mark.usefixtures("ended_run")
-def test_each_table_has_a_task_in_the_pool_and_one_that_is_killed_is_tried_again(machine, api):
+def test_the_pool_bounds_the_tables_that_are_read_at_once_and_one_that_is_killed_is_tried_again(machine, api):
     before = marts(machine)
     machine.succeed("simulate", "--seconds", "5", "--rate", "80")
     source = machine.urls()["source"]
-    with locked(source, "orders"):
+    with locked(source, ", ".join(TABLES)):
         run_id = api.trigger(mapped_tables=True)
-        wait_until(lambda: query(source, f"select {is_waited_for('orders')}") == [(True,)], "the task to read orders")
-        kill(machine, api.title_of(run_id, "orders"))
+        wait_until(lambda: query(source, READERS_THAT_WAIT) == [(2,)], "two tables to be read")
+        wait_until(lambda: api.pool() == {"occupied": 4, "scheduled": 12}, "six tables to wait for a place in the pool")
+        assert query(source, SESSIONS_OF_READERS) == [(4,)]
+        kill(machine, api.title_of(run_id, TABLES[0]))
     tries = api.wait_for_success(run_id)
     tables = api.tables(run_id)
 
     assert set(tries) == {*TASKS, *MAPPED_TASKS} - {"extract_and_load"}
-    assert len(tables) == 8
-    assert {name: task["try_number"] for name, task in tables.items() if task["try_number"] > 1} == {"orders": 2}
+    assert sorted(tables) == sorted(TABLES)
+    assert {name: task["try_number"] for name, task in tables.items() if task["try_number"] > 1} == {TABLES[0]: 2}
     assert {(task["pool"], task["pool_slots"]) for task in tables.values()} == {("tidemark_source", 2)}
+    assert most_at_once(tables.values()) == 2
     assert api.assets_of(run_id) == ["marts", "raw"]
     incremental = marts(machine)
     machine.succeed("dbt-run", "--full-refresh")
     assert marts(machine) == incremental != before
+    machine.succeed("verify")
+
+
+@pytest.mark.usefixtures("ended_run")
+def test_a_table_that_is_cleared_is_replicated_again_between_both_ends_of_its_run(machine, api):
+    run_id = api.trigger(mapped_tables=True)
+    api.wait_for_success(run_id)
+    filled, index = marts(machine), api.tables(run_id)["orders"]["map_index"]
+    api.clear(run_id, ["replicate", index])
+    tries = api.wait_for_success(run_id)
+
+    assert {name: task["try_number"] for name, task in api.tables(run_id).items()} == {
+        name: 2 if name == "orders" else 1 for name in TABLES
+    }
+    assert (tries["begin_run"], tries["end_run"], tries["dbt_run"]) == (2, 2, 1)
+    assert marts(machine) == filled
     machine.succeed("verify")
 
 

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from tests.end_to_end.celery_cluster import WORKER_NEEDS
+
 CHECKOUT = Path(__file__).parents[2]
 MAX_README_WORDS = 600
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
@@ -21,3 +23,9 @@ def test_every_page_that_a_document_names_exists():
 
     assert len(links) > 10
     assert broken == []
+
+
+def test_what_a_worker_is_given_when_several_are_tested_is_what_the_documents_say_that_it_needs():
+    page = (CHECKOUT / "docs" / "scaling.md").read_text(encoding="utf-8")
+
+    assert re.findall(r"^\| `(AIRFLOW_\w+)` \|", page, re.MULTILINE) == list(WORKER_NEEDS)
