@@ -19,7 +19,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 from etl.errors import EtlError, RowRefusedError, SourceError, TargetError, UnavailableError
 
 if TYPE_CHECKING:
-    from etl.config import DatabaseUrl, Settings
+    from etl.config import Settings
+    from etl.database_url import DatabaseUrl
 
 CONNECT_ATTEMPTS = 3
 # A server that was killed or whose network is gone is noticed after idle + interval * count seconds.

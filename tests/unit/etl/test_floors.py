@@ -9,6 +9,7 @@ FLOORS = [
     {"errors", "model"},
     {
         "config",
+        "database_url",
         "statements",
         "raw_statements",
         "key_buckets",
@@ -36,6 +37,7 @@ FLOORS = [
 ]
 # Neighbours on one floor that build on each other.
 ALLOWED = {
+    ("config", "database_url"),
     ("raw_statements", "statements"),
     ("key_buckets", "statements"),
     ("key_buckets", "raw_statements"),
