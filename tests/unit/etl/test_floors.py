@@ -19,6 +19,7 @@ FLOORS = [
         "schema_changes",
         "column_types",
         "table_order",
+        "tls",
     },
     {"postgres", "copy_pipe", "throttle", "catalog", "foreign_keys", "table_files", "activity", "views", "rejects"},
     {"reader", "ledger", "locks", "raw_tables", "vacuum"},
