@@ -8,7 +8,7 @@ PYTEST = .venv/bin/python -m pytest
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down airflow airflow-down seed simulate extract dbt-run dbt-test pipeline freshness \
 	docs manifest status verify reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end \
-	lint bench bench-marts bench-report clean lock
+	lint audit-dependencies bench bench-marts bench-report clean lock
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -74,7 +74,7 @@ discover: environment  ## propose a tables.yml for the source, with reasons
 psql: environment  ## query the warehouse as analyst (ARGS='-c "select ..."'; ROLE=transformer sees schema audit)
 	@$(LOCAL) psql $(ARGS)
 
-test: setup  ## run all tests (about 10 minutes)
+test: setup  ## run all tests (about 10 minutes; ARGS=--servers=embedded without containers: docs/testing.md)
 	@$(PYTEST) $(ARGS)
 
 test-long: setup  ## run the long form of the tests that have one (about 20 minutes)
@@ -93,9 +93,13 @@ test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about
 test-end-to-end: setup  ## run make itself in a copy of the checkout
 	@$(PYTEST) tests/end_to_end $(ARGS)
 
-lint: setup  ## ruff, mypy, sqlfluff
+lint: setup  ## ruff, mypy, bandit, sqlfluff
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy -p etl -p source_db -p bench
+	@.venv/bin/bandit -q -c pyproject.toml -r etl source_db bench airflow
 	@.venv/bin/sqlfluff lint dbt/models dbt/tests/*.sql source_db/sql
+
+audit-dependencies: setup  ## look up every locked package in a service of known weaknesses (needs the internet)
+	@for group in core dev airflow; do .venv/bin/pip-audit --strict --disable-pip -r lock/$$group.txt $(ARGS) || exit 1; done
 
 bench: setup  ## time this project beside COPY pipes and a tutorial's loader (ARGS="--rows 2000000 --repeat 5 --json f.json")
 	@.venv/bin/python -m bench $(ARGS)

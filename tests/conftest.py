@@ -17,7 +17,7 @@ import pytest
 from psycopg2 import sql
 
 from etl.local import servers
-from tests.servers import DEFAULT_IMAGE, KINDS, SIDES, Choice, DatabaseServer, choose
+from tests.servers import DEFAULT_IMAGE, EMBEDDED, KINDS, SIDES, Choice, DatabaseServer, choose
 
 _choice = pytest.StashKey[Choice]()
 _numbers = itertools.count(1)
@@ -93,14 +93,35 @@ def servers_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def source_server(pytestconfig: pytest.Config, servers_home: Path) -> Iterator[DatabaseServer]:
-    with _choose_servers(pytestconfig).serve("source", servers_home) as server:
+def source_server(request: pytest.FixtureRequest, servers_home: Path) -> Iterator[DatabaseServer]:
+    yield from _serve("source", request, servers_home)
+
+
+@pytest.fixture(scope="session")
+def target_server(request: pytest.FixtureRequest, servers_home: Path) -> Iterator[DatabaseServer]:
+    yield from _serve("target", request, servers_home)
+
+
+def _serve(side: str, request: pytest.FixtureRequest, home: Path) -> Iterator[DatabaseServer]:
+    choice = _choose_servers(request.config)
+    if choice.images is None:
+        yield request.getfixturevalue(f"embedded_{side}_server")
+    else:
+        with choice.serve(side, home) as server:
+            yield server
+
+
+@pytest.fixture(scope="session")
+def embedded_source_server(servers_home: Path) -> Iterator[DatabaseServer]:
+    """An embedded server whatever was chosen, for tests of what it alone has: its version, extensions, programs."""
+    with EMBEDDED.serve("source", servers_home) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def target_server(pytestconfig: pytest.Config, servers_home: Path) -> Iterator[DatabaseServer]:
-    with _choose_servers(pytestconfig).serve("target", servers_home) as server:
+def embedded_target_server(servers_home: Path) -> Iterator[DatabaseServer]:
+    """An embedded server whatever was chosen."""
+    with EMBEDDED.serve("target", servers_home) as server:
         yield server
 
 

@@ -1,7 +1,8 @@
 """The servers of the tests: containers where Docker answers, embedded ones where it does not. Begin at `choose`.
 
-Tests ask the fixtures `source_server` and `target_server`, and are the same on both. Some make an embedded server of
-their own, for they look into it: they kill its processes, fill its disk, copy its data folder or start its programs.
+Tests ask the fixtures `source_server` and `target_server`, and are the same on both. Some take or make embedded servers
+in any case: those that kill processes of a server, fill its disk, copy its data folder or start its programs, and those
+of values between versions 16 and 18, with an extension that images lack.
 """
 
 from __future__ import annotations
@@ -87,13 +88,16 @@ class Choice:
             embedded.remove()
 
 
+EMBEDDED = Choice(images=None, reason="as asked")
+
+
 def choose(kind: str, images: dict[str, str]) -> Choice:
     """Choose containers or embedded servers; images that are not here are pulled.
 
     Raises RuntimeError when containers are asked for and cannot be had.
     """
     if kind == "embedded":
-        return Choice(images=None, reason="as asked")
+        return EMBEDDED
     missing = find_obstacle(tuple(images.values()))
     if missing is None:
         return Choice(images=images, reason="as asked" if kind == "containers" else "Docker answers")
