@@ -10,7 +10,7 @@ IN_PARALLEL = --numprocesses auto --maxprocesses 8 --dist loadfile
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down airflow airflow-down seed simulate extract dbt-run dbt-test pipeline freshness \
 	docs manifest status verify reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end \
-	lint bench bench-marts bench-report clean wheel lock
+	lint audit-dependencies bench bench-marts bench-report clean wheel lock
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -76,7 +76,7 @@ discover: environment  ## propose a tables.yml for the source, with reasons
 psql: environment  ## query the warehouse as analyst (ARGS='-c "select ..."'; ROLE=transformer sees schema audit)
 	@$(LOCAL) psql $(ARGS)
 
-test: setup  ## run all tests (about 10 minutes)
+test: setup  ## run all tests (about 10 minutes; ARGS=--servers=embedded without containers: docs/testing.md)
 	@$(PYTEST) $(IN_PARALLEL) $(ARGS)
 
 test-long: setup  ## run the long form of the tests that have one (about 20 minutes)
@@ -95,12 +95,16 @@ test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about
 test-end-to-end: setup  ## run make itself in a copy of the checkout
 	@$(PYTEST) tests/end_to_end $(ARGS)
 
-lint: setup  ## ruff, mypy, sqlfluff; schemas and pitfalls of workflows
+lint: setup  ## ruff, mypy, bandit, sqlfluff; schemas and pitfalls of workflows
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy -p etl -p source_db -p bench
+	@.venv/bin/bandit -q -c pyproject.toml -r etl source_db bench airflow
 	@.venv/bin/sqlfluff lint dbt/models dbt/tests/*.sql source_db/sql
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 	@.venv/bin/zizmor --offline --quiet .github
+
+audit-dependencies: setup  ## look up every locked package in a service of known weaknesses (needs the internet)
+	@for group in core dev airflow; do .venv/bin/pip-audit --strict --disable-pip -r lock/$$group.txt $(ARGS) || exit 1; done
 
 bench: setup  ## time this project beside COPY pipes and a tutorial's loader (ARGS="--rows 2000000 --repeat 5 --json f.json")
 	@.venv/bin/python -m bench $(ARGS)

@@ -18,6 +18,7 @@ from etl.config import TablesConfig
 from etl.errors import ConfigurationError
 from etl.model import Column, Table, WatermarkKind
 from etl.raw_statements import OWN_PREFIX
+from etl.statements import written
 from etl.table_files import FILENODES
 
 WATERMARK_KINDS = {
@@ -199,15 +200,15 @@ def _read_types(cursor: Cursor, attributes: Mapping[int, Sequence[_Attribute]]) 
 
 def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: TablesConfig) -> str | None:
     """Return why a relation cannot be replicated, with the next step; None when it can."""
-    label = f"{config.schema}.{relation.name}"
+    label, name = f"{config.schema}.{relation.name}", written(config.schema, relation.name)
     if relation.kind in KINDS:
         return f"{label} is {KINDS[relation.kind]}: only tables are replicated; name the tables under it"
     if not relation.is_readable:
-        return f"{label} cannot be read: run on the source: grant select on {label} to the role of SOURCE_DATABASE_URL"
+        return f"{label} cannot be read: run on the source: grant select on {name} to the role of SOURCE_DATABASE_URL"
     if not relation.key:
         return (
             f"{label} has no primary key, by which rows are merged: run on the source: "
-            f"alter table {label} add primary key (...); or skip it in tables.yml"
+            f"alter table {name} add primary key (...); or skip it in tables.yml"
         )
     taken = [attribute.name for attribute in attributes if attribute.name.startswith(OWN_PREFIX)]
     if taken:

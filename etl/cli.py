@@ -23,7 +23,7 @@ from etl.discover import discover
 from etl.errors import EtlError
 from etl.model import RunOptions, RunResult
 from etl.progress import choose_progress, print_aligned, result_record
-from etl.scaffold import render_tables, write_staging
+from etl.scaffold import is_beyond_dbt, render_tables, write_staging
 from etl.status import TableStatus, describe_duration, describe_holder, read_status
 from etl.verify import Verdict, describe, verify
 
@@ -194,6 +194,9 @@ def _discover(arguments: argparse.Namespace) -> int:
     if arguments.dbt:
         for path in write_staging(arguments.dbt, proposals):
             print(f"wrote {path}", file=sys.stderr)
+        for proposal in proposals:
+            if is_beyond_dbt(proposal.name):
+                print(f"{proposal.name!r} has no model: dbt cannot name it safely, make a view on it", file=sys.stderr)
     return 0
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import psycopg2.extensions
 import yaml
 
+from etl.database_url import DatabaseUrl, read_url
 from etl.errors import ConfigurationError
 from etl.model import TableConfig
 
@@ -26,19 +26,6 @@ MIN_SOURCE_CONNECTIONS = 2  # one that holds the snapshot, one that reads
 BYTES_PER_MB = 1_000_000
 BLOCK_BYTES = 8192  # of a source as it comes
 DEFAULT_TABLES_PATH = Path(__file__).with_name("tables.yml")
-
-
-class DatabaseUrl(str):
-    """A libpq URL whose repr hides everything but the address."""
-
-    def __repr__(self) -> str:
-        return f"DatabaseUrl({self.address!r})"
-
-    @property
-    def address(self) -> str:
-        """Host, port and database name, for messages."""
-        parts = psycopg2.extensions.parse_dsn(str(self))
-        return f"{parts.get('host', 'localhost')}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +127,9 @@ def _read_url(environment: Mapping[str, str], name: str, faults: list[str]) -> D
         faults.append(f"{name} is not set: set it to a URL such as postgresql://user:password@host:5432/database")
         return DatabaseUrl("")
     try:
-        psycopg2.extensions.parse_dsn(text)
-    except psycopg2.ProgrammingError:  # its text may quote a part of the password
-        faults.append(
-            f"{name} is not a libpq URL: expected postgresql://user:password@host:5432/database, "
-            "with special characters in the password percent-encoded"
-        )
+        read_url(text, name)
+    except ConfigurationError as error:
+        faults.append(str(error))
     return DatabaseUrl(text)
 
 

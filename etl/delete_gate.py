@@ -37,7 +37,7 @@ def check_fraction(table: Table, gone: int, rows: int, command: str = "run") -> 
         raise TableError(
             f"{table.label}: {gone:,} of {rows:,} rows are gone from the source, more than "
             f"max_delete_fraction = {limit:g} of them; nothing was deleted: if that is meant, confirm it with "
-            f"`etl {command} --allow-deletes {table.name}`, else mend the source"
+            f"`etl {command} --allow-deletes {table.argument}`, else mend the source"
         )
 
 

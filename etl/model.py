@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import shlex
 from dataclasses import dataclass, field
 
 
@@ -71,6 +72,11 @@ class Table:
     @property
     def label(self) -> str:
         return f"{self.schema}.{self.name}"
+
+    @property
+    def argument(self) -> str:
+        """Its name as a shell takes it, for commands that people paste."""
+        return shlex.quote(self.name)
 
     @property
     def is_binary(self) -> bool:

@@ -16,10 +16,12 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
+from etl import tls
 from etl.errors import EtlError, RowRefusedError, SourceError, TargetError, UnavailableError
 
 if TYPE_CHECKING:
-    from etl.config import DatabaseUrl, Settings
+    from etl.config import Settings
+    from etl.database_url import DatabaseUrl
 
 CONNECT_ATTEMPTS = 3
 # A server that was killed or whose network is gone is noticed after idle + interval * count seconds.
@@ -286,14 +288,18 @@ def _connect_once(url: DatabaseUrl, side: str, settings: Settings, session: Mapp
     except psycopg2.Error as error:
         if connection is not None:
             connection.close()
-        text = _one_line(str(error))
-        has_answered = "FATAL" in text
-        raise UnavailableError(
-            f"cannot connect to the {side} at {url.address}: {text}; "
-            f"check that it runs and that {side.upper()}_DATABASE_URL is right",
-            is_transient=not has_answered or any(word in text for word in NOT_READY),
-        ) from error
+        raise _away(url, side, _one_line(str(error))) from error
     return connection
+
+
+def _away(url: DatabaseUrl, side: str, text: str) -> UnavailableError:
+    refusal = tls.find_next_step(text)
+    has_answered = refusal is not None or "FATAL" in text
+    next_step = refusal or f"check that it runs and that {side.upper()}_DATABASE_URL is right"
+    return UnavailableError(
+        f"cannot connect to the {side} at {url.address}: {tls.without_advice(text)}; {next_step}",
+        is_transient=not has_answered or any(word in text for word in NOT_READY),
+    )
 
 
 def _one_line(text: str) -> str:

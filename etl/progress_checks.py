@@ -15,13 +15,13 @@ def check_progress(table: Table, progress: Progress, point: Point | None, source
         raise TableError(
             f"{table.label}: the watermark was taken on another source cluster (system identifier "
             f"{progress.system_identifier}, now {source.system_identifier}): point SOURCE_DATABASE_URL at the old "
-            f"one, or load the table anew with `etl reset {table.name}`"
+            f"one, or load the table anew with `etl reset {table.argument}`"
         )
     if progress.next_xid is not None and int(source.next_xid) < int(progress.next_xid):
         raise TableError(
             f"{table.label}: the source is older than at the last run (its transactions have come to "
             f"{source.next_xid}, and had to {progress.next_xid}): a standby that lags has to catch up; after a restore "
-            f"from a backup, load the table anew with `etl reset {table.name}`"
+            f"from a backup, load the table anew with `etl reset {table.argument}`"
         )
     if table.watermark is None or progress.watermark is None or not source.has_clock:
         return
@@ -42,7 +42,7 @@ def _check_integer(table: Table, watermark: str, point: Point | None, reader: Re
     raise TableError(
         f"{table.label}: the watermark is {watermark}, but the source has {found}, and its sequence "
         f"{'cannot tell' if last is None else f'is at {last}'}: if it was restarted, load the table anew with "
-        f"`etl reset {table.name}`; if rows were removed, grant select on the sequence to the role of "
+        f"`etl reset {table.argument}`; if rows were removed, grant select on the sequence to the role of "
         "SOURCE_DATABASE_URL"
     )
 
@@ -54,5 +54,5 @@ def _check_clock(table: Table, progress: Progress, point: Point, margin_seconds:
             f"{table.label}: the source's clock is {seconds:.0f} s behind where it was at an earlier run, so rows "
             f"written since may be stamped below the watermark {progress.watermark}: declare lookback_seconds of "
             "more than that in tables.yml until the clock has caught up, or load the table anew with "
-            f"`etl reset {table.name}`"
+            f"`etl reset {table.argument}`"
         )

@@ -16,11 +16,14 @@ import yaml
 from etl.config import Settings
 from etl.discover import Proposal
 from etl.errors import ConfigurationError
+from etl.statements import PLAIN_NAME, quoted
 
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # or a line's end, to YAML
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 UNIT = 1024
-PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+# dbt reads every text of its files as a template, and puts names between quotes without doubling those in them.
+NOT_FOR_DBT = re.compile(r"[\"{}]")
 RUN_DESCRIPTION = "The run that wrote the row last; incremental models pick what changed by it."
 
 
@@ -55,7 +58,11 @@ def _render_table(proposal: Proposal) -> list[str]:
 
 def _scalar(text: str) -> str:
     is_plain = PLAIN_NAME.fullmatch(text) is not None and text not in YAML_WORDS
-    return text if is_plain else json.dumps(text, ensure_ascii=False)
+    return text if is_plain else UNPRINTABLE.sub(_escape, json.dumps(text, ensure_ascii=False))
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def _size(count: int) -> str:
@@ -66,11 +73,11 @@ def _size(count: int) -> str:
 
 
 def write_staging(folder: Path, proposals: Sequence[Proposal]) -> list[Path]:
-    """Write `_sources.yml`, `_staging.yml` and a model for each table; return the files.
+    """Write `_sources.yml`, `_staging.yml` and a model for each table that dbt can name; return the files.
 
     Raises ConfigurationError, with nothing written, when one of them is there already.
     """
-    tables = [proposal for proposal in proposals if not proposal.skipped]
+    tables = [proposal for proposal in proposals if not proposal.skipped and not is_beyond_dbt(proposal.name)]
     names = _model_names(tables)
     files = {f"{names[table.name]}.sql": _model(table) for table in tables}
     files["_sources.yml"] = _dump({"version": 2, "sources": [_sources(tables)]})
@@ -85,6 +92,11 @@ def write_staging(folder: Path, proposals: Sequence[Proposal]) -> list[Path]:
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [folder / name for name in sorted(files)]
+
+
+def is_beyond_dbt(name: str) -> bool:
+    """Tell whether dbt would read a name as a template, or as the end of a name and a statement."""
+    return NOT_FOR_DBT.search(name) is not None
 
 
 def _model(table: Proposal) -> str:
@@ -131,6 +143,8 @@ def _sources(tables: Sequence[Proposal]) -> dict[str, Any]:
 def _describe(table: Proposal, model_name: str) -> dict[str, Any]:
     columns: list[dict[str, Any]] = []
     for name, comment in table.columns:
+        if is_beyond_dbt(name):  # in the model it is a string of Jinja, which YAML cannot say
+            continue
         column: dict[str, Any] = {"name": name, "description": _sentence(comment or f"{name}, as the source has it")}
         if not PLAIN_NAME.fullmatch(name):
             column["quote"] = True
@@ -151,11 +165,14 @@ def _describe(table: Proposal, model_name: str) -> dict[str, Any]:
 
 
 def _sentence(text: str) -> str:
+    """Return a description: braces that dbt would read as a template stand apart."""
+    text = re.sub(r"\{(?=[{%#])", "{ ", text)
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _quoted(name: str) -> str:
-    return name if PLAIN_NAME.fullmatch(name) else '"{}"'.format(name.replace('"', '""'))
+    """A column as a model has it; what is not plain is a string of Jinja, so that none of it is a template."""
+    return name if PLAIN_NAME.fullmatch(name) else f"{{{{ {_jinja(quoted(name))} }}}}"
 
 
 def _jinja(name: str) -> str:

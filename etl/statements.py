@@ -6,6 +6,7 @@ Identifiers are composed with psycopg2.sql and values are literals or parameters
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from psycopg2 import sql
 from etl.model import Column, Table, WatermarkKind
 
 SECONDS_PER_DAY = 86_400
+PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,16 @@ class BlockRange:
     end: int | None = None
     since_xid: str | None = None
     before_xid: str | None = None
+
+
+def written(*names: str) -> str:
+    """Return a name as statements that people paste have it: in quotes, unless it is plain."""
+    return ".".join(name if PLAIN_NAME.fullmatch(name) else quoted(name) for name in names)
+
+
+def quoted(name: str) -> str:
+    """Return a name in quotes; sql.Identifier does the same where there is a connection."""
+    return '"{}"'.format(name.replace('"', '""'))
 
 
 def source_table(table: Table) -> sql.Composable:

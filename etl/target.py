@@ -217,7 +217,8 @@ def _refuse_changes(table: Table, plan: Plan, types: Mapping[str, str]) -> None:
     faults += [f'expected column "{name}" in raw, found none' for name in missing]
     if faults:
         raise TableError(
-            f"raw.{table.name} does not fit {table.label}: {'; '.join(faults)}; load it anew: `etl reset {table.name}`"
+            f"raw.{table.name} does not fit {table.label}: {'; '.join(faults)}; load it anew: "
+            f"`etl reset {table.argument}`"
         )
     if plan.changes and table.config.on_schema_change == "freeze":
         raise TableError(

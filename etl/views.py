@@ -15,6 +15,7 @@ from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import TableError
+from etl.statements import quoted
 
 # Views that read a relation, directly or through others; those at a larger depth first.
 LIST_VIEWS = """
@@ -193,7 +194,8 @@ def _list_views(cursor: Cursor, relation: sql.Identifier, label: str) -> list[Vi
         if cursor.fetchone() != (True,):
             raise TableError(
                 f"{label} has to be changed, and {schema}.{name}, which reads it, belongs to {owner}: run on the "
-                f'target: grant "{owner}" to the role of TARGET_DATABASE_URL; or drop the view, run again, then make it'
+                f"target: grant {quoted(owner)} to the role of TARGET_DATABASE_URL; or drop the view, run again, then "
+                "make it"
             )
         identifier = sql.Identifier(schema, name)
         views.append(

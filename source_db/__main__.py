@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import psycopg2
 
+from etl.database_url import read_url
+from etl.errors import ConfigurationError
 from source_db import schema, seed, simulate
 
 USAGE, UNAVAILABLE, FAILED = 2, 3, 1
@@ -18,11 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 refused, 2 usage, 3 the database is away."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    url = arguments.url or os.environ.get("SOURCE_ADMIN_DATABASE_URL") or os.environ.get("SOURCE_DATABASE_URL")
-    if not url:
-        parser.error("no database: give --url, or set SOURCE_ADMIN_DATABASE_URL")
+    name = "SOURCE_ADMIN_DATABASE_URL" if os.environ.get("SOURCE_ADMIN_DATABASE_URL") else "SOURCE_DATABASE_URL"
+    url = os.environ.get(name)
+    if not url:  # never an argument: every user of the machine sees those, and the password among them
+        parser.error("no database: set SOURCE_ADMIN_DATABASE_URL")
     try:
+        read_url(url, name)
         _COMMANDS[arguments.command](url, arguments)
+    except ConfigurationError as error:
+        return _fail(str(error), USAGE)
     except schema.SourceDatabaseError as error:
         return _fail(str(error), FAILED)
     except psycopg2.OperationalError as error:
@@ -57,9 +63,12 @@ _COMMANDS = {"schema": _schema, "seed": _seed, "simulate": _simulate}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m source_db", description="The example e-commerce source.")
+    parser = argparse.ArgumentParser(
+        prog="python -m source_db",
+        description="The example e-commerce source.",
+        epilog="SOURCE_ADMIN_DATABASE_URL names the database, or else SOURCE_DATABASE_URL.",
+    )
     parser.add_argument("command", choices=_COMMANDS, help="create the tables, fill them, or play activity on them")
-    parser.add_argument("--url", help="database (default: SOURCE_ADMIN_DATABASE_URL, then SOURCE_DATABASE_URL)")
     parser.add_argument("--scale", type=_positive, default=1, help="seed: 1 is 20,000 orders (default: 1)")
     parser.add_argument("--seed", type=int, default=42, help="number that all chance comes from (default: 42)")
     parser.add_argument("--seconds", type=_positive, default=20, help="simulate: how long (default: 20)")

@@ -9,9 +9,27 @@ from importlib import resources
 import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import encrypt_password
 
 # Parents before children: the order of loading, and of deleting backwards.
 TABLES = ("customers", "products", "campaigns", "orders", "order_items", "payments", "inventory_levels", "events")
+
+# Temporary tables and large objects everybody may make by default: revoked, so that replicator writes nothing at all.
+GRANTS = """
+    do $$
+    begin
+        execute format('revoke temporary on database %I from public', current_database());
+    end
+    $$;
+    revoke execute on function lo_create(oid), lo_creat(integer), lo_from_bytea(oid, bytea) from public;
+    alter role replicator set default_transaction_read_only = on;
+    grant pg_read_all_stats to replicator;
+    grant usage on schema public to replicator;
+    grant select on all tables in schema public to replicator;
+    grant select on all sequences in schema public to replicator;
+    alter default privileges in schema public grant select on tables to replicator;
+    alter default privileges in schema public grant select on sequences to replicator
+"""
 
 
 class SourceDatabaseError(Exception):
@@ -51,6 +69,11 @@ def is_applied(url: str) -> bool:
     return bool(row and row[0])
 
 
+def password_verifier(connection: Connection, role: str, password: str) -> sql.Composable:
+    """Return what the server keeps for a password, so that the password itself is in no statement that it may log."""
+    return sql.Literal(encrypt_password(password, role, connection, "scram-sha-256"))
+
+
 def create_replicator(url: str, password: str) -> None:
     """Create the role that reads for replication, or set its password; it can write nothing.
 
@@ -62,17 +85,7 @@ def create_replicator(url: str, password: str) -> None:
             cursor.execute("create role replicator")
         cursor.execute(
             sql.SQL("alter role replicator with login nosuperuser nocreatedb nocreaterole password {}").format(
-                sql.Literal(password)
+                password_verifier(connection, "replicator", password)
             )
         )
-        cursor.execute(
-            """
-            alter role replicator set default_transaction_read_only = on;
-            grant pg_read_all_stats to replicator;
-            grant usage on schema public to replicator;
-            grant select on all tables in schema public to replicator;
-            grant select on all sequences in schema public to replicator;
-            alter default privileges in schema public grant select on tables to replicator;
-            alter default privileges in schema public grant select on sequences to replicator
-            """
-        )
+        cursor.execute(GRANTS)

@@ -1,4 +1,4 @@
-"""Real servers for every test: embedded ones, started once, with a fresh pair of databases for each test."""
+"""Real servers for every test, started once (tests/servers.py), with a fresh pair of databases for each test."""
 
 import importlib.metadata
 import itertools
@@ -17,17 +17,27 @@ import pytest
 from psycopg2 import sql
 
 from etl.local import servers
-from etl.local.servers import Server
+from tests.servers import DEFAULT_IMAGE, EMBEDDED, KINDS, SIDES, Choice, DatabaseServer, choose
 
-SOURCE_MAJOR = 16
-TARGET_MAJOR = 18
-# Tests restart and kill sessions, not the machine: durability costs time and shows nothing.
-TEST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "64MB", "max_connections": "60"}
+_choice = pytest.StashKey[Choice]()
 _numbers = itertools.count(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="play the long form of the tests that have one")
+    parser.addoption(
+        "--servers",
+        choices=KINDS,
+        default=os.environ.get("TEST_SERVERS", "auto"),
+        help="where the databases are: containers, embedded servers, or containers where Docker answers (TEST_SERVERS)",
+    )
+    for side in SIDES:
+        variable = f"TEST_{side.upper()}_IMAGE"
+        parser.addoption(
+            f"--{side}-image",
+            default=os.environ.get(variable, DEFAULT_IMAGE),
+            help=f"the {side}'s image, where containers are used ({variable}={DEFAULT_IMAGE})",
+        )
     parser.addoption("--picture", type=Path, help="where to keep the picture of Airflow, such as docs/airflow.png")
 
 
@@ -37,12 +47,22 @@ def is_long(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--long"))
 
 
-def pytest_report_header() -> list[str]:
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    has_servers = not all("unit" in Path(argument).parts for argument in config.args)
     return [
-        f"databases: embedded servers, source PostgreSQL {SOURCE_MAJOR}, target PostgreSQL {TARGET_MAJOR}; "
-        "no containers are used",
+        f"databases: {_choose_servers(config) if has_servers else 'none is needed'}",
         "airflow: " + ("installed" if has_airflow() else "not installed, its tests are left out: make test-airflow"),
     ]
+
+
+def _choose_servers(config: pytest.Config) -> Choice:
+    if _choice not in config.stash:
+        images = {side: config.getoption(f"--{side}-image") for side in SIDES}
+        try:
+            config.stash[_choice] = choose(config.getoption("--servers"), images)
+        except RuntimeError as error:
+            raise pytest.UsageError(str(error)) from error
+    return config.stash[_choice]
 
 
 def has_airflow() -> bool:
@@ -52,15 +72,6 @@ def has_airflow() -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _serve(home: Path, name: str, major: int) -> Iterator[Server]:
-    server = Server(name=name, folder=home / name, port=servers.free_port(), major=major, settings=TEST_SETTINGS)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture(scope="session")
@@ -82,16 +93,39 @@ def servers_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def source_server(servers_home: Path) -> Iterator[Server]:
-    yield from _serve(servers_home, "source", SOURCE_MAJOR)
+def source_server(request: pytest.FixtureRequest, servers_home: Path) -> Iterator[DatabaseServer]:
+    yield from _serve("source", request, servers_home)
 
 
 @pytest.fixture(scope="session")
-def target_server(servers_home: Path) -> Iterator[Server]:
-    yield from _serve(servers_home, "target", TARGET_MAJOR)
+def target_server(request: pytest.FixtureRequest, servers_home: Path) -> Iterator[DatabaseServer]:
+    yield from _serve("target", request, servers_home)
 
 
-def _database(server: Server) -> Iterator[str]:
+def _serve(side: str, request: pytest.FixtureRequest, home: Path) -> Iterator[DatabaseServer]:
+    choice = _choose_servers(request.config)
+    if choice.images is None:
+        yield request.getfixturevalue(f"embedded_{side}_server")
+    else:
+        with choice.serve(side, home) as server:
+            yield server
+
+
+@pytest.fixture(scope="session")
+def embedded_source_server(servers_home: Path) -> Iterator[DatabaseServer]:
+    """An embedded server whatever was chosen, for tests of what it alone has: its version, extensions, programs."""
+    with EMBEDDED.serve("source", servers_home) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def embedded_target_server(servers_home: Path) -> Iterator[DatabaseServer]:
+    """An embedded server whatever was chosen."""
+    with EMBEDDED.serve("target", servers_home) as server:
+        yield server
+
+
+def _database(server: DatabaseServer) -> Iterator[str]:
     name = f"test_{os.getpid()}_{next(_numbers)}"
     control = psycopg2.connect(server.url())
     control.autocommit = True
@@ -103,13 +137,13 @@ def _database(server: Server) -> Iterator[str]:
 
 
 @pytest.fixture
-def source_url(source_server: Server) -> Iterator[str]:
+def source_url(source_server: DatabaseServer) -> Iterator[str]:
     """The URL of a fresh, empty source database, as its superuser."""
     yield from _database(source_server)
 
 
 @pytest.fixture
-def target_url(target_server: Server) -> Iterator[str]:
+def target_url(target_server: DatabaseServer) -> Iterator[str]:
     """The URL of a fresh, empty target database, as its superuser."""
     yield from _database(target_server)
 

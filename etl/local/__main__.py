@@ -11,14 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psycopg2
-import psycopg2.extensions
 
+from etl.database_url import TLS_VARIABLES, read_url
 from etl.errors import ConfigurationError, EtlError
 from etl.local import airflow_server
 from etl.local.databases import CHECKOUT, TARGET_NAME, Databases, embedded_servers, open_databases
 from etl.local.servers import choose_home, find_binaries
 
 PSQL_ROLES = ("analyst", "transformer")
+PSQL_VARIABLES = {
+    "host": "PGHOST",
+    "hostaddr": "PGHOSTADDR",
+    "port": "PGPORT",
+    "user": "PGUSER",
+    "password": "PGPASSWORD",
+    "dbname": "PGDATABASE",
+    **TLS_VARIABLES,
+}
+WITHOUT_TLS = ("disable", "allow", "prefer")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +107,7 @@ def simulate(arguments: Sequence[str]) -> int:
     if not databases.is_source_embedded:
         raise ConfigurationError(
             "simulate writes to the source, and SOURCE_DATABASE_URL is a database of yours: unset it to play on the "
-            "embedded one, or name it yourself: python -m source_db simulate --url URL"
+            "embedded one, or name it yourself: SOURCE_ADMIN_DATABASE_URL=... python -m source_db simulate"
         )
     return _source_db("simulate", arguments, databases)
 
@@ -196,11 +206,23 @@ def psql(arguments: Sequence[str]) -> int:
         raise ConfigurationError(f"ROLE is {role!r}: expected one of {', '.join(PSQL_ROLES)}")
     databases = open_databases()
     url = databases.urls.get(f"{role.upper()}_DATABASE_URL") or databases.urls["TARGET_DATABASE_URL"]
-    parts = psycopg2.extensions.parse_dsn(url)
-    names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
-    given = {names[part]: value for part, value in parts.items() if part in names}
-    program = find_binaries(18, choose_home(CHECKOUT)) / "bin" / "psql"
-    os.execve(program, ["psql", *arguments], {**os.environ, "PGDATABASE": TARGET_NAME, **given})  # noqa: S606
+    parts = read_url(url, "TARGET_DATABASE_URL")
+    given = {PSQL_VARIABLES[part]: value for part, value in parts.items() if part in PSQL_VARIABLES}
+    variables = {**os.environ, "PGDATABASE": TARGET_NAME, **given}
+    os.execve(_find_psql(variables), ["psql", *arguments], variables)  # noqa: S606
+
+
+def _find_psql(variables: Mapping[str, str]) -> Path:
+    """Return the psql to start: the one of the embedded servers knows no TLS, so that another is needed for it."""
+    if variables.get("PGSSLMODE", "prefer") in WITHOUT_TLS:
+        return find_binaries(18, choose_home(CHECKOUT)) / "bin" / "psql"
+    found = shutil.which("psql")
+    if found is None:
+        raise ConfigurationError(
+            f"sslmode is {variables['PGSSLMODE']}, and the psql of the embedded servers knows no TLS: install psql "
+            "(on Debian: apt-get install postgresql-client)"
+        )
+    return Path(found)
 
 
 def _source_db(command: str, arguments: Sequence[str], databases: Databases) -> int:

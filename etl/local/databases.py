@@ -125,7 +125,11 @@ def _create_role(cursor: Cursor, role: str, password: str) -> None:
     cursor.execute("select from pg_catalog.pg_roles where rolname = %s", (role,))
     if cursor.fetchone() is None:
         cursor.execute(sql.SQL("create role {}").format(sql.Identifier(role)))
-    cursor.execute(sql.SQL("alter role {} with login password {}").format(sql.Identifier(role), sql.Literal(password)))
+    cursor.execute(
+        sql.SQL("alter role {} with login nosuperuser nocreatedb nocreaterole noreplication password {}").format(
+            sql.Identifier(role), schema.password_verifier(cursor.connection, role, password)
+        )
+    )
 
 
 def _passwords(server: Server, roles: tuple[str, ...], name: str = "passwords.json") -> dict[str, str]:

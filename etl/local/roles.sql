@@ -1,6 +1,7 @@
 -- The roles of the embedded warehouse, as its superuser; may be repeated. Logins and passwords are set beside this.
 revoke all on schema public from public;
 revoke temporary on database warehouse from public;
+revoke execute on function lo_create(oid), lo_creat(integer), lo_from_bytea(oid, bytea) from public;
 grant connect, create, temporary on database warehouse to loader;
 grant connect, create, temporary on database warehouse to transformer;
 grant connect on database warehouse to analyst;

@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psycopg2.extensions
-
-from etl.errors import EtlError, UnavailableError
+from etl.database_url import TLS_VARIABLES, read_url
+from etl.errors import EtlError
 from etl.transform import rules
 from etl.transform.lock import Build, build_lock, open_build
 from etl.transform.manifest import FINGERPRINT_VARIABLE, PROJECT, fingerprint, manifest_path
@@ -178,18 +177,22 @@ def find_url(environment: Mapping[str, str]) -> str:
 
 
 def profile_variables(url: str) -> dict[str, str]:
-    """Return what dbt/profiles.yml reads."""
-    try:
-        parts = psycopg2.extensions.parse_dsn(url)
-    except psycopg2.ProgrammingError as error:
-        raise UnavailableError("TRANSFORMER_DATABASE_URL or TARGET_DATABASE_URL is not a libpq URL") from error
+    """Return what dbt/profiles.yml reads; raises ConfigurationError for what is no URL."""
+    parts = read_url(url, "TRANSFORMER_DATABASE_URL or TARGET_DATABASE_URL")
     return {
         "DBT_HOST": parts.get("host", "localhost"),
         "DBT_PORT": parts.get("port", "5432"),
         "DBT_USER": parts.get("user", ""),
         "DBT_ENV_SECRET_PASSWORD": parts.get("password", ""),
         "DBT_DBNAME": parts.get("dbname", ""),
-        "DBT_SSLMODE": parts.get("sslmode", "prefer"),
+        **{f"DBT_{name.upper()}": parts.get(name, default) for name, default in _tls_defaults().items()},
+    }
+
+
+def _tls_defaults() -> dict[str, str]:
+    """Return what libpq takes where the URL says nothing: the profile has to say something, and would override it."""
+    return {name: os.environ.get(variable, "") for name, variable in TLS_VARIABLES.items()} | {
+        "sslmode": os.environ.get("PGSSLMODE") or "prefer"
     }
 
 

@@ -67,19 +67,35 @@ class Shop:
         """Return a file that dbt has written, such as manifest.json."""
         return json.loads((self.folder / "target" / name).read_text())
 
+    @property
+    def environment(self):
+        """The variables with which commands work on this shop."""
+        return {
+            **{name: value for name, value in os.environ.items() if not name.endswith("_DATABASE_URL")},
+            "SOURCE_DATABASE_URL": self.source_url,
+            "TARGET_DATABASE_URL": self.target_url,
+            "DBT_TARGET_PATH": str(self.folder / "target"),
+            "DBT_LOG_PATH": str(self.folder / "logs"),
+            "DBT_USE_COLORS": "false",
+            **dict(self.more),
+        }
+
+    def begin(self, command, *arguments):
+        """Start a command as the Makefile does, without waiting for its end."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "etl.local", command, *arguments],
+            cwd=CHECKOUT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
     def _python(self, *arguments):
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=CHECKOUT,
-            env={
-                **{name: value for name, value in os.environ.items() if not name.endswith("_DATABASE_URL")},
-                "SOURCE_DATABASE_URL": self.source_url,
-                "TARGET_DATABASE_URL": self.target_url,
-                "DBT_TARGET_PATH": str(self.folder / "target"),
-                "DBT_LOG_PATH": str(self.folder / "logs"),
-                "DBT_USE_COLORS": "false",
-                **dict(self.more),
-            },
+            env=self.environment,
             capture_output=True,
             text=True,
             check=False,

@@ -20,7 +20,8 @@ import pytest
 from psycopg2 import sql
 
 from etl import pipeline
-from etl.config import DatabaseUrl, load_settings
+from etl.config import load_settings
+from etl.database_url import DatabaseUrl
 from etl.model import RunOptions
 from source_db import schema, seed
 

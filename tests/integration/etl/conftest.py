@@ -17,7 +17,8 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from etl import pipeline
-from etl.config import DatabaseUrl, Settings, parse_tables
+from etl.config import Settings, parse_tables
+from etl.database_url import DatabaseUrl
 from etl.errors import EtlError
 from etl.model import Event, Point, RunOptions, RunResult, Table, TableResult
 from etl.reader import Reader

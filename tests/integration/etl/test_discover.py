@@ -243,7 +243,38 @@ def test_odd_names_are_proposed_and_made_into_models(replication, tmp_path):
     assert sum("brien" in name for name in tables) == 1
     assert {"stg_film.sql", "stg_film_2.sql"} < models.keys()
     assert "_etl_deleted_at is not null as _is_deleted" in odd
-    assert 'source."price (eur"' in odd
+    assert 'source.{{ "\\"price (eur\\"" }}' in odd
+
+
+def test_names_and_comments_that_are_templates_or_statements_are_none_to_dbt(replication, tmp_path):
+    """dbt renders its files, and quotes names without looking into them: what it would run is kept from it."""
+    drop = "run_query('drop table canary cascade')"
+    replication.on_target("create table canary (a int); insert into canary values (7)")
+    replication.on_source(f"""
+        create table odd (a int primary key, "{{{{ 1 / 0 }}}}" int, "{{% do {drop} %}}" int, "{{# " int, "q""q" int);
+        comment on table odd is $c$ {{{{ {drop} }}}} {{% for %}} {{# $c$;
+        comment on column odd.a is $c$ {{{{ {drop} }}}} $c$;
+        insert into odd values (1, 2, 3, 4, 5);
+        create table "{{{{ {drop} }}}}" (a int primary key);
+        create table "x""; drop table canary cascade; --" (a int primary key);
+        create table keyed ("{{{{ {drop} }}}}" int primary key);
+        create table "k'ed; drop table canary" (a int primary key, "b\\c'" int)
+    """)
+    project = tmp_path / "project"
+
+    discovered = replication.command("discover", "--dbt", str(project / "models" / "staging"))
+    run = replication.command("run")
+    built = build(project, replication.target_url)
+
+    assert replication.on_target("select a from canary") == [(7,)]
+    assert (discovered.returncode, run.returncode) == (0, 0), discovered.stderr + run.stderr
+    assert discovered.stderr.count("has no model: dbt cannot name it safely") == 2
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert [row[:5] for row in replication.on_target("select * from public_staging.stg_odd")] == [(1, 2, 3, 4, 5)]
+    manifest = json.loads((project / "target" / "manifest.json").read_text())
+    (described,) = [node for name, node in manifest["nodes"].items() if name.endswith(".stg_odd")]
+    assert described["description"].strip().startswith("{ {")
+    assert described["columns"].keys() == {"a", "_etl_run_id", "is_deleted"}
 
 
 DBT_PROJECT = """

@@ -395,6 +395,18 @@ def raw_type(replication, table: str, column: str) -> str:
     return found
 
 
+@pytest.fixture(scope="module")
+def source_server(embedded_source_server):
+    """PostgreSQL 16, with an extension that images lack."""
+    return embedded_source_server
+
+
+@pytest.fixture(scope="module")
+def target_server(embedded_target_server):
+    """PostgreSQL 18, with the same extension."""
+    return embedded_target_server
+
+
 @pytest.fixture
 def downgrade(source_url, target_url, replicate_between):
     """A replication from PostgreSQL 18 to 16, the other way round than `replication`."""

@@ -19,7 +19,7 @@ import psycopg2
 import pytest
 
 from etl import pipeline
-from etl.config import DatabaseUrl
+from etl.database_url import DatabaseUrl
 from etl.errors import EtlError, UnavailableError
 from tests.integration.etl.faults import (
     COPIED_BYTES,

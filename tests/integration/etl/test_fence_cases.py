@@ -20,7 +20,7 @@ from psycopg2 import sql
 import etl.activity
 import etl.source
 from etl import fence
-from etl.config import DatabaseUrl
+from etl.database_url import DatabaseUrl
 from etl.errors import UnavailableError
 from etl.local.servers import HOST, SUPERUSER, UNPRIVILEGED_USER, Server, find_binaries, make_private_folder
 from etl.model import WatermarkKind

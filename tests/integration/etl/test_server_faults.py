@@ -12,7 +12,7 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from etl.config import DatabaseUrl
+from etl.database_url import DatabaseUrl
 from etl.errors import UnavailableError
 from etl.local import servers
 from etl.local.servers import Server

@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 
 from etl import ledger, shared_run
-from etl.config import DatabaseUrl
+from etl.database_url import DatabaseUrl
 from etl.errors import EtlError, LockHeldError
 from etl.model import RunOptions
 

@@ -1,11 +1,13 @@
 """The roles of the embedded warehouse can do their work and nothing else."""
 
+import re
+from contextlib import closing
+
 import psycopg2
 import pytest
 
 from etl.local import databases
 from etl.local.servers import Server
-from tests.integration.dbt.built_shop import Shop, open_source
 
 
 @pytest.fixture(scope="module")
@@ -66,33 +68,27 @@ def test_what_a_role_must_not_do_fails(filled, role, statement):
         run(filled[role], statement)
 
 
-NOT_FOR_ANALYSTS = ("raw", "etl", "staging", "intermediate", "snapshots", "audit")
+HIDDEN = {
+    "ANALYST_DATABASE_URL": ("raw", "etl", "staging", "intermediate", "snapshots", "audit"),
+    "TARGET_DATABASE_URL": ("staging", "snapshots", "marts", "audit"),  # loader's: it asks intermediate for builds
+}
+CHANGES = (
+    "insert into {} default values",
+    "select * from {} for update",
+    "delete from {}",
+    "truncate {}",
+    "drop table {}",
+    "alter table {} add column mine int",
+    "create index on {} ((1))",
+    "lock table {} in share mode",
+    "comment on table {} is 'mine'",
+)
 RELATIONS = """
     select format('%%I.%%I', nspname, relname), nspname
     from pg_class join pg_namespace on pg_namespace.oid = relnamespace
     where relkind in ('r', 'v', 'm', 'p', 'f') and nspname = any(%s)
     order by 1
 """
-
-
-@pytest.fixture(scope="module")
-def built(source_server, servers_home, free_port, tmp_path_factory):
-    """A shop whose warehouse has roles, built by them as `make pipeline` does."""
-    server = Server(name="target", folder=servers_home / "roles-built", port=free_port(), major=18)
-    try:
-        server.start()
-        provisioned = databases.provision_target(server)
-        with open_source(source_server) as source_url:
-            shop = Shop(
-                source_url=source_url,
-                target_url=provisioned["TARGET_DATABASE_URL"],
-                folder=tmp_path_factory.mktemp("built"),
-                more=tuple(provisioned.items()),
-            )
-            shop.succeed("pipeline")
-            yield shop, provisioned | {"SUPERUSER": server.url(databases.TARGET_NAME)}
-    finally:
-        server.remove()
 
 
 def relations(urls, schemas):
@@ -124,14 +120,78 @@ def test_an_analyst_reads_every_mart_that_was_built_and_those_of_later_builds(bu
     assert_analyst_reads_all_marts(urls)
 
 
-def test_an_analyst_reads_nothing_that_was_built_elsewhere(built):
+@pytest.mark.parametrize("role", HIDDEN)
+def test_a_role_reads_nothing_of_the_schemas_of_others(built, role):
     _, urls = built
-    hidden = relations(urls, NOT_FOR_ANALYSTS)
+    hidden = relations(urls, HIDDEN[role])
 
-    assert {schema for _, schema in hidden} == set(NOT_FOR_ANALYSTS)
+    assert {schema for _, schema in hidden} == set(HIDDEN[role])
     for name, _ in hidden:
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-            run(urls["ANALYST_DATABASE_URL"], f"select * from {name} limit 1")
+            run(urls[role], f"select * from {name} limit 1")
+
+
+@pytest.mark.parametrize("role", HIDDEN)
+def test_a_role_reads_no_files_no_passwords_and_no_database_of_others(built, role):
+    _, urls = built
+    for statement in ("select pg_read_file('postgresql.conf')", "select * from pg_authid", "copy (select) to '/x'"):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            run(urls[role], statement)
+    with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+        run(re.sub(r"/[^/]*$", f"/{databases.METADATA_NAME}", urls[role]), "select 1")
+
+
+def test_a_transformer_changes_nothing_in_what_was_loaded(built):
+    """Not a row and not a table of raw, nor of the ledger; the roles of others are not its own."""
+    _, urls = built
+    loaded = [name for name, _ in relations(urls, ["raw", "etl"])]
+    assert {"raw.orders", "raw.events", "etl.watermarks", "etl.runs"} <= set(loaded)
+    transformer = urls["TRANSFORMER_DATABASE_URL"]
+    for name in loaded:
+        run(transformer, f"select * from {name} limit 1")
+        for statement in CHANGES:
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                run(transformer, statement.format(name))
+    for statement in (
+        "create table raw.mine (a int)",
+        "create view raw.mine as select 1 as a",
+        "create table etl.mine (a int)",
+        "alter schema raw rename to mine",
+        "drop schema etl cascade",
+        "set role loader",
+        "set role postgres",
+    ):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            run(transformer, statement)
+
+
+@pytest.mark.parametrize("role", ["TARGET_DATABASE_URL", "TRANSFORMER_DATABASE_URL", "ANALYST_DATABASE_URL"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "create role mine",
+        "create database mine",
+        "alter role current_user superuser",
+        "alter system set fsync = off",
+        "select lo_from_bytea(0, 'mine')",
+        "copy (select 1) to program 'cat'",
+    ],
+)
+def test_no_role_makes_roles_databases_settings_or_large_objects(urls, role, statement):
+    connection = psycopg2.connect(urls[role])
+    connection.autocommit = True
+    with closing(connection), connection.cursor() as cursor, pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        cursor.execute(statement)
+
+
+def test_a_loader_takes_the_role_of_the_transformer_only_where_it_asks_for_it(built):
+    """It puts views back as their owner; all that it does without asking is refused what the transformer may do."""
+    _, urls = built
+
+    run(urls["TARGET_DATABASE_URL"], "set role transformer", "select * from marts.fct_orders limit 1")
+    for statement in ("set role analyst", "set role postgres", "drop table marts.fct_orders"):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            run(urls["TARGET_DATABASE_URL"], statement)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +201,7 @@ def test_an_analyst_reads_nothing_that_was_built_elsewhere(built):
         "create function pg_temp.f() returns int language sql as 'select 1'",
         "create function marts.f() returns int language sql as 'select 1'",
         "create function public.f() returns int language sql as 'select 1'",
+        "select lo_from_bytea(0, 'mine')",
         "create view marts.mine as select 1 as a",
         "create index on marts.fct_orders (status)",
         "update marts.fct_orders set status = 'paid'",

@@ -5,7 +5,9 @@ import datetime as dt
 import psycopg2
 import pytest
 
+from etl.local.servers import Server
 from source_db import schema, seed, simulate
+from tests.integration.dbt.built_shop import open_database
 
 UNTIL = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
@@ -166,21 +168,93 @@ def test_every_table_but_events_stamps_its_changes_and_has_the_index(shop):
     assert stamped == set(schema.TABLES) - {"events"}
 
 
-def test_the_replicator_reads_and_cannot_write(shop):
-    schema.create_replicator(shop, "it's")
-    schema.create_replicator(shop, "secret")  # sets the password anew
-    parts = psycopg2.extensions.parse_dsn(shop)
-    reader = psycopg2.connect(**{**parts, "user": "replicator", "password": "secret"})
-    reader.autocommit = True
-    with reader.cursor() as cursor:
-        cursor.execute("select count(*) from orders")
-        assert cursor.fetchone() == (2000,)
-        cursor.execute("set default_transaction_read_only = off")
-        for statement in ("delete from orders", "create table public.mine (a int)", "truncate events"):
-            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-                cursor.execute(statement)
-    reader.close()
-    query(shop, "drop owned by replicator; revoke pg_read_all_stats from replicator; drop role replicator")
+@pytest.fixture(scope="module")
+def replicated(source_server):
+    """A shop with a replicator whose session may write as far as it decides that itself: its connection."""
+    with open_database(source_server) as url:
+        schema.apply(url)
+        seed.load(url, scale=0.02, until=UNTIL)
+        schema.create_replicator(url, "it's")
+        schema.create_replicator(url, "secret")  # sets the password anew
+        reader = psycopg2.connect(**{**psycopg2.extensions.parse_dsn(url), "user": "replicator", "password": "secret"})
+        reader.autocommit = True
+        query_on(reader, "set default_transaction_read_only = off")
+        yield reader
+        reader.close()
+        query(url, "drop owned by replicator; revoke pg_read_all_stats from replicator; drop role replicator")
+
+
+def query_on(connection, statement):
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def test_the_replicator_reads_every_table_and_what_other_sessions_do(replicated):
+    assert query_on(replicated, "select count(*) from orders") == [(400,)]
+    for table in schema.TABLES:
+        assert query_on(replicated, f"select count(*) > 0 from {table}") == [(True,)]
+    # Of another session; without the privilege its state is hidden.
+    assert query_on(
+        replicated,
+        "select count(*) from pg_stat_activity where backend_type = 'client backend' and state is null",
+    ) == [(0,)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "insert into customers (email, first_name, last_name, country, city) values ('a@b', 'A', 'B', 'US', 'C')",
+        "update orders set status = 'paid'",
+        "delete from orders",
+        "truncate events",
+        "merge into campaigns as c using orders as o on false when not matched then do nothing "
+        "when matched then delete",
+        "select order_id from orders for update",
+        "select; lock table orders in share mode",
+        "copy customers from stdin",
+        "alter table orders add column mine int",
+        "drop table events",
+        "create index on orders (total)",
+        "create trigger mine before insert on orders for each row execute function touch_updated_at()",
+        "create table public.mine (a int)",
+        "create temporary table mine (a int)",
+        "create schema mine",
+        "create function public.mine() returns int language sql as 'select 1'",
+        "select nextval('orders_order_id_seq')",
+        "select setval('orders_order_id_seq', 1)",
+        "select lo_create(0)",
+        "select lo_from_bytea(0, 'mine')",
+        "select pg_read_file('postgresql.conf')",
+        "copy orders to program 'cat'",
+        "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'postgres'",
+        "alter role replicator superuser",
+        "set role postgres",
+        "alter system set fsync = off",
+    ],
+)
+def test_the_replicator_writes_and_changes_nothing(replicated, statement):
+    """Also where its session is not read-only any more: a default that the role can change protects nothing."""
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        query_on(replicated, statement)
+
+
+def test_the_password_of_the_replicator_is_in_no_statement_that_the_server_sees(servers_home, free_port):
+    server = Server(
+        name="logged", folder=servers_home / "logged", port=free_port(), major=16, settings={"log_statement": "all"}
+    )
+    try:
+        server.start()
+        schema.apply(server.url())
+        schema.create_replicator(server.url(), "s3cret'\\")
+        logged = server.log.read_text()
+        reader = psycopg2.connect(server.url(user="replicator", password="s3cret'\\"))
+        reader.close()
+    finally:
+        server.remove()
+
+    assert "alter role replicator" in logged
+    assert "s3cret" not in logged
 
 
 def test_a_simulation_does_every_kind_of_work_and_keeps_the_books_right(shop):

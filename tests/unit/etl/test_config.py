@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from etl.config import DatabaseUrl, Settings, load_settings, parse_tables
+from etl.config import Settings, load_settings, parse_tables
+from etl.database_url import DatabaseUrl
 from etl.errors import ConfigurationError
 from etl.model import TableConfig
 

@@ -9,6 +9,7 @@ FLOORS = [
     {"errors", "model"},
     {
         "config",
+        "database_url",
         "statements",
         "raw_statements",
         "key_buckets",
@@ -18,6 +19,7 @@ FLOORS = [
         "schema_changes",
         "column_types",
         "table_order",
+        "tls",
     },
     {"postgres", "copy_pipe", "throttle", "catalog", "foreign_keys", "table_files", "activity", "views", "rejects"},
     {"reader", "ledger", "locks", "raw_tables", "vacuum"},
@@ -36,6 +38,7 @@ FLOORS = [
 ]
 # Neighbours on one floor that build on each other.
 ALLOWED = {
+    ("config", "database_url"),
     ("raw_statements", "statements"),
     ("key_buckets", "statements"),
     ("key_buckets", "raw_statements"),

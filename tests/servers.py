@@ -1,0 +1,153 @@
+"""The servers of the tests: containers where Docker answers, embedded ones where it does not. Begin at `choose`.
+
+Tests ask the fixtures `source_server` and `target_server`, and are the same on both. Some take or make embedded servers
+in any case: those that kill processes of a server, fill its disk, copy its data folder or start its programs, and those
+of values between versions 16 and 18, with an extension that images lack.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote
+
+from etl.local import servers
+from etl.local.servers import SUPERUSER, Server
+
+KINDS = ("auto", "containers", "embedded")
+SIDES = ("source", "target")
+DEFAULT_IMAGE = "postgres:17"
+MAJORS = {"source": 16, "target": 18}  # of the embedded servers
+# Tests restart and kill sessions, not the machine: durability costs time and shows nothing.
+SETTINGS = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "64MB", "max_connections": "60"}
+CONTAINER_SETTINGS = {**SETTINGS, "timezone": "UTC", "log_timezone": "UTC", "max_prepared_transactions": "10"}
+INITDB_ARGUMENTS = "--locale=C.UTF-8 --encoding=UTF8"  # as the embedded servers are made
+SHARED_MEMORY = "256m"  # Docker's 64 MB are too little for parallel queries
+PORT = 5432
+DOCKER_TIMEOUT_SECONDS = 300  # pulling an image takes some of them
+
+
+class DatabaseServer(Protocol):
+    """What tests know of a server."""
+
+    def url(self, database: str = ..., user: str = ..., password: str | None = ...) -> str:
+        """Return a libpq URL for a database of this server, as its superuser unless told otherwise."""
+
+    def password(self) -> str:
+        """Return the superuser's password."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerServer:
+    """A server in a container, by its address."""
+
+    host: str
+    port: int
+    secret: str
+
+    def url(self, database: str = "postgres", user: str = SUPERUSER, password: str | None = None) -> str:
+        found = self.secret if password is None else password
+        return f"postgresql://{quote(user, safe='')}:{quote(found, safe='')}@{self.host}:{self.port}/{database}"
+
+    def password(self) -> str:
+        return self.secret
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which servers the tests get, and why."""
+
+    images: dict[str, str] | None  # by side; None for embedded servers
+    reason: str
+
+    def __str__(self) -> str:
+        if self.images is not None:
+            found = ", ".join(f"{side} {image}" for side, image in self.images.items())
+            return f"containers, {found} ({self.reason}); embedded where a test looks into its server"
+        found = ", ".join(f"{side} PostgreSQL {major}" for side, major in MAJORS.items())
+        return f"embedded servers, {found} ({self.reason})"
+
+    @contextmanager
+    def serve(self, side: str, home: Path) -> Iterator[DatabaseServer]:
+        """Run the server of one side."""
+        if self.images is not None:
+            with serve_image(self.images[side], CONTAINER_SETTINGS) as server:
+                yield server
+            return
+        embedded = Server(
+            name=side, folder=home / side, port=servers.free_port(), major=MAJORS[side], settings=SETTINGS
+        )
+        try:
+            embedded.start()
+            yield embedded
+        finally:
+            embedded.remove()
+
+
+EMBEDDED = Choice(images=None, reason="as asked")
+
+
+def choose(kind: str, images: dict[str, str]) -> Choice:
+    """Choose containers or embedded servers; images that are not here are pulled.
+
+    Raises RuntimeError when containers are asked for and cannot be had.
+    """
+    if kind == "embedded":
+        return EMBEDDED
+    missing = find_obstacle(tuple(images.values()))
+    if missing is None:
+        return Choice(images=images, reason="as asked" if kind == "containers" else "Docker answers")
+    if kind == "containers":
+        raise RuntimeError(f"--servers=containers: {missing}; start Docker, or run with --servers=embedded")
+    return Choice(images=None, reason=missing)
+
+
+def find_obstacle(images: tuple[str, ...]) -> str | None:
+    """Return why containers of these images cannot be started, None when they can."""
+    import docker
+    from testcontainers.core.config import testcontainers_config
+
+    try:
+        client = docker.from_env(timeout=DOCKER_TIMEOUT_SECONDS)
+    except docker.errors.DockerException:
+        return "Docker does not answer"
+    reaper = () if testcontainers_config.ryuk_disabled else (testcontainers_config.ryuk_image,)
+    with closing(client):
+        for image in {*images, *reaper}:
+            try:
+                client.images.get(image)
+            except docker.errors.ImageNotFound:
+                try:
+                    client.images.pull(image)
+                except docker.errors.APIError:
+                    return f"the image {image} is not here and cannot be pulled"
+    return None
+
+
+@contextmanager
+def serve_image(
+    image: str, settings: dict[str, str], command: tuple[str, ...] = (), files: dict[str, bytes] | None = None
+) -> Iterator[ContainerServer]:
+    """Run a server from an image; `files` are put into the container before it starts, `command` starts it."""
+    from testcontainers.community.postgres import PostgresContainer
+
+    secret = secrets.token_urlsafe(18)
+    container = (
+        PostgresContainer(image, port=PORT, username=SUPERUSER, password=secret, dbname=SUPERUSER, driver=None)
+        .with_env("POSTGRES_INITDB_ARGS", INITDB_ARGUMENTS)
+        .with_command([*command, "postgres", *(part for item in settings.items() for part in ("-c", "=".join(item)))])
+        .with_kwargs(shm_size=SHARED_MEMORY)
+    )
+    for path, content in (files or {}).items():
+        container.with_copy_into_container(content, path)
+    with container:
+        host = container.get_container_host_ip()
+        yield ContainerServer(
+            host=servers.HOST if host == "localhost" else host,  # which may be another port's, by IPv6
+            port=container.get_exposed_port(PORT),
+            secret=secret,
+        )
