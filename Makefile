@@ -3,11 +3,12 @@ PYTHON ?= python3
 export SOURCE_PORT TARGET_PORT AIRFLOW_PORT ROLE
 ARGS ?=
 LOCAL = .venv/bin/python -m etl.local
+CONTAINERS = $(PYTHON) -m etl.local.containers
 PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down airflow airflow-down seed simulate extract dbt-run dbt-test pipeline freshness \
-	docs manifest status verify reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end \
+	secrets compose-pipeline compose-up compose-down compose-clean backup restore docs manifest status verify reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end \
 	lint bench bench-marts bench-report clean lock
 
 help:  ## print this
@@ -73,6 +74,27 @@ discover: environment  ## propose a tables.yml for the source, with reasons
 
 psql: environment  ## query the warehouse as analyst (ARGS='-c "select ..."'; ROLE=transformer sees schema audit)
 	@$(LOCAL) psql $(ARGS)
+
+secrets:  ## make the passwords of the containers, in .secrets
+	@$(CONTAINERS) secrets
+
+compose-pipeline:  ## source -> raw -> marts in containers, with Docker and nothing else
+	@$(CONTAINERS) pipeline
+
+compose-up:  ## the same, and Airflow in containers (AIRFLOW_PORT=8080)
+	@$(CONTAINERS) up $(ARGS)
+
+compose-down:  ## stop the containers; the data stay
+	@$(CONTAINERS) down
+
+compose-clean:  ## remove the containers and their data
+	@$(CONTAINERS) clean
+
+backup:  ## write the warehouse of the containers to backups/ (ARGS=file for another place)
+	@$(CONTAINERS) backup $(ARGS)
+
+restore:  ## bring it back (FILE=backups/warehouse-....dump)
+	@$(CONTAINERS) restore $(FILE)
 
 test: setup  ## run all tests (about 10 minutes)
 	@$(PYTEST) $(ARGS)

@@ -3,7 +3,7 @@
 import psycopg2
 import pytest
 
-from etl.local import databases
+from etl.local import databases, provision
 from etl.local.servers import Server
 from tests.integration.dbt.built_shop import Shop, open_source
 
@@ -90,7 +90,7 @@ def built(source_server, servers_home, free_port, tmp_path_factory):
                 more=tuple(provisioned.items()),
             )
             shop.succeed("pipeline")
-            yield shop, provisioned | {"SUPERUSER": server.url(databases.TARGET_NAME)}
+            yield shop, provisioned | {"SUPERUSER": server.url(provision.TARGET_NAME)}
     finally:
         server.remove()
 
