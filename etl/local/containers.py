@@ -126,16 +126,18 @@ def restore(arguments: Sequence[str]) -> None:
 
 
 def _exchange() -> None:
-    """Put the restored database in the place of the present one, and drop that."""
-    ending = f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{WAREHOUSE}'"
-    sql(
-        f"drop database if exists {REPLACED} with (force)",
-        f"alter database {WAREHOUSE} allow_connections false",
-        ending,
-        f"alter database {WAREHOUSE} rename to {REPLACED}",
-        f"alter database {RESTORED} rename to {WAREHOUSE}",
-        f"drop database {REPLACED} with (force)",
+    """Put the restored database in the place of the present one, in one transaction, and drop that.
+
+    Sessions of the present one are ended; where one comes back in time, nothing is exchanged, and psql tells so.
+    """
+    sql(f"drop database if exists {REPLACED} with (force)")
+    psql(
+        "--single-transaction",
+        f"--command=select pg_terminate_backend(pid) from pg_stat_activity where datname = '{WAREHOUSE}'",
+        f"--command=alter database {WAREHOUSE} rename to {REPLACED}",
+        f"--command=alter database {RESTORED} rename to {WAREHOUSE}",
     )
+    sql(f"drop database {REPLACED} with (force)")
 
 
 def _refuse_writers() -> None:
@@ -159,11 +161,15 @@ def in_target(*command: str, **streams: object) -> None:
 
 def sql(*statements: str) -> None:
     """Run statements as superuser, each in a transaction of its own."""
-    options = [option for statement in statements for option in ("--command", statement)]
+    psql(*(f"--command={statement}" for statement in statements))
+
+
+def psql(*arguments: str) -> None:
+    """Run psql as superuser, quietly, until the first error."""
+    options = ("--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--username", SUPERUSER, "--dbname", "postgres")
     in_target(
-        "psql", "--no-psqlrc", "--quiet", "--username", SUPERUSER, "--dbname", "postgres", "--set=ON_ERROR_STOP=1",
-        *options, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        "env", "PGOPTIONS=-c client_min_messages=warning", "psql", *options, *arguments, stdout=subprocess.DEVNULL
+    )
 
 
 def compose(*arguments: str, **streams: object) -> None:
