@@ -1,8 +1,8 @@
 # One image for etl, dbt and Airflow: the packages of lock/airflow.txt, and the project in /opt/tidemark.
 # A package index other than pip's own comes with the secret pip_conf, a pip.conf that no layer keeps.
-ARG PYTHON_IMAGE=python:3.13-slim
+FROM python:3.13-slim AS base
 
-FROM ${PYTHON_IMAGE} AS build
+FROM base AS build
 ENV PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /opt/tidemark
 RUN python3 -m venv --without-pip /opt/venv
@@ -24,7 +24,7 @@ RUN pip --python /opt/venv/bin/python install --no-deps --no-build-isolation --n
     && /opt/venv/bin/python -m compileall -q -j 0 etl source_db airflow \
     && /opt/venv/bin/python -m etl.local manifest
 
-FROM ${PYTHON_IMAGE}
+FROM base
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="tidemark" \
       org.opencontainers.image.description="Keeps a Postgres warehouse in step with an OLTP Postgres: etl, dbt, Airflow" \

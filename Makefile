@@ -8,7 +8,7 @@ PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down airflow airflow-down seed simulate extract dbt-run dbt-test pipeline freshness \
-	secrets compose-pipeline compose-up compose-down compose-clean backup restore docs manifest status verify reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end \
+	image secrets compose-pipeline compose-up compose-down compose-clean backup restore docs manifest status verify reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end \
 	lint bench bench-marts bench-report clean lock
 
 help:  ## print this
@@ -74,6 +74,9 @@ discover: environment  ## propose a tables.yml for the source, with reasons
 
 psql: environment  ## query the warehouse as analyst (ARGS='-c "select ..."'; ROLE=transformer sees schema audit)
 	@$(LOCAL) psql $(ARGS)
+
+image:  ## build the image for containers (IMAGE=tidemark:local)
+	@$(CONTAINERS) image
 
 secrets:  ## make the passwords of the containers, in .secrets
 	@$(CONTAINERS) secrets

@@ -51,10 +51,15 @@ def make_secret_files(_: Sequence[str]) -> None:
     print(f"{FOLDER}: {len(made)} made" if made else f"{FOLDER}: all there")
 
 
+def build_image(_: Sequence[str]) -> None:
+    """Build the image that all services but the servers run; IMAGE names it."""
+    make_secrets(CHECKOUT)  # compose reads no file of services without them
+    compose("build", "dbt")
+
+
 def pipeline(_: Sequence[str]) -> None:
     """Build the image, start both databases, and go the whole way to the marts, a container for each step."""
-    make_secrets(CHECKOUT)
-    compose("build", "dbt")
+    build_image([])
     compose("up", "--detach", "--wait", "--wait-timeout", START_SECONDS, *DATABASES)
     for number, step in enumerate(STEPS, 1):
         _say(f"{number}/{len(STEPS)} {step}")
@@ -209,6 +214,7 @@ def _say(text: str) -> None:
 ALL_PROFILES = ("--profile", "celery", "--profile", "simulate")
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "secrets": make_secret_files,
+    "image": build_image,
     "pipeline": pipeline,
     "up": up,
     "down": down,

@@ -109,11 +109,11 @@ def machine(free_port):
 def containers(machine, free_port):
     ports = {name: str(free_port()) for name in ("SOURCE_PORT", "TARGET_PORT", "AIRFLOW_PORT")}
     project = f"tidemark-test-{os.getpid()}"
-    names = {"COMPOSE_PROJECT_NAME": project, "TIDEMARK_IMAGE": f"{project}:local"}
+    names = {"COMPOSE_PROJECT_NAME": project, "IMAGE": f"{project}:local"}
     made = Containers(machine.folder, {**machine.environment, **SETTINGS, **ports, **names})
     yield made
     made.run("make", "compose-clean", f"PYTHON={sys.executable}")
-    made.run("docker", "image", "rm", "--force", names["TIDEMARK_IMAGE"])
+    made.run("docker", "image", "rm", "--force", names["IMAGE"])
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_the_marts_equal_those_of_the_servers_without_containers(machine, contai
 
     assert marts == read_marts(lambda statement: query(embedded, statement))
     assert marts["fct_orders"][0] > 10_000
-    assert f"marts.fct_orders {marts['fct_orders'][0]:>11,}" in filled
+    assert ["marts.fct_orders", f"{marts['fct_orders'][0]:,}"] in [line.split() for line in filled.splitlines()]
     containers.compose("run", "--rm", "--no-deps", "etl", "etl", "verify")
 
 
@@ -167,10 +167,8 @@ def test_an_analyst_reads_the_marts_with_the_password_of_a_file(containers):
 @pytest.mark.usefixtures("filled")
 def test_the_image_has_no_tools_to_build_with_and_a_user_of_its_own(containers):
     script = "command -v gcc cc make pip || python -m pip || python -c 'import setuptools' || id -u"
-    told = containers.run(
-        "docker", "run", "--rm", "--entrypoint", "sh", containers.environment["TIDEMARK_IMAGE"], "-c", script
-    )
-    (image,) = json.loads(containers.succeed("docker", "image", "inspect", containers.environment["TIDEMARK_IMAGE"]))
+    told = containers.run("docker", "run", "--rm", "--entrypoint", "sh", containers.environment["IMAGE"], "-c", script)
+    (image,) = json.loads(containers.succeed("docker", "image", "inspect", containers.environment["IMAGE"]))
 
     assert told.stdout == "10001\n"
     assert image["Config"]["User"] == "tidemark"

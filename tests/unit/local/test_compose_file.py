@@ -1,5 +1,6 @@
 """The compose file, as text: what every container must not be able to do, and what it shares with the code."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,9 @@ def test_a_backup_never_overwrites_a_file(tmp_path, capsys):
 def test_a_backup_that_is_missing_is_told_before_anything_is_touched(tmp_path, capsys):
     assert containers.main(["restore", str(tmp_path / "none.dump")]) == 1
     assert "none.dump is not there: the backups are in backups/" in capsys.readouterr().err
+
+
+def test_the_image_bears_the_version_of_the_project():
+    version = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
+
+    assert f"\nARG VERSION={version}\n" in (CHECKOUT / "Dockerfile").read_text()
