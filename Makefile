@@ -3,14 +3,16 @@ PYTHON ?= python3
 export SOURCE_PORT TARGET_PORT AIRFLOW_PORT ROLE
 ARGS ?=
 LOCAL = .venv/bin/python -m etl.local
+CONTAINERS = $(PYTHON) -m etl.local.containers
 PYTEST = .venv/bin/python -m pytest
 # Each process has servers of its own; the tests of a file stay together.
 IN_PARALLEL = --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down airflow airflow-down seed simulate extract dbt-run dbt-test pipeline freshness \
-	docs manifest status verify reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end \
-	lint audit-dependencies bench bench-marts bench-report clean wheel lock
+	image secrets compose-pipeline compose-up compose-down compose-clean backup restore docs manifest status verify \
+	reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end lint audit-dependencies \
+	bench bench-marts bench-report clean wheel lock
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -75,6 +77,30 @@ discover: environment  ## propose a tables.yml for the source, with reasons
 
 psql: environment  ## query the warehouse as analyst (ARGS='-c "select ..."'; ROLE=transformer sees schema audit)
 	@$(LOCAL) psql $(ARGS)
+
+image:  ## build the image for containers (IMAGE=tidemark:local)
+	@$(CONTAINERS) image
+
+secrets:  ## make the passwords of the containers, in .secrets
+	@$(CONTAINERS) secrets
+
+compose-pipeline:  ## source -> raw -> marts in containers, with Docker and nothing else
+	@$(CONTAINERS) pipeline
+
+compose-up:  ## the same, and Airflow in containers (AIRFLOW_PORT=8080)
+	@$(CONTAINERS) up $(ARGS)
+
+compose-down:  ## stop the containers; the data stay
+	@$(CONTAINERS) down
+
+compose-clean:  ## remove the containers and their data
+	@$(CONTAINERS) clean
+
+backup:  ## write the warehouse of the containers to backups/ (ARGS=file for another place)
+	@$(CONTAINERS) backup $(ARGS)
+
+restore:  ## bring it back (FILE=backups/warehouse-....dump)
+	@$(CONTAINERS) restore $(FILE)
 
 test: setup  ## run all tests (about 10 minutes; ARGS=--servers=embedded without containers: docs/testing.md)
 	@$(PYTEST) $(IN_PARALLEL) $(ARGS)

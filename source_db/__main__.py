@@ -46,6 +46,9 @@ def _schema(url: str, _: argparse.Namespace) -> None:
 def _seed(url: str, arguments: argparse.Namespace) -> None:
     if not schema.is_applied(url):
         schema.apply(url)
+    if arguments.if_empty and not seed.is_empty(url):
+        print("the tables hold rows already: nothing to do")
+        return
     counts = seed.load(url, scale=arguments.scale, seed=arguments.seed, on_progress=_show_progress)
     print(file=sys.stderr)
     _print_counts(counts)
@@ -71,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("command", choices=_COMMANDS, help="create the tables, fill them, or play activity on them")
     parser.add_argument("--scale", type=_positive, default=1, help="seed: 1 is 20,000 orders (default: 1)")
     parser.add_argument("--seed", type=int, default=42, help="number that all chance comes from (default: 42)")
+    parser.add_argument("--if-empty", action="store_true", help="seed: leave tables that hold rows as they are")
     parser.add_argument("--seconds", type=_positive, default=20, help="simulate: how long (default: 20)")
     parser.add_argument("--rate", type=_positive, default=50, help="simulate: transactions a second (default: 50)")
     parser.add_argument("--writers", type=int, choices=range(1, 65), default=4, metavar="N", help="simulate: sessions")

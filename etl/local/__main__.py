@@ -15,7 +15,8 @@ import psycopg2
 from etl.database_url import TLS_VARIABLES, read_url
 from etl.errors import ConfigurationError, EtlError
 from etl.local import airflow_server
-from etl.local.databases import CHECKOUT, TARGET_NAME, Databases, embedded_servers, open_databases
+from etl.local.databases import CHECKOUT, Databases, embedded_servers, open_databases
+from etl.local.provision import TARGET_NAME
 from etl.local.servers import choose_home, find_binaries
 
 PSQL_ROLES = ("analyst", "transformer")
@@ -172,6 +173,29 @@ def pipeline(_: Sequence[str]) -> int:
     return 0
 
 
+def provision(_: Sequence[str]) -> int:
+    """Make databases and roles on the servers whose superuser's URL is given, with passwords from files."""
+    from etl.local.entrypoint import SECRETS  # noqa: PLC0415
+    from etl.local.provision import provision_given  # noqa: PLC0415
+
+    print("\n".join(provision_given(os.environ, SECRETS)))
+    return 0
+
+
+def build(_: Sequence[str]) -> int:
+    """Build the models on a warehouse given by URL and check their rules; tell what the marts hold."""
+    from etl.local.summary import print_marts  # noqa: PLC0415
+    from etl.transform import project  # noqa: PLC0415
+
+    url = os.environ.get("TRANSFORMER_DATABASE_URL") or os.environ.get("TARGET_DATABASE_URL")
+    if not url:
+        raise ConfigurationError("TRANSFORMER_DATABASE_URL is not set: set it to the URL of the warehouse")
+    started = time.monotonic()
+    project.build(os.environ)
+    print_marts(url, time.monotonic() - started)
+    return 0
+
+
 def freshness(_: Sequence[str]) -> int:
     from etl.transform import project  # noqa: PLC0415
 
@@ -286,6 +310,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "verify": verify,
     "reset": reset,
     "discover": discover,
+    "provision": provision,
+    "build": build,
     "dbt-run": dbt_run,
     "dbt-test": dbt_test,
     "pipeline": pipeline,

@@ -10,21 +10,14 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-import psycopg2
-from psycopg2 import sql
-from psycopg2.extensions import cursor as Cursor
-
 from etl.errors import ConfigurationError
+from etl.local import provision
+from etl.local.provision import METADATA_NAME, SOURCE_NAME, TARGET_NAME
 from etl.local.servers import Server, choose_home
-from source_db import schema
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SOURCE_NAME, TARGET_NAME = "source", "warehouse"
-TARGET_ROLES = ("loader", "transformer", "analyst")
-METADATA_NAME = "airflow"  # of Airflow: its database, and the role that owns it
 DEFAULT_PORTS = {"SOURCE_PORT": 5433, "TARGET_PORT": 5434, "AIRFLOW_PORT": 8080}
 
 
@@ -68,28 +61,19 @@ def open_databases(environment: Mapping[str, str] = os.environ) -> Databases:
 
 def provision_source(server: Server) -> dict[str, str]:
     """Make the database, the schema and the replicator where they are missing; return the URLs."""
-    _create_database(server, SOURCE_NAME)
-    admin = server.url(SOURCE_NAME)
-    if not schema.is_applied(admin):
-        schema.apply(admin)
-    passwords = _passwords(server, ("replicator",))
-    schema.create_replicator(admin, passwords["replicator"])
+    passwords = _passwords(server, provision.SOURCE_ROLES)
+    provision.make_source(server, passwords)
     return {
-        "SOURCE_ADMIN_DATABASE_URL": admin,
+        "SOURCE_ADMIN_DATABASE_URL": server.url(SOURCE_NAME),
         "SOURCE_DATABASE_URL": server.url(SOURCE_NAME, "replicator", passwords["replicator"]),
     }
 
 
 def provision_target(server: Server) -> dict[str, str]:
     """Make the database, its schemas and its roles where they are missing; return the URLs."""
-    _create_database(server, TARGET_NAME)
-    passwords = _passwords(server, TARGET_ROLES)
-    roles = resources.files("etl.local").joinpath("roles.sql").read_text(encoding="utf-8")
-    with schema.session(server.url(TARGET_NAME)) as connection, connection.cursor() as cursor:
-        for role, password in passwords.items():
-            _create_role(cursor, role, password)
-        cursor.execute(roles)
-    urls = {role: server.url(TARGET_NAME, role, passwords[role]) for role in TARGET_ROLES}
+    passwords = _passwords(server, provision.TARGET_ROLES)
+    provision.make_target(server, passwords)
+    urls = {role: server.url(TARGET_NAME, role, passwords[role]) for role in provision.TARGET_ROLES}
     return {
         "TARGET_DATABASE_URL": urls["loader"],
         "TRANSFORMER_DATABASE_URL": urls["transformer"],
@@ -99,37 +83,9 @@ def provision_target(server: Server) -> dict[str, str]:
 
 def provision_metadata(server: Server) -> str:
     """Make a database for Airflow's metadata, and a role that owns it, where they are missing; return the URL."""
-    _create_database(server, METADATA_NAME)
-    password = _passwords(server, (METADATA_NAME,), "airflow.json")[METADATA_NAME]
-    with schema.session(server.url(METADATA_NAME)) as connection, connection.cursor() as cursor:
-        _create_role(cursor, METADATA_NAME, password)
-        name = sql.Identifier(METADATA_NAME)
-        cursor.execute(sql.SQL("alter database {} owner to {}").format(name, name))
-        cursor.execute(sql.SQL("revoke all on database {} from public").format(name))
-    return server.url(METADATA_NAME, METADATA_NAME, password)
-
-
-def _create_database(server: Server, name: str) -> None:
-    connection = psycopg2.connect(server.url())
-    connection.autocommit = True  # CREATE DATABASE refuses a transaction
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("select from pg_catalog.pg_database where datname = %s", (name,))
-            if cursor.fetchone() is None:
-                cursor.execute(sql.SQL("create database {} template template0").format(sql.Identifier(name)))
-    finally:
-        connection.close()
-
-
-def _create_role(cursor: Cursor, role: str, password: str) -> None:
-    cursor.execute("select from pg_catalog.pg_roles where rolname = %s", (role,))
-    if cursor.fetchone() is None:
-        cursor.execute(sql.SQL("create role {}").format(sql.Identifier(role)))
-    cursor.execute(
-        sql.SQL("alter role {} with login nosuperuser nocreatedb nocreaterole noreplication password {}").format(
-            sql.Identifier(role), schema.password_verifier(cursor.connection, role, password)
-        )
-    )
+    passwords = _passwords(server, (METADATA_NAME,), "airflow.json")
+    provision.make_metadata(server, passwords)
+    return server.url(METADATA_NAME, METADATA_NAME, passwords[METADATA_NAME])
 
 
 def _passwords(server: Server, roles: tuple[str, ...], name: str = "passwords.json") -> dict[str, str]:

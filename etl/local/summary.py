@@ -35,14 +35,19 @@ def print_summary(databases: Databases, result: RunResult, timings: Timings) -> 
     ]
     print(f"\nRun {result.run_id}: source to raw in {timings.replicate:.1f} s")
     print_aligned(header, rows, numbers_from=1)
-    print(f"\nMarts: built and tested in {timings.build:.1f} s")
-    print_aligned(("mart", "rows"), [(name, f"{rows:,}") for name, rows in count_marts(databases)], numbers_from=1)
+    url = databases.environment.get("TRANSFORMER_DATABASE_URL") or databases.urls["TARGET_DATABASE_URL"]
+    print_marts(url, timings.build)
     print(f"\nQuery them:\n  {_query_line(databases)}")
 
 
-def count_marts(databases: Databases) -> list[tuple[str, int]]:
+def print_marts(url: str, seconds: float) -> None:
+    """Print how long the models took, and how many rows each mart holds."""
+    print(f"\nMarts: built and tested in {seconds:.1f} s")
+    print_aligned(("mart", "rows"), [(name, f"{rows:,}") for name, rows in count_marts(url)], numbers_from=1)
+
+
+def count_marts(url: str) -> list[tuple[str, int]]:
     """Return every table of schema marts with its number of rows."""
-    url = databases.environment.get("TRANSFORMER_DATABASE_URL") or databases.urls["TARGET_DATABASE_URL"]
     connection = psycopg2.connect(url)
     try:
         with connection, connection.cursor() as cursor:

@@ -7,7 +7,7 @@ from subprocess import Popen
 import pytest
 from psycopg2.extensions import cursor as Cursor
 
-from etl.local import databases
+from etl.local import databases, provision
 from etl.local.servers import Server
 from tests.integration.dbt.built_shop import Shop, open_source
 
@@ -30,7 +30,7 @@ def built(source_server, servers_home, free_port, tmp_path_factory) -> Iterator[
             )
             shop.succeed("pipeline")
             databases.provision_metadata(server)
-            yield shop, provisioned | {"SUPERUSER": server.url(databases.TARGET_NAME), "LOG": str(server.log)}
+            yield shop, provisioned | {"SUPERUSER": server.url(provision.TARGET_NAME), "LOG": str(server.log)}
     finally:
         server.remove()
 

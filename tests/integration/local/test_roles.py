@@ -6,7 +6,7 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from etl.local import databases
+from etl.local import databases, provision
 from etl.local.servers import Server
 
 
@@ -138,7 +138,7 @@ def test_a_role_reads_no_files_no_passwords_and_no_database_of_others(built, rol
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             run(urls[role], statement)
     with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
-        run(re.sub(r"/[^/]*$", f"/{databases.METADATA_NAME}", urls[role]), "select 1")
+        run(re.sub(r"/[^/]*$", f"/{provision.METADATA_NAME}", urls[role]), "select 1")
 
 
 def test_a_transformer_changes_nothing_in_what_was_loaded(built):

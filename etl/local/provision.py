@@ -1,0 +1,133 @@
+"""Makes databases, schemas and roles on servers, embedded or in containers; all of it may be repeated.
+
+Begin at `provision_given`. The passwords are the caller's: here they are only set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import psycopg2
+from psycopg2 import sql
+from psycopg2.extensions import cursor as Cursor
+
+from etl.errors import ConfigurationError
+from etl.local.entrypoint import read_secret
+from source_db import schema
+
+SOURCE_NAME, TARGET_NAME = "source", "warehouse"
+SOURCE_ROLES = ("replicator",)
+TARGET_ROLES = ("loader", "transformer", "analyst")
+METADATA_NAME = "airflow"  # of Airflow: its database, and the role that owns it
+
+
+class Reachable(Protocol):
+    """A server that its superuser can reach."""
+
+    def url(self, database: str = ..., user: str = ..., password: str | None = ...) -> str:
+        """Return a URL of the superuser, or of another role."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenServer:
+    """A server known by a URL of its superuser; the password is in it, or in libpq's password file."""
+
+    admin_url: str
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.admin_url).hostname or ""
+
+    def url(self, database: str = "postgres", user: str | None = None, password: str | None = None) -> str:
+        """Return the URL with another database, and another role where one is given."""
+        parts = urlsplit(self.admin_url)
+        netloc = parts.netloc
+        if user is not None:
+            secret = f":{quote(password, safe='')}" if password else ""
+            netloc = f"{quote(user, safe='')}{secret}@{netloc.rpartition('@')[2]}"
+        return urlunsplit(parts._replace(netloc=netloc, path=f"/{database}"))
+
+
+def provision_given(environment: Mapping[str, str], secrets: Path) -> list[str]:
+    """Make what the pipeline needs on each server of which a variable names a superuser's URL; tell what was made.
+
+    A role's password is in a file HOST.ROLE of the folder. Raises ConfigurationError when one is missing, before
+    anything is made.
+    """
+    makers = {
+        "SOURCE_ADMIN_DATABASE_URL": (make_source, SOURCE_ROLES),
+        "TARGET_ADMIN_DATABASE_URL": (make_target, TARGET_ROLES),
+        "METADATA_ADMIN_DATABASE_URL": (make_metadata, (METADATA_NAME,)),
+    }
+    found = {name: GivenServer(admin_url=environment[name]) for name in makers if environment.get(name)}
+    if not found:
+        raise ConfigurationError(f"expected a superuser's URL in {', '.join(makers)}, found none: set one")
+    passwords = {name: read_passwords(secrets, server.host, makers[name][1]) for name, server in found.items()}
+    for name, server in found.items():
+        makers[name][0](server, passwords[name])
+    return [f"{server.host}: {', '.join(passwords[name])}" for name, server in found.items()]
+
+
+def read_passwords(secrets: Path, host: str, roles: tuple[str, ...]) -> dict[str, str]:
+    """Return the passwords of roles from their files. Raises ConfigurationError with those that are missing."""
+    missing = [f"{host}.{role}" for role in roles if not (secrets / f"{host}.{role}").is_file()]
+    if missing:
+        raise ConfigurationError(f"{secrets} lacks {', '.join(missing)}: make the files with `make secrets`")
+    return {role: read_secret(secrets / f"{host}.{role}") for role in roles}
+
+
+def make_source(server: Reachable, passwords: Mapping[str, str]) -> None:
+    """Make the database, the schema and the replicator where they are missing."""
+    _create_database(server, SOURCE_NAME)
+    admin = server.url(SOURCE_NAME)
+    if not schema.is_applied(admin):
+        schema.apply(admin)
+    schema.create_replicator(admin, passwords["replicator"])
+
+
+def make_target(server: Reachable, passwords: Mapping[str, str]) -> None:
+    """Make the database, its schemas and its roles where they are missing."""
+    _create_database(server, TARGET_NAME)
+    roles = resources.files("etl.local").joinpath("roles.sql").read_text(encoding="utf-8")
+    with schema.session(server.url(TARGET_NAME)) as connection, connection.cursor() as cursor:
+        for role, password in passwords.items():
+            _create_role(cursor, role, password)
+        cursor.execute(roles)
+
+
+def make_metadata(server: Reachable, passwords: Mapping[str, str]) -> None:
+    """Make a database for Airflow's metadata, and a role that owns it, where they are missing."""
+    _create_database(server, METADATA_NAME)
+    with schema.session(server.url(METADATA_NAME)) as connection, connection.cursor() as cursor:
+        _create_role(cursor, METADATA_NAME, passwords[METADATA_NAME])
+        name = sql.Identifier(METADATA_NAME)
+        cursor.execute(sql.SQL("alter database {} owner to {}").format(name, name))
+        cursor.execute(sql.SQL("revoke all on database {} from public").format(name))
+
+
+def _create_database(server: Reachable, name: str) -> None:
+    connection = psycopg2.connect(server.url())
+    connection.autocommit = True  # CREATE DATABASE refuses a transaction
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("select from pg_catalog.pg_database where datname = %s", (name,))
+            if cursor.fetchone() is None:
+                cursor.execute(sql.SQL("create database {} template template0").format(sql.Identifier(name)))
+    finally:
+        connection.close()
+
+
+def _create_role(cursor: Cursor, role: str, password: str) -> None:
+    cursor.execute("select from pg_catalog.pg_roles where rolname = %s", (role,))
+    if cursor.fetchone() is None:
+        cursor.execute(sql.SQL("create role {}").format(sql.Identifier(role)))
+    cursor.execute(
+        sql.SQL("alter role {} with login nosuperuser nocreatedb nocreaterole noreplication password {}").format(
+            sql.Identifier(role), schema.password_verifier(cursor.connection, role, password)
+        )
+    )

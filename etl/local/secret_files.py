@@ -1,0 +1,76 @@
+"""Makes the passwords and keys of the containers: a file each, at random, once. Runs on any Python 3, without packages.
+
+A file named HOST.ROLE is the password of a role on a server. The folder is the owner's alone; the files in it are
+readable by all, because containers see them as they are, and run as users of their own.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+from pathlib import Path
+
+FOLDER = ".secrets"
+VARIABLE = "SECRETS_FOLDER"  # what docker-compose.yml asks for, and tells to make the files where it is not set
+PASSWORDS = (
+    "source_db.postgres",
+    "source_db.replicator",
+    "target_db.postgres",
+    "target_db.loader",
+    "target_db.transformer",
+    "target_db.analyst",
+    "airflow_db.postgres",
+    "airflow_db.airflow",
+    "airflow_admin",
+    "airflow_api_secret",
+    "airflow_jwt_secret",
+)
+FERNET_KEY = "airflow_fernet_key"
+REDIS_CONFIGURATION, BROKER_URL = "redis_conf", "celery_broker_url"
+PASSWORD_BYTES = 32  # as 64 characters that mean nothing to a shell, a URL or a server
+FERNET_KEY_BYTES = 32
+
+
+def make_secrets(checkout: Path) -> list[str]:
+    """Make the files that are missing, and name the folder in `.env`; return the names of those made."""
+    folder = checkout / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
+    made = [name for name in PASSWORDS if _write(folder / name, secrets.token_hex(PASSWORD_BYTES))]
+    key = base64.urlsafe_b64encode(os.urandom(FERNET_KEY_BYTES)).decode()
+    made += [FERNET_KEY] if _write(folder / FERNET_KEY, key) else []
+    made += _make_broker(folder)
+    _name_folder(checkout / ".env")
+    return made
+
+
+def _make_broker(folder: Path) -> list[str]:
+    """Make what Redis and its clients read: two forms of one password, so both anew where one is missing."""
+    paths = [folder / REDIS_CONFIGURATION, folder / BROKER_URL]
+    if all(path.exists() for path in paths):
+        return []
+    for path in paths:
+        path.unlink(missing_ok=True)
+    password = secrets.token_hex(PASSWORD_BYTES)
+    _write(paths[0], f"requirepass {password}")
+    _write(paths[1], f"redis://:{password}@redis:6379/0")
+    return [path.name for path in paths]
+
+
+def _write(path: Path, text: str) -> bool:
+    """Write a file that is not there yet; tell whether it was missing."""
+    if path.exists():
+        return False
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.chmod(0o444)
+    partial.rename(path)
+    return True
+
+
+def _name_folder(path: Path) -> None:
+    """Add the variable to `.env`, which compose reads, unless it is there; other lines are a person's."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if not any(line.split("=")[0].strip() == VARIABLE for line in lines):
+        path.write_text("\n".join([*lines, f"{VARIABLE}={FOLDER}"]) + "\n", encoding="utf-8")

@@ -1,0 +1,277 @@
+"""Containers as `make` starts them: an image, databases, the pipeline, Airflow, backups, and nothing left behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.integration.dbt.built_shop import is_waited_for, locked, read_marts
+
+from .conftest import CHECKOUT, open_machine
+from .test_airflow import Api, query, wait_until
+
+
+def is_docker_running():
+    if shutil.which("docker") is None:
+        return False
+    commands = (["docker", "info"], ["docker", "compose", "version"])
+    return all(subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in commands)
+
+
+pytestmark = pytest.mark.skipif(
+    not is_docker_running(), reason="Docker with its compose plugin does not run here: the containers are not tested"
+)
+FILES = ("docker-compose.yml", "Dockerfile", ".dockerignore", "Makefile", "pyproject.toml", "README.md", "LICENSE")
+PROFILES = ("--profile", "celery", "--profile", "simulate")
+TASKS = {"extract_and_load", "dbt_run", "dbt_test", "freshness", "docs"}
+SETTINGS = {
+    "PIPELINE_SCHEDULE": "0 0 29 2 *",  # seldom due: none but the runs of these tests
+    "PIPELINE_RETRY_SECONDS": "2",
+    "TASK_HEARTBEAT_TIMEOUT": "30",  # then a task that is silent is given up
+}
+
+
+class Containers:
+    """The containers of one project, on a copy of the checkout."""
+
+    def __init__(self, folder, environment):
+        self.folder = folder
+        self.environment = environment
+        self.project = environment["COMPOSE_PROJECT_NAME"]
+
+    def run(self, *command):
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+
+    def succeed(self, *command):
+        finished = self.run(*command)
+        assert finished.returncode == 0, f"{command}\n{finished.stdout[-8000:]}{finished.stderr[-8000:]}"
+        return finished.stdout
+
+    def make(self, target, *arguments):
+        return self.succeed("make", target, f"PYTHON={sys.executable}", *arguments)
+
+    def compose(self, *arguments):
+        return self.succeed("docker", "compose", *arguments)
+
+    def url(self, side, role="postgres"):
+        name, database = {"source": ("SOURCE", "source"), "target": ("TARGET", "warehouse")}[side]
+        password = (self.folder / ".secrets" / f"{side}_db.{role}").read_text()
+        return f"postgresql://{role}:{password}@127.0.0.1:{self.environment[f'{name}_PORT']}/{database}"
+
+    def marts(self):
+        return read_marts(lambda statement: query(self.url("target"), statement))
+
+    def secrets(self):
+        """Return what may be seen nowhere: all passwords and keys."""
+        return [path.read_text().removeprefix("requirepass ") for path in (self.folder / ".secrets").iterdir()]
+
+    def inspect(self):
+        """Return what Docker tells of each container, by service."""
+        ids = self.compose(*PROFILES, "ps", "--all", "--quiet").split()
+        told = json.loads(self.succeed("docker", "inspect", *ids))
+        return {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in told}
+
+    def left(self, kind):
+        listing = {"container": ("ps", "--all"), "network": ("network", "ls"), "volume": ("volume", "ls")}[kind]
+        label = f"label=com.docker.compose.project={self.project}"
+        return self.succeed("docker", *listing, "--quiet", "--filter", label).split()
+
+    def kill(self, service):
+        """End the first process of a service at once, as a lack of memory does: compose starts it again."""
+        container = self.inspect()[service]
+        os.kill(container["State"]["Pid"], signal.SIGKILL)
+        wait_until(
+            lambda: self.inspect()[service]["State"]["StartedAt"] != container["State"]["StartedAt"], f"{service} again"
+        )
+
+
+def copy_files(folder):
+    for name in FILES:
+        shutil.copy(CHECKOUT / name, folder / name)
+    shutil.copytree(CHECKOUT / "lock", folder / "lock")
+
+
+@pytest.fixture(scope="module")
+def machine(free_port):
+    """A copy of the checkout, for servers without containers too."""
+    with open_machine(free_port) as made:
+        copy_files(made.folder)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def containers(machine, free_port):
+    ports = {name: str(free_port()) for name in ("SOURCE_PORT", "TARGET_PORT", "AIRFLOW_PORT")}
+    project = f"tidemark-test-{os.getpid()}"
+    names = {"COMPOSE_PROJECT_NAME": project, "IMAGE": f"{project}:local"}
+    made = Containers(machine.folder, {**machine.environment, **SETTINGS, **ports, **names})
+    yield made
+    made.run("make", "compose-clean", f"PYTHON={sys.executable}")
+    made.run("docker", "image", "rm", "--force", names["IMAGE"])
+
+
+@pytest.fixture(scope="module")
+def filled(containers):
+    """What `make compose-pipeline` tells."""
+    return containers.make("compose-pipeline")
+
+
+@pytest.fixture(scope="module")
+def api(containers):
+    """Airflow in containers, and all others, as `make compose-up` starts them."""
+    told = containers.make("compose-up")
+    password = (containers.folder / ".secrets" / "airflow_admin").read_text()
+    assert password not in told
+    return Api(f"Airflow: http://localhost:{containers.environment['AIRFLOW_PORT']}  login admin  password {password}")
+
+
+def test_nothing_starts_without_passwords_and_the_next_step_is_told(tmp_path, machine):
+    shutil.copy(CHECKOUT / "docker-compose.yml", tmp_path)
+    alone = Containers(tmp_path, {**machine.environment, "COMPOSE_PROJECT_NAME": f"tidemark-none-{os.getpid()}"})
+    refused = alone.run("docker", "compose", "up", "--detach")
+
+    assert refused.returncode != 0
+    assert "there are no passwords yet, make them with `make secrets`" in refused.stderr
+    assert [alone.left(kind) for kind in ("container", "network", "volume")] == [[], [], []]
+
+
+def test_the_file_is_accepted_with_every_profile(containers):
+    containers.make("secrets")
+    finished = containers.run("docker", "compose", *PROFILES, "config", "--quiet")
+
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+
+
+def test_the_marts_equal_those_of_the_servers_without_containers(machine, containers, filled):
+    machine.succeed("pipeline")
+    embedded = machine.urls()["target"]
+    marts = containers.marts()
+
+    assert marts == read_marts(lambda statement: query(embedded, statement))
+    assert marts["fct_orders"][0] > 10_000
+    assert ["marts.fct_orders", f"{marts['fct_orders'][0]:,}"] in [line.split() for line in filled.splitlines()]
+    containers.compose("run", "--rm", "--no-deps", "etl", "etl", "verify")
+
+
+@pytest.mark.usefixtures("filled")
+def test_an_analyst_reads_the_marts_with_the_password_of_a_file(containers):
+    assert query(containers.url("target", "analyst"), "select count(*) > 0 from marts.fct_orders") == [(True,)]
+
+
+@pytest.mark.usefixtures("filled")
+def test_the_image_has_no_tools_to_build_with_and_a_user_of_its_own(containers):
+    script = "command -v gcc cc make pip || python -m pip || python -c 'import setuptools' || id -u"
+    told = containers.run("docker", "run", "--rm", "--entrypoint", "sh", containers.environment["IMAGE"], "-c", script)
+    (image,) = json.loads(containers.succeed("docker", "image", "inspect", containers.environment["IMAGE"]))
+
+    assert told.stdout == "10001\n"
+    assert image["Config"]["User"] == "tidemark"
+    assert image["Config"]["Healthcheck"]["Test"][0] == "CMD"
+    assert image["Config"]["Labels"]["org.opencontainers.image.title"] == "tidemark"
+
+
+@pytest.mark.usefixtures("api")
+def test_no_container_shows_a_password_or_may_do_more_than_its_work(containers):
+    told = containers.inspect()
+    logs = containers.compose(*PROFILES, "logs", "--no-color")
+    shown = json.dumps(told)
+
+    assert len(told) >= 9
+    assert [secret for secret in containers.secrets() if secret in shown + logs] == []
+    for name, container in told.items():
+        assert container["HostConfig"]["ReadonlyRootfs"], name
+        assert container["HostConfig"]["CapDrop"] == ["ALL"], name
+        assert not container["HostConfig"]["CapAdd"], name
+        assert all(
+            binding["HostIp"] == "127.0.0.1"
+            for bindings in container["HostConfig"]["PortBindings"].values()
+            for binding in bindings
+        ), name
+
+
+@pytest.mark.usefixtures("api")
+@pytest.mark.parametrize("service", ["source_db", "target_db", "airflow_db", "airflow-api-server", "airflow-scheduler"])
+def test_a_container_works_as_a_user_without_privileges_who_writes_nowhere_else(containers, service):
+    script = "id -u; grep CapEff /proc/1/status; touch /usr/x /opt/x 2>&1; cat /proc/[0-9]*/cmdline | tr '\\0' ' '"
+    told = containers.run("docker", "compose", "exec", "-T", service, "sh", "-c", script).stdout
+    lines = told.splitlines()
+
+    assert int(lines[0]) > 0
+    assert lines[1].split() == ["CapEff:", "0000000000000000"]
+    assert told.count("Read-only file system") == 2
+    assert [secret for secret in containers.secrets() if secret in told] == []
+
+
+def test_a_run_of_airflow_succeeds_and_leaves_the_same_marts(containers, api):
+    before = containers.marts()
+    run_id = api.trigger()
+
+    assert set(api.wait_for_success(run_id)) == TASKS
+    assert containers.marts() == before
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may kill what containers run: their recovery is not tested")
+def test_servers_and_scheduler_that_are_killed_during_a_run_come_back_and_the_marts_are_right(containers, api):
+    before = containers.marts()
+    containers.compose("run", "--rm", "--no-deps", "seed", "python", "-m", "source_db", "simulate", "--seconds", "5")
+    source = containers.url("source")
+    with locked(source, "orders"):
+        run_id = api.trigger()
+        wait_until(lambda: query(source, f"select {is_waited_for('orders')}") == [(True,)], "the task to read orders")
+        containers.kill("source_db")
+    wait_until(lambda: api.states(run_id)["dbt_run"] == "running", "dbt to be at work")
+    containers.kill("target_db")
+    wait_until(lambda: api.states(run_id)["dbt_test"] == "running", "the rules to be checked")
+    containers.kill("airflow-scheduler")
+    tries = api.wait_for_success(run_id)
+
+    assert tries["extract_and_load"] > 1
+    assert tries["dbt_test"] > 1
+    assert containers.marts() != before
+    incremental = containers.marts()
+    containers.compose("run", "--rm", "--no-deps", "etl", "etl", "verify")
+    full = "from etl.transform import project; import os; project.build_models(os.environ, ['--full-refresh'])"
+    containers.compose("run", "--rm", "--no-deps", "dbt", "python", "-c", full)
+    assert containers.marts() == incremental
+
+
+@pytest.mark.usefixtures("filled")
+def test_a_warehouse_that_is_dropped_comes_back_from_a_backup(containers):
+    containers.compose("stop", "airflow-scheduler")
+    before = containers.marts()
+    path = containers.folder / "warehouse.dump"
+    containers.make("backup", f"ARGS={path}")
+    drop = "drop database warehouse with (force)"
+    containers.compose("exec", "-T", "target_db", "psql", "--username", "postgres", "--command", drop)
+    containers.make("restore", f"FILE={path}")
+
+    assert containers.marts() == before
+    assert path.stat().st_mode & 0o077 == 0
+    assert query(containers.url("target", "analyst"), "select count(*) > 0 from marts.fct_orders") == [(True,)]
+    for command in (["etl", "etl", "run"], ["etl", "etl", "verify"], ["dbt"]):
+        containers.compose("run", "--rm", "--no-deps", *command)
+    assert containers.marts() == before
+
+
+@pytest.mark.usefixtures("filled")
+def test_a_file_that_is_no_backup_leaves_the_warehouse_as_it_was(containers):
+    before = containers.marts()
+    path = containers.folder / "broken.dump"
+    path.write_bytes(b"PGDMP but no more")
+    finished = containers.run("make", "restore", f"FILE={path}", f"PYTHON={sys.executable}")
+
+    assert finished.returncode != 0
+    assert containers.marts() == before
+
+
+@pytest.mark.usefixtures("filled")
+def test_nothing_is_left_behind(containers):
+    assert containers.left("container") != []
+    containers.make("compose-clean")
+    assert [containers.left(kind) for kind in ("container", "network", "volume")] == [[], [], []]

@@ -1,0 +1,60 @@
+"""What a container begins with: passwords in a file of its own, then the program in its place."""
+
+import json
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from etl.local.entrypoint import main, passfile_lines
+
+
+@pytest.fixture
+def secrets(tmp_path):
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    (folder / "target_db.loader").write_text("a:b\\c\n")
+    (folder / "shop.example.org.replicator").write_text("d e")
+    (folder / "airflow_admin").write_text("f")
+    return folder
+
+
+def test_each_role_of_a_host_has_a_line_with_its_characters_escaped(secrets):
+    assert list(passfile_lines(secrets)) == [
+        "shop.example.org:*:*:replicator:d e\n",
+        "target_db:*:*:loader:a\\:b\\\\c\n",
+    ]
+
+
+def test_the_program_takes_the_place_of_the_process_and_its_exit_code_is_passed_on(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, "-m", "etl.local.entrypoint", "sh", "-c", 'cat "$PGPASSFILE"; exit 7'],
+        env={"PATH": "/usr/bin:/bin", "PGPASSFILE": str(tmp_path / "pgpass"), "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (finished.returncode, finished.stderr) == (7, "")
+    assert stat.S_IMODE((tmp_path / "pgpass").stat().st_mode) == 0o600
+
+
+def test_a_program_that_is_missing_is_told(tmp_path, secrets, capsys):
+    assert main(["no-such-program"], {"PGPASSFILE": str(tmp_path / "pgpass")}, secrets) == 2
+    assert capsys.readouterr().err == "entrypoint: no-such-program: No such file or directory\n"
+    assert (tmp_path / "pgpass").read_text().count("\n") == 2
+
+
+def test_nothing_to_run_is_wrong_usage(capsys):
+    assert main([], {}) == 2
+    assert "expected a program" in capsys.readouterr().err
+
+
+def test_airflow_finds_the_login_in_a_file_that_it_may_write(tmp_path, secrets):
+    path = tmp_path / "logins.json"
+    for _ in range(2):  # a container that starts again finds the last one's
+        main(["no-such-program"], {"AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(path)}, secrets)
+
+    assert json.loads(path.read_text()) == {"admin": "f"}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600

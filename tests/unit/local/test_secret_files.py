@@ -1,0 +1,76 @@
+"""Passwords of the containers: made once, kept, reachable by their owner alone, and no others than compose names."""
+
+import base64
+import stat
+from pathlib import Path
+
+import yaml
+
+from etl.local.secret_files import make_secrets
+
+CHECKOUT = Path(__file__).parents[3]
+
+
+def read(checkout):
+    return {path.name: path.read_text() for path in (checkout / ".secrets").iterdir()}
+
+
+def test_each_secret_is_made_once_at_random(tmp_path):
+    made = make_secrets(tmp_path)
+    first = read(tmp_path)
+
+    assert sorted(made) == sorted(first)
+    assert make_secrets(tmp_path) == []
+    assert read(tmp_path) == first
+    assert len(set(first.values())) == len(first)
+    assert min(map(len, first.values())) >= 44
+    assert len(base64.urlsafe_b64decode(first["airflow_fernet_key"])) == 32
+
+
+def test_a_secret_that_is_removed_is_made_anew_and_no_other(tmp_path):
+    make_secrets(tmp_path)
+    first = read(tmp_path)
+    for name in ("target_db.loader", "redis_conf"):
+        (tmp_path / ".secrets" / name).unlink()
+
+    assert sorted(make_secrets(tmp_path)) == ["celery_broker_url", "redis_conf", "target_db.loader"]
+    second = read(tmp_path)
+    assert {name for name in first if first[name] != second[name]} == {
+        "celery_broker_url",
+        "redis_conf",
+        "target_db.loader",
+    }
+
+
+def test_only_the_owner_enters_the_folder_and_containers_read_the_files(tmp_path):
+    make_secrets(tmp_path)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / ".secrets").iterdir()}
+
+    assert stat.S_IMODE((tmp_path / ".secrets").stat().st_mode) == 0o700
+    assert modes == {0o444}
+
+
+def test_lines_of_a_person_in_the_environment_file_stay(tmp_path):
+    (tmp_path / ".env").write_text("SEED_SCALE=3")
+    make_secrets(tmp_path)
+    make_secrets(tmp_path)
+
+    assert (tmp_path / ".env").read_text() == "SEED_SCALE=3\nSECRETS_FOLDER=.secrets\n"
+
+
+def test_redis_and_its_clients_have_the_same_password(tmp_path):
+    make_secrets(tmp_path)
+    found = read(tmp_path)
+    password = found["redis_conf"].removeprefix("requirepass ")
+
+    assert found["celery_broker_url"] == f"redis://:{password}@redis:6379/0"
+
+
+def test_compose_names_the_secrets_that_are_made(tmp_path):
+    make_secrets(tmp_path)
+    named = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())["secrets"]
+
+    assert sorted(named) == sorted([*read(tmp_path), "pip_conf"])
+    assert {name: entry["file"].rpartition("/")[2] for name, entry in named.items() if name != "pip_conf"} == {
+        name: name for name in named if name != "pip_conf"
+    }
