@@ -31,7 +31,7 @@ def test_a_workflow_calls_make_targets_that_exist(path):
     targets = re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.M)
     commands = [step["run"] for step in steps_of(path) if "run" in step]
     called = [command.removeprefix("make ") for command in commands if command.startswith("make ")]
-    others = [command.split("| ")[-1] for command in commands if not command.startswith("make ")]
+    others = [command.split(" | ")[-1] for command in commands if not command.startswith("make ")]
 
     assert called
     assert [name for call in called for name in call.split() if name not in targets] == []
