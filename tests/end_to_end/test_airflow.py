@@ -16,6 +16,7 @@ from .airflow_api import (
     READERS_THAT_WAIT,
     SESSIONS_OF_READERS,
     TABLES,
+    TASKS,
     log_in_as_told,
     marts,
     query,
@@ -25,7 +26,6 @@ from .browser import find_browser, open_page
 from .conftest import open_machine
 
 pytestmark = pytest.mark.skipif(not has_airflow(), reason="Airflow is not installed: make test-airflow")
-TASKS = ("extract_and_load", "dbt_run", "dbt_test", "freshness", "docs")
 MAPPED_TASKS = ("begin_run", "replicate", "end_run")
 MAX_PICTURE_BYTES = 200_000
 SETTINGS = {
