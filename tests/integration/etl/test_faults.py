@@ -481,14 +481,17 @@ def test_runs_beside_one_that_takes_long_name_it_and_exit_3(shop, wait_until):
         lock_orders(analyst, "target")
         first = start_run(shop, ETL_LOCK_TIMEOUT_SECONDS="50")
         wait_until(lambda: blocks_a_run(shop, analyst))
-        ((holder,),) = shop.on_target("select pid from pg_locks where locktype = 'advisory' and granted")
+        ((holder, address),) = shop.on_target(
+            "select pid, host(client_addr) from pg_locks join pg_stat_activity using (pid) "
+            "where locktype = 'advisory' and granted"
+        )
         others = [start_run(shop, ETL_LOCK_WAIT_SECONDS="0.2") for _ in range(2)]
         refusals = [other.communicate(timeout=60)[1] for other in others]
     _, stderr = first.communicate(timeout=60)
 
     assert [other.returncode for other in others] == [3, 3]
     for refusal in refusals:
-        assert f"etl: another run is at work on this target (pid {holder}, user postgres, from 127.0.0.1" in refusal
+        assert f"etl: another run is at work on this target (pid {holder}, user postgres, from {address}" in refusal
         assert "run again once it has ended, or wait longer with ETL_LOCK_WAIT_SECONDS" in refusal
     assert first.returncode == 0, stderr
     assert shop.on_target("select run_id, status from etl.runs order by run_id") == [(1, "succeeded"), (2, "succeeded")]

@@ -34,6 +34,17 @@ def test_an_url_that_is_none_exits_2_and_keeps_its_secret(orders):
     assert "secret" not in finished.stderr
 
 
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_server_that_has_no_tls_where_it_is_wanted_exits_3_at_once(replication, embedded_source_server, side):
+    url = embedded_source_server.url() + "?sslmode=require"
+
+    finished = replication.command("run", **{f"{side.upper()}_DATABASE_URL": url})
+
+    assert_refused(
+        finished, 3, f"cannot connect to the {side} at 127.0.0.1:", "does not support SSL", "set ssl = on there"
+    )
+
+
 def test_a_table_name_that_is_unknown_exits_2(orders):
     finished = orders.command("run", "ordres")
 

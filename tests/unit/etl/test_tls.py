@@ -1,0 +1,53 @@
+"""What libpq says of TLS is followed by a next step, and its advice to verify nothing is left out."""
+
+import pytest
+
+from etl.tls import find_next_step, without_advice
+from etl.transform.project import profile_variables
+
+MISSING = (
+    'connection to server at "db" failed: root certificate file "/x" does not exist Either provide the file, use the '
+    "system's trusted roots with sslrootcert=system, or change sslmode to disable server certificate verification."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "step"),
+    [
+        ("SSL error: certificate verify failed", "its certificate is not signed by an authority of sslrootcert"),
+        ('server certificate for "a" does not match host name "b"', "connect by a name that is in it"),
+        (MISSING, "sslrootcert has to name a file with the authority's certificate"),
+        ('could not read certificate file "/x"', "sslcert and sslkey have to name the files"),
+        ('private key file "/x" has group or world access', "that its owner alone can read"),
+        ("server does not support SSL, but SSL was required", "set ssl = on there"),
+        ("FATAL: no pg_hba.conf entry for host, no encryption", "add sslmode=verify-full and sslrootcert"),
+        ('invalid sslmode value: "full"', "sslmode is one of"),
+    ],
+)
+def test_each_refusal_has_its_next_step(text, step):
+    assert step in find_next_step(text)
+
+
+@pytest.mark.parametrize("text", ["connection refused", "FATAL: password authentication failed", "the database system"])
+def test_what_is_not_about_tls_has_none(text):
+    assert find_next_step(text) is None
+    assert without_advice(text) == text
+
+
+def test_the_advice_to_verify_nothing_is_left_out():
+    assert without_advice(MISSING).endswith('root certificate file "/x" does not exist')
+
+
+def test_dbt_gets_what_the_url_says_else_what_libpq_would_take(monkeypatch):
+    monkeypatch.setenv("PGSSLMODE", "verify-full")
+    monkeypatch.setenv("PGSSLROOTCERT", "/system.crt")
+    monkeypatch.delenv("PGSSLCERT", raising=False)
+
+    said = profile_variables("postgresql://u@h/d?sslmode=verify-ca&sslrootcert=/own.crt&sslcert=/c.crt&sslkey=/c.key")
+    left_out = profile_variables("postgresql://u@h/d")
+
+    names = ("DBT_SSLMODE", "DBT_SSLROOTCERT", "DBT_SSLCERT", "DBT_SSLKEY")
+    assert [said[name] for name in names] == ["verify-ca", "/own.crt", "/c.crt", "/c.key"]
+    assert [left_out[name] for name in names[:3]] == ["verify-full", "/system.crt", ""]
+    monkeypatch.delenv("PGSSLMODE")
+    assert profile_variables("postgresql://u@h/d")["DBT_SSLMODE"] == "prefer"

@@ -1,0 +1,65 @@
+"""Which servers the tests get is said, with the reason, and never something else than was asked for."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.integration.dbt.built_shop import CHECKOUT
+from tests.servers import EMBEDDED, Choice, choose
+
+IMAGES = {"source": "postgres:16", "target": "postgres:17"}
+
+
+@pytest.fixture
+def without_docker(monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+
+
+@pytest.mark.usefixtures("without_docker")
+def test_without_docker_the_servers_are_embedded_and_the_reason_is_said():
+    choice = choose("auto", IMAGES)
+
+    assert choice.images is None
+    assert str(choice) == "embedded servers, source PostgreSQL 16, target PostgreSQL 18 (Docker does not answer)"
+
+
+@pytest.mark.usefixtures("without_docker")
+def test_containers_that_are_asked_for_and_cannot_be_had_are_an_error():
+    with pytest.raises(RuntimeError, match="Docker does not answer; start Docker, or run with --servers=embedded"):
+        choose("containers", IMAGES)
+
+
+def test_embedded_servers_are_those_whatever_docker_says():
+    assert choose("embedded", IMAGES) is EMBEDDED
+
+
+def test_a_choice_of_containers_names_both_images():
+    assert str(Choice(images=IMAGES, reason="as asked")) == (
+        "containers, source postgres:16, target postgres:17 (as asked); embedded where a test looks into its server"
+    )
+
+
+@pytest.mark.usefixtures("without_docker")
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["tests/integration"], 0, r"^databases: embedded servers.*Docker does not answer"),
+        (["tests/integration", "--servers=embedded"], 0, r"^databases: embedded servers.*as asked"),
+        (["tests/unit"], 0, r"^databases: none is needed"),
+        (["tests/integration", "--servers=containers"], 4, r"^ERROR: .*Docker does not answer; start Docker"),
+    ],
+)
+def test_the_choice_is_in_the_header(arguments, code, told):
+    """No file is collected, so none is imported."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "--ignore-glob=*test_*", *arguments],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert re.search(told, finished.stdout + finished.stderr, flags=re.MULTILINE)
+    assert (finished.returncode == 4) == (code == 4)
