@@ -79,7 +79,8 @@ def _is_whole(environment: Path) -> bool:
 
 
 def _pip_environment() -> dict[str, str]:
-    return {**os.environ, "PIP_NO_INPUT": "1", "PIP_ROOT_USER_ACTION": "ignore"}
+    # setuptools warns of how it installs a checkout, which a newcomer can do nothing about.
+    return {**os.environ, "PIP_NO_INPUT": "1", "PIP_ROOT_USER_ACTION": "ignore", "PYTHONWARNINGS": "ignore"}
 
 
 def _fail(message: str) -> int:
