@@ -114,7 +114,7 @@ test-unit: setup  ## run the tests that need no database
 test-integration: setup  ## run the tests on real servers
 	@$(PYTEST) $(IN_PARALLEL) tests/integration $(ARGS)
 
-test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about 10 minutes)
+test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about half an hour on two cores)
 	@$(PYTHON) etl/local/environment.py airflow
 	@$(PYTEST) tests/unit/airflow tests/integration/airflow tests/end_to_end/test_airflow.py tests/end_to_end/test_celery.py $(ARGS)
 
