@@ -5,6 +5,7 @@ ARGS ?=
 LOCAL = .venv/bin/python -m etl.local
 CONTAINERS = $(PYTHON) -m etl.local.containers
 PYTEST = .venv/bin/python -m pytest
+AIRFLOW_TESTS = tests/unit/airflow tests/integration/airflow tests/end_to_end/test_airflow.py tests/end_to_end/test_celery.py
 # Each process has servers of its own; the tests of a file stay together.
 IN_PARALLEL = --numprocesses auto --maxprocesses 8 --dist loadfile
 
@@ -116,7 +117,7 @@ test-integration: setup  ## run the tests on real servers
 
 test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about half an hour on two cores)
 	@$(PYTHON) etl/local/environment.py airflow
-	@$(PYTEST) tests/unit/airflow tests/integration/airflow tests/end_to_end/test_airflow.py tests/end_to_end/test_celery.py $(ARGS)
+	@$(PYTEST) $(IN_PARALLEL) $(AIRFLOW_TESTS) $(ARGS)
 
 test-end-to-end: setup  ## run make itself in a copy of the checkout
 	@$(PYTEST) tests/end_to_end $(ARGS)
