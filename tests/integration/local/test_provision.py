@@ -87,8 +87,11 @@ def test_a_missing_password_is_told_before_anything_is_made(secrets, variables):
         provision_given({}, secrets)
 
 
-def test_a_source_that_holds_rows_is_left_alone_where_only_an_empty_one_is_to_be_seeded(source_url, capsys):
-    arguments = ["seed", "--url", source_url, "--scale", "0.01"]
+def test_a_source_that_holds_rows_is_left_alone_where_only_an_empty_one_is_to_be_seeded(
+    source_url, capsys, monkeypatch
+):
+    monkeypatch.setenv("SOURCE_ADMIN_DATABASE_URL", source_url)
+    arguments = ["seed", "--scale", "0.01"]
 
     assert source_db.main([*arguments, "--if-empty"]) == 0
     assert "orders" in capsys.readouterr().out
