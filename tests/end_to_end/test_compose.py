@@ -244,6 +244,16 @@ def test_servers_and_scheduler_that_are_killed_during_a_run_come_back_and_the_ma
     assert containers.marts() == incremental
 
 
+@pytest.mark.usefixtures("api")
+def test_a_warehouse_is_not_replaced_while_tasks_may_write_to_it(containers):
+    path = containers.folder / "too-soon.dump"
+    containers.make("backup", f"ARGS={path}")  # beside everything else
+    refused = containers.run("make", "restore", f"FILE={path}", f"PYTHON={sys.executable}")
+
+    assert refused.returncode != 0
+    assert "airflow-scheduler may write meanwhile: docker compose stop airflow-scheduler" in refused.stderr
+
+
 @pytest.mark.usefixtures("filled")
 def test_a_warehouse_that_is_dropped_comes_back_from_a_backup(containers):
     containers.compose("stop", "airflow-scheduler")
@@ -270,6 +280,17 @@ def test_a_file_that_is_no_backup_leaves_the_warehouse_as_it_was(containers):
     finished = containers.run("make", "restore", f"FILE={path}", f"PYTHON={sys.executable}")
 
     assert finished.returncode != 0
+    assert containers.marts() == before
+
+
+@pytest.mark.usefixtures("filled")
+def test_a_backup_comes_back_where_no_data_are(containers):
+    before = containers.marts()
+    path = containers.folder / "moved.dump"
+    containers.make("backup", f"ARGS={path}")
+    containers.make("compose-clean")
+    containers.make("restore", f"FILE={path}")
+
     assert containers.marts() == before
 
 
