@@ -13,8 +13,9 @@ import pytest
 
 from etl.local.servers import SUPERUSER, Server, find_binaries
 from source_db import schema, seed
-from tests.conftest import TEST_SETTINGS
+
 from tests.integration.dbt.built_shop import CHECKOUT, SCALE, Shop
+from tests.servers import SETTINGS
 
 PAGE = (CHECKOUT / "docs" / "operations.md").read_text(encoding="utf-8")
 OWNER = "owner"  # what a managed service gives: it may create roles and databases
@@ -85,7 +86,7 @@ class Side:
 @contextmanager
 def open_side(home, name, major, port) -> Iterator[Side]:
     """Start a server of its own, for roles belong to a whole server, with a database of `OWNER`."""
-    server = Server(name=name, folder=home / name, port=port, major=major, settings=TEST_SETTINGS)
+    server = Server(name=name, folder=home / name, port=port, major=major, settings=SETTINGS)
     try:
         server.start()
         database = "warehouse" if name.endswith("target") else "shop"
