@@ -34,6 +34,10 @@ DOCKER_TIMEOUT_SECONDS = 300  # pulling an image takes some of them
 class DatabaseServer(Protocol):
     """What tests know of a server."""
 
+    @property
+    def port(self) -> int:
+        """Return its port."""
+
     def url(self, database: str = ..., user: str = ..., password: str | None = ...) -> str:
         """Return a libpq URL for a database of this server, as its superuser unless told otherwise."""
 

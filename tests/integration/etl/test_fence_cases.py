@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -25,6 +26,7 @@ from etl.errors import UnavailableError
 from etl.local.servers import HOST, SUPERUSER, UNPRIVILEGED_USER, Server, find_binaries, make_private_folder
 from etl.model import WatermarkKind
 from tests.integration.etl.faults import crash, create_database, stop_fast
+from tests.servers import DatabaseServer
 
 MAJOR = 16
 # wal_level logical serves physical and logical walsenders alike.
@@ -1093,17 +1095,17 @@ def test_another_source_cluster_stops_its_tables_and_nothing_is_written(
 
 
 @contextmanager
-def open_pooler(server: Server, port: int, pool_mode: str, *more: str) -> Iterator[None]:
-    """Run PgBouncer in front of a server, with the server's own password."""
+def open_pooler(server: DatabaseServer, folder: Path, port: int, pool_mode: str, *more: str) -> Iterator[None]:
+    """Run PgBouncer in front of a server, with the server's own password; its files are in a folder that it reaches."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         pytest.skip(
             "pgbouncer is not installed (apt-get install pgbouncer): not tested is that a pool in session mode serves "
             "a run, and that one in transaction mode is refused"
         )
-    users = server.folder / f"pgbouncer_{port}.txt"
+    users = folder / f"pgbouncer_{port}.txt"
     users.write_text(f'"{SUPERUSER}" "{server.password()}"\n')
-    settings = server.folder / f"pgbouncer_{port}.ini"
+    settings = folder / f"pgbouncer_{port}.ini"
     lines = [
         "[databases]",
         f"* = host={HOST} port={server.port}",
@@ -1122,7 +1124,7 @@ def open_pooler(server: Server, port: int, pool_mode: str, *more: str) -> Iterat
 
 
 @pytest.fixture(params=["source", "target"])
-def pool(request, orders, source_server, target_server, free_port, wait_until):
+def pool(request, orders, source_server, target_server, servers_home, free_port, wait_until):
     """A function that puts a pooler of some mode before one side of the orders, and returns the change of settings."""
     side = request.param
     server = {"source": source_server, "target": target_server}[side]
@@ -1139,7 +1141,7 @@ def pool(request, orders, source_server, target_server, free_port, wait_until):
 
         def put_pooler_before(pool_mode, *more):
             port = free_port()
-            poolers.enter_context(open_pooler(server, port, pool_mode, *more))
+            poolers.enter_context(open_pooler(server, servers_home, port, pool_mode, *more))
             url = direct.replace(f":{server.port}/", f":{port}/")
             wait_until(lambda: is_ready(url))
             return {f"{side}_url": DatabaseUrl(url)}

@@ -124,6 +124,12 @@ class SmallDisk:
 
 
 @pytest.fixture
+def target_server(embedded_target_server):
+    """The embedded server: one in a container does not see the small disk."""
+    return embedded_target_server
+
+
+@pytest.fixture
 def small_disk(servers_home):
     """A disk that a test can fill: a tmpfs, which takes root and the right to mount, as few containers give it."""
     if os.getuid() != 0:
