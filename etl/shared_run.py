@@ -11,7 +11,7 @@ Begin at `begin`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ from etl.model import Event, RunOptions, RunResult, TableResult
 from etl.pipeline import errors_of_run, open_control, run, say_what_is_unseen, summarize_failures
 from etl.replicate import Observer
 from etl.source import Source
-from etl.table_order import TableOrder, order_children_first, referenced_tables
+from etl.table_order import TableOrder, order_children_first, related_tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class EndedRun:
 
     run_id: int
     failed_tables: tuple[str, ...]  # neither done in it nor in a later run
-    caught_up: RunResult | None  # the run that brought the tables to which others refer to one snapshot
+    caught_up: RunResult | None  # the run that brought the tables with foreign keys between them to one snapshot
 
 
 def begin(settings: Settings, *, shared_by: str, observe: Observer) -> SharedRun:
@@ -109,24 +109,24 @@ def replicate(
     return run(settings, (table_name,), observe=observe, options=options, may_end_shared_run=False)
 
 
-def end(settings: Settings, run_id: int, *, observe: Observer) -> EndedRun:
-    """End a run; then bring the tables to which others refer to one snapshot later than all of it, in one more run.
+def end(settings: Settings, run_id: int, table_names: Sequence[str], *, observe: Observer) -> EndedRun:
+    """End a run of these tables; then bring all that refer to each other to one later snapshot, in one more run.
 
-    So no row lacks its parent, in whichever order tables were replicated or tried again, and where they refer to each
-    other. May be called again. Raises as `replicate` does.
+    So no row lacks its parent, and what one transaction changed in several of them has arrived together, in whichever
+    order tables were replicated or tried again. May be called again. Raises as `replicate` does.
     """
     with (
         errors_of_run(),
         open_control(settings) as control,
         locks.run_lock(control, settings.lock_wait_seconds),
     ):
-        failed = ledger.read_failed_tables(control, run_id)
+        failed = ledger.read_failed_tables(control, run_id, table_names)
         ledger.end_run(control, run_id, summarize_failures(failed))
         with Source(settings) as source:
             tables = source.read_catalog(target.read_types(control), ()).tables
             references = source.read_references(tables)
-    parents = referenced_tables([table.name for table in tables], references)
-    caught_up = run(settings, parents, observe=observe, may_end_shared_run=False) if parents else None
+    related = related_tables([table.name for table in tables], references)
+    caught_up = run(settings, related, observe=observe, may_end_shared_run=False) if related else None
     return EndedRun(run_id=run_id, failed_tables=tuple(failed), caught_up=caught_up)
 
 

@@ -38,10 +38,10 @@ def order_children_first(names: Iterable[str], references: Collection[Reference]
     )
 
 
-def referenced_tables(names: Collection[str], references: Iterable[Reference]) -> tuple[str, ...]:
-    """Return those of the tables to which another of them refers."""
-    found = {parent for child, parent in references if child != parent and child in names and parent in names}
-    return tuple(sorted(found))
+def related_tables(names: Collection[str], references: Iterable[Reference]) -> tuple[str, ...]:
+    """Return those of the tables that refer to another of them, or to which another refers."""
+    pairs = [pair for pair in references if pair[0] != pair[1] and set(pair) <= set(names)]
+    return tuple(sorted({name for pair in pairs for name in pair}))
 
 
 def _reach(start: str, parents: Mapping[str, set[str]]) -> set[str]:

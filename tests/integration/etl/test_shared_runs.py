@@ -76,7 +76,7 @@ def replicate(shop, run, table_name, *, observe=None, options=None, **changes):
 
 
 def end(shop, run, **changes):
-    return shared_run.end(shop.settings_with(**changes), run.run_id, observe=shop.events.append)
+    return shared_run.end(shop.settings_with(**changes), run.run_id, run.table_names, observe=shop.events.append)
 
 
 def start(shop, run, table_name, **environment):
@@ -477,6 +477,39 @@ def test_no_row_lacks_its_parent_after_the_end_though_parents_were_read_first(sh
     end(shop, run)
 
     assert shop.on_target(ORPHANS) == [(0, 0)]
+
+
+def test_what_one_transaction_changed_in_several_tables_has_arrived_together_after_the_end(shop):
+    shop.run()
+    run = begin(shop)
+    for name in run.table_names:
+        replicate(shop, run, name)
+        shop.on_source(f"update {name} set note = 'early', updated_at = clock_timestamp() where {KEYS[name]} < 9")
+    shop.on_source(
+        """
+        insert into orders values (61, 1); insert into items values (121, 61);
+        update orders set note = 'paid', updated_at = clock_timestamp() where order_id = 2;
+        update items set note = 'paid', updated_at = clock_timestamp() where order_id = 2;
+        delete from items where order_id = 3; delete from orders where order_id = 3;
+        select pg_stat_force_next_flush()
+        """
+    )
+    end(shop, run)
+
+    for name, key in KEYS.items():
+        live = shop.on_target(f"select {key}, note from raw.{name} where _etl_deleted_at is null order by 1")
+        assert live == shop.on_source(f"select {key}, note from {name} order by 1"), name
+
+
+def test_a_table_that_never_began_fails_the_run(shop):
+    run = begin(shop)
+    for name in ("items", "orders"):
+        replicate(shop, run, name)
+
+    assert end(shop, run).failed_tables == ("customers",)
+    assert shop.on_target("select status, error from etl.runs where run_id = %s", run.run_id) == [
+        ("failed", "failed: customers")
+    ]
 
 
 def test_tables_gone_from_the_source_are_told_once(shop):
