@@ -27,10 +27,11 @@ class Vacuumed:
 
     table_name: str  # with its schema
     seconds: float
+    is_locked: bool  # by others, so that it was left out
 
 
 def vacuum_own_tables(settings: Settings) -> tuple[Vacuumed, ...]:
-    """Vacuum and analyze each table that the role of the target's URL owns there; those that are locked are left out.
+    """Vacuum and analyze each table that the role of the URL owns on the target; tell those left out, being locked.
 
     Each table commits on its own. Raises UnavailableError, or TargetError.
     """
@@ -41,8 +42,11 @@ def vacuum_own_tables(settings: Settings) -> tuple[Vacuumed, ...]:
             found = cursor.fetchall()
         for schema, name in found:
             started = time.monotonic()
+            connection.notices.clear()
             statement = sql.SQL("vacuum (analyze, skip_locked) {}").format(sql.Identifier(schema, name))
             with postgres.errors_of("target", f"vacuum of {schema}.{name}"):
                 cursor.execute(statement)
-            done.append(Vacuumed(table_name=f"{schema}.{name}", seconds=time.monotonic() - started))
+            seconds = time.monotonic() - started
+            is_locked = any("lock not available" in notice for notice in connection.notices)
+            done.append(Vacuumed(table_name=f"{schema}.{name}", seconds=seconds, is_locked=is_locked))
     return tuple(done)

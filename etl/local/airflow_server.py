@@ -70,6 +70,7 @@ def start(airflow: Airflow, databases: Databases, metadata_server: Server) -> No
     """Start Airflow and wait until its scheduler is at work. Raises UnavailableError with where its log is."""
     if any(processes(airflow)):
         if is_healthy(airflow):
+            make_pool(airflow)  # which an earlier start may have failed to make
             return
         stop(airflow)
     if is_listening(airflow.port):
@@ -180,10 +181,10 @@ def make_pool(airflow: Airflow) -> None:
             "description": "connections of warehouse_pipeline to the source, where each table has a task",
         }
         _post(airflow, "/api/v2/pools", pool, Authorization=f"Bearer {token}")
-    except urllib.error.HTTPError as error:
-        if error.code != ALREADY_THERE:
+    except OSError as error:  # of urllib, too
+        if getattr(error, "code", None) != ALREADY_THERE:
             raise UnavailableError(
-                f"Airflow has started, but the pool {SOURCE_POOL} cannot be made (HTTP {error.code}): make it with "
+                f"Airflow has started, but the pool {SOURCE_POOL} cannot be made ({error}): make it with "
                 f"`airflow pools set {SOURCE_POOL} {SOURCE_POOL_SLOTS} source`, or see {airflow.log}"
             ) from error
 

@@ -6,10 +6,12 @@ An alert that cannot be sent is logged and changes nothing else. Begin at `tell_
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
 import os
 import smtplib
+import ssl
 import urllib.request
 from collections.abc import Callable, Mapping
 from email.message import EmailMessage
@@ -18,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 log = logging.getLogger("tidemark")
 
+ENDED = ("success", "failed")
 SEND_TIMEOUT_SECONDS = 10
 
 
@@ -30,9 +33,14 @@ def tell_failure(context: Mapping[str, Any]) -> None:
 
 
 async def tell_lateness(**kwargs: Any) -> None:
-    """Tell that a run has not ended by its deadline. The callback of a deadline alert, in the triggerer."""
+    """Tell that a run has not ended by its deadline. The callback of a deadline alert, in the triggerer.
+
+    Airflow calls it for a run that failed long before its deadline, too: that has been told already.
+    """
     run = (kwargs.get("context") or {}).get("dag_run") or {}
-    run_id = run.get("dag_run_id") or run.get("run_id") if isinstance(run, Mapping) else getattr(run, "run_id", None)
+    if run.get("state") in ENDED:
+        return
+    run_id = run.get("dag_run_id") or run.get("run_id")
     name = f"{kwargs.get('dag_id', 'a DAG')}, run {run_id or 'unknown'}"
     limit = kwargs.get("limit", "its deadline")
     await asyncio.to_thread(tell, f"Tidemark: {name} is late", f"it has not ended within {limit}")
@@ -45,7 +53,7 @@ def tell(subject: str, text: str, environment: Mapping[str, str] = os.environ) -
         if environment.get(variable):
             try:
                 send(environment, subject, text)
-            except (OSError, ValueError, smtplib.SMTPException) as error:
+            except (OSError, ValueError, http.client.HTTPException, smtplib.SMTPException) as error:
                 log.warning(
                     "%s: the alert was not sent: %s", variable, type(error).__name__
                 )  # its text may hold the URL
@@ -70,11 +78,16 @@ def _mail(environment: Mapping[str, str], subject: str, text: str) -> None:
     message["To"] = environment["ALERT_EMAIL_TO"]
     message["From"] = environment.get("ALERT_EMAIL_FROM") or "tidemark@localhost"
     message.set_content(text)
-    kind = smtplib.SMTP_SSL if server.scheme == "smtps" else smtplib.SMTP
-    with kind(server.hostname or "localhost", server.port or 0, timeout=SEND_TIMEOUT_SECONDS) as session:
+    host, port, verified = server.hostname or "localhost", server.port or 0, ssl.create_default_context()
+    session: smtplib.SMTP
+    if server.scheme == "smtps":
+        session = smtplib.SMTP_SSL(host, port, timeout=SEND_TIMEOUT_SECONDS, context=verified)
+    else:
+        session = smtplib.SMTP(host, port, timeout=SEND_TIMEOUT_SECONDS)
+    with session:
         if server.username:
             if server.scheme != "smtps":
-                session.starttls()
+                session.starttls(context=verified)
             session.login(unquote(server.username), unquote(server.password or ""))
         session.send_message(message)
 

@@ -33,6 +33,8 @@ from etl.verify import verify
 
 log = logging.getLogger("tidemark")
 
+# A name that selects nothing is a warning to dbt.
+ALL_MUST_EXIST = ("--warn-error-options", '{"error": ["NoNodesForSelectionCriteria"]}')
 STOP_SECONDS = 20  # for dbt to end its statements, before it is killed
 
 
@@ -105,14 +107,20 @@ def vacuum(environment: Mapping[str, str]) -> dict[str, Any]:
     """Vacuum and analyze the tables of raw and of the models, each side as the role that owns it."""
     with final_errors():
         names = [name for name in ("TARGET_DATABASE_URL", "TRANSFORMER_DATABASE_URL") if name in environment]
-        done = {
-            table.table_name: round(table.seconds, 3)
+        found = [
+            table
             for url in dict.fromkeys(environment[name] for name in names)
             for table in vacuum_own_tables(load_target_settings(environment, url))
+        ]
+        for table in found:
+            if table.is_locked:
+                log.warning("%s: left out, for others have it locked", table.table_name)
+            else:
+                log.info("%s: vacuumed and analyzed in %.1f s", table.table_name, table.seconds)
+        return {
+            "tables": {table.table_name: round(table.seconds, 3) for table in found if not table.is_locked},
+            "locked": [table.table_name for table in found if table.is_locked],
         }
-        for name, seconds in done.items():
-            log.info("%s: vacuumed and analyzed in %.1f s", name, seconds)
-        return {"tables": done}
 
 
 def refresh_models(environment: Mapping[str, str], models: Sequence[str]) -> dict[str, Any]:
@@ -121,7 +129,7 @@ def refresh_models(environment: Mapping[str, str], models: Sequence[str]) -> dic
         from airflow.sdk.exceptions import AirflowSkipException  # noqa: PLC0415 in a task only
 
         raise AirflowSkipException("no model is named")
-    return build_models(environment, ["--full-refresh", "--select", *models])
+    return build_models(environment, ["--full-refresh", *ALL_MUST_EXIST, "--select", *models])
 
 
 def build_models(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> dict[str, Any]:

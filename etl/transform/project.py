@@ -67,13 +67,15 @@ def check_rules(environment: Mapping[str, str], arguments: Sequence[str] = ()) -
 def check_freshness(environment: Mapping[str, str]) -> list[str]:
     """Return lines that tell how old the newest run that succeeded is.
 
-    Raises StaleError when that is more than the sources allow.
+    Raises StaleError when that is more than the sources allow, BuildError when it cannot be told.
     """
     outcome = _invoke(environment, ["source", "freshness", "--log-level", "none"], [])
     results = getattr(outcome.result, "results", None) or []  # hooks of the project among them
     lines = [rules.describe_freshness(result) for result in results if result.node.resource_type == "source"]
-    if not outcome.success or not lines:
-        raise StaleError("\n".join(lines or [_reason(outcome)]))
+    if not lines or any(result.status == "runtime error" for result in results):
+        raise BuildError("\n".join(lines or [_reason(outcome)]))
+    if not outcome.success:
+        raise StaleError("\n".join(lines))
     return lines
 
 

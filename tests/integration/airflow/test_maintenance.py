@@ -58,6 +58,15 @@ def test_maintenance_builds_chosen_models_anew(airflow):
     assert "marts.fct_events" in outcome["returned"]["vacuum"]["tables"]
 
 
+def test_a_model_that_does_not_exist_is_named_and_nothing_is_built(airflow):
+    airflow.make("extract")
+    outcome = airflow.run("warehouse_maintenance", params={"models": ["stg_orders", "fct_typo"]}, retries=0)
+
+    assert states(outcome)["dbt_full_refresh"] == "failed"
+    assert "fct_typo" in outcome["log"]
+    assert airflow.query("select to_regclass('staging.stg_orders')") == [(None,)]
+
+
 def test_a_backfill_loads_chosen_tables_anew_and_the_marts_after_them(airflow):
     airflow.succeed("warehouse_pipeline")
     filled = airflow.marts()

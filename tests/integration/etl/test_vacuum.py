@@ -28,5 +28,15 @@ def test_own_tables_are_analyzed_and_others_left_alone(target_url):
         cursor.execute(COUNTS)
         counts = cursor.fetchall()
 
-    assert [table.table_name for table in done] == ["raw.orders"]
+    assert [(table.table_name, table.is_locked) for table in done] == [("raw.orders", False)]
     assert sorted(counts) == [("of_another", -1.0), ("orders", -1.0), ("orders", 1000.0)]
+
+
+def test_a_table_that_others_have_locked_is_left_out_and_told(target_url):
+    with closing(psycopg2.connect(target_url)) as connection, connection.cursor() as cursor:
+        cursor.execute(TABLES)
+        connection.commit()
+        cursor.execute("lock table raw.orders in access exclusive mode")
+        done = vacuum_own_tables(load_target_settings({}, target_url))
+
+    assert [(table.table_name, table.is_locked) for table in done] == [("raw.orders", True)]

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import socketserver
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -57,10 +59,74 @@ def test_a_late_run_is_told_with_its_limit(sent, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1/secret", "file:///secret", "secret"])
-def test_an_alert_that_cannot_be_sent_is_logged_without_its_address(url, monkeypatch, caplog):
+def test_a_run_that_has_ended_by_its_deadline_is_not_late(sent, monkeypatch):
+    monkeypatch.setenv("ALERT_WEBHOOK_URL", "https://hooks.example/secret")
+    context = {"dag_run": {"dag_run_id": "scheduled__1", "state": "failed"}}
+    asyncio.run(alerts.tell_lateness(dag_id="warehouse_pipeline", limit="2:00:00", context=context))
+
+    assert sent == []
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/secret", "http://127.0.0.1:1/sec ret", "file:///secret", "secret"])
+def test_an_alert_that_cannot_be_sent_is_logged_without_its_address_and_the_next_way_is_gone(
+    url, monkeypatch, caplog, mailbox
+):
     monkeypatch.setenv("ALERT_WEBHOOK_URL", url)
+    monkeypatch.setenv("ALERT_EMAIL_TO", "data@example.org")
     alerts.tell_failure({"ti": TASK})
 
     assert "ALERT_WEBHOOK_URL: the alert was not sent" in caplog.text
-    assert "secret" not in caplog.text
+    assert "sec" not in caplog.text.replace("seconds", "")
+    assert len(mailbox.messages) == 1
+
+
+class Mailbox(socketserver.StreamRequestHandler):
+    """Takes mail as a server without TLS does."""
+
+    def handle(self):
+        self.answer("220 here")
+        while line := self.rfile.readline().decode().strip():
+            self.server.lines.append(line.upper())
+            if line.upper() == "DATA":
+                self.answer("354 go on")
+                self.server.messages.append("".join(iter(lambda: self.rfile.readline().decode(), ".\r\n")))
+            self.answer("221 bye" if line.upper() == "QUIT" else "250 ok")
+
+    def answer(self, text):
+        self.wfile.write(f"{text}\r\n".encode())
+
+
+@pytest.fixture
+def mailbox(monkeypatch):
+    """A mail server, to which alerts are sent."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Mailbox) as server:
+        server.lines, server.messages = [], []
+        monkeypatch.setenv("ALERT_SMTP_URL", f"smtp://127.0.0.1:{server.server_address[1]}")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_an_alert_goes_out_by_mail(mailbox, monkeypatch):
+    monkeypatch.setenv("ALERT_EMAIL_TO", "data@example.org")
+    monkeypatch.setenv("ALERT_EMAIL_FROM", "tidemark@example.org")
+    alerts.tell("Tidemark: a task failed", "rule r: 2 rows break it")
+
+    (message,) = mailbox.messages
+    assert "Subject: Tidemark: a task failed\r\n" in message
+    assert message.endswith("\r\n\r\nrule r: 2 rows break it\r\n")
+    assert any(line.startswith("MAIL FROM:<TIDEMARK@EXAMPLE.ORG>") for line in mailbox.lines)
+    assert any(line.startswith("RCPT TO:<DATA@EXAMPLE.ORG>") for line in mailbox.lines)
+
+
+def test_a_password_is_not_sent_to_a_mail_server_without_tls(mailbox, monkeypatch, caplog):
+    monkeypatch.setenv("ALERT_EMAIL_TO", "data@example.org")
+    port = mailbox.server_address[1]
+    monkeypatch.setenv("ALERT_SMTP_URL", f"smtp://somebody:secret@127.0.0.1:{port}")
+    alerts.tell("Tidemark: a task failed", "why")
+
+    assert mailbox.messages == []
+    assert not any("AUTH" in line for line in mailbox.lines)
+    assert "ALERT_EMAIL_TO: the alert was not sent" in caplog.text
