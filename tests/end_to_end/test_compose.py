@@ -167,7 +167,8 @@ def test_an_analyst_reads_the_marts_with_the_password_of_a_file(containers):
 
 @pytest.mark.usefixtures("filled")
 def test_the_image_has_no_tools_to_build_with_and_a_user_of_its_own(containers):
-    script = "command -v gcc cc make pip || python -m pip || python -c 'import setuptools' || id -u"
+    tools = "for name in gcc cc make pip pip3; do command -v $name; done"
+    script = f"{tools}; python -m pip || python -c 'import setuptools' || id -u"
     told = containers.run("docker", "run", "--rm", "--entrypoint", "sh", containers.environment["IMAGE"], "-c", script)
     (image,) = json.loads(containers.succeed("docker", "image", "inspect", containers.environment["IMAGE"]))
 
