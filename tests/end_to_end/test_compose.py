@@ -69,6 +69,16 @@ class Containers:
     def marts(self):
         return read_marts(lambda statement: query(self.url("target"), statement))
 
+    def rebuilt_marts(self):
+        """Return the marts as a full refresh makes them."""
+        full = "from etl.transform import project; import os; project.build_models(os.environ, ['--full-refresh'])"
+        self.compose("run", "--rm", "--no-deps", "dbt", "python", "-c", full)
+        return self.marts()
+
+    def psql(self, statement):
+        command = ("psql", "--username", "postgres", "--dbname", "warehouse", "--command", statement)
+        return self.compose("exec", "-T", "target_db", *command)
+
     def secrets(self):
         """Return what may be seen nowhere: all passwords and keys."""
         texts = [path.read_text() for path in (self.folder / ".secrets").iterdir()]
@@ -90,8 +100,9 @@ class Containers:
         `docker kill` would not do: what it ends stays so.
         """
         killed = next(one for one in self.inspect(service) if one["Id"].startswith(host))
+        rights = ("--pid=host", "--user=0", "--cap-drop=ALL", "--cap-add=KILL", "--network=none")
         kill = ("--entrypoint", "sh", self.environment["IMAGE"], "-c", f"kill -9 {killed['State']['Pid']}")
-        self.succeed("docker", "run", "--rm", "--privileged", "--pid=host", "--user=0", "--network=none", *kill)
+        self.succeed("docker", "run", "--rm", *rights, *kill)
         started = ("docker", "inspect", "--format", "{{.State.StartedAt}}", killed["Id"])
         wait_until(lambda: self.succeed(*started).strip() != killed["State"]["StartedAt"], f"{service} again")
 
@@ -269,9 +280,7 @@ def test_servers_scheduler_and_worker_that_are_killed_during_a_run_come_back_and
     assert containers.marts() != before
     incremental = containers.marts()
     containers.compose("run", "--rm", "--no-deps", "etl", "etl", "verify")
-    full = "from etl.transform import project; import os; project.build_models(os.environ, ['--full-refresh'])"
-    containers.compose("run", "--rm", "--no-deps", "dbt", "python", "-c", full)
-    assert containers.marts() == incremental
+    assert containers.rebuilt_marts() == incremental
 
 
 @pytest.mark.usefixtures("api")
@@ -314,14 +323,38 @@ def test_a_file_that_is_no_backup_leaves_the_warehouse_as_it_was(containers):
 
 
 @pytest.mark.usefixtures("filled")
-def test_a_backup_comes_back_where_no_data_are(containers):
+def test_a_backup_comes_back_where_no_data_are_once_the_roles_are_there_that_it_grants_anything(containers):
     before = containers.marts()
     path = containers.folder / "moved.dump"
+    containers.psql("create role watcher; grant usage on schema etl to watcher")
     containers.make("backup", f"ARGS={path}")
     containers.make("compose-clean")
+    refused = containers.run("make", "restore", f"FILE={path}", f"PYTHON={sys.executable}")
+    assert refused.returncode != 0
+    assert 'role "watcher" does not exist' in refused.stderr
+    assert "watermarks" not in containers.psql("\\dt etl.*")
+    containers.psql("create role watcher")
     containers.make("restore", f"FILE={path}")
 
     assert containers.marts() == before
+
+
+@pytest.mark.usefixtures("filled")
+def test_a_backup_goes_on_with_another_source_once_all_tables_are_loaded_from_it(containers):
+    """Follows the one above: the warehouse has come back, and its source has not."""
+    before = containers.marts()
+    containers.compose("run", "--rm", "--no-deps", "seed")
+    refused = containers.run("docker", "compose", "run", "--rm", "--no-deps", "etl")
+    assert refused.returncode == 1
+    assert "the watermark was taken on another source cluster" in refused.stdout + refused.stderr
+    assert containers.marts() == before
+    containers.compose("run", "--rm", "--no-deps", "etl", "etl", "run", "--full-refresh")
+    containers.compose("run", "--rm", "--no-deps", "etl", "etl", "verify")
+    containers.compose("run", "--rm", "--no-deps", "dbt")
+
+    incremental = containers.marts()
+    assert incremental["fct_orders"][0] > 10_000
+    assert containers.rebuilt_marts() == incremental
 
 
 @pytest.mark.usefixtures("filled")
