@@ -35,6 +35,7 @@ RUN groupadd --system --gid 10001 tidemark \
     && useradd --system --uid 10001 --gid tidemark --home-dir /run/tidemark --no-create-home \
         --shell /usr/sbin/nologin tidemark \
     && python3 -c "import pip, shutil; shutil.rmtree(pip.__path__[0])" \
+    && rm -f /usr/local/bin/pip* /usr/bin/pip* \
     && install -d -o tidemark -g tidemark -m 0700 /run/tidemark \
     && install -d -o tidemark -g tidemark /opt/tidemark/dist/docs /var/log/airflow
 COPY --from=build /opt/venv /opt/venv

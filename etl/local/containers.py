@@ -23,6 +23,7 @@ RESTORED, REPLACED = "warehouse_restored", "warehouse_replaced"
 DATABASES = ("source_db", "target_db")
 STEPS = ("roles", "seed", "etl", "dbt")
 WRITERS = ("airflow-scheduler", "airflow-worker", "simulate")
+API_SERVER, API_PORT = "airflow-api-server", "8080"  # within its container
 START_SECONDS = "300"
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -72,7 +73,7 @@ def up(arguments: Sequence[str]) -> None:
     pipeline([])
     _say("Airflow (about a minute) ...")
     compose("up", "--detach", "--wait", "--wait-timeout", START_SECONDS, *arguments, *_lasting_services())
-    port = os.environ.get("AIRFLOW_PORT") or "8080"
+    port = answer("port", API_SERVER, API_PORT).strip().rpartition(":")[2]
     print(f"Airflow: http://localhost:{port}  login admin  password in {FOLDER}/airflow_admin")
 
 
@@ -147,7 +148,7 @@ def _exchange() -> None:
 
 def _refuse_writers() -> None:
     """Raise when something that writes to the warehouse is running: it would go on in the database that is replaced."""
-    names = answer("ps", "--services", "--status", "running").split()
+    names = answer(*ALL_PROFILES, "ps", "--services", "--status", "running").split()
     found = [name for name in names if name in (*WRITERS, *STEPS)]
     if found:
         raise ContainersError(f"{', '.join(found)} may write meanwhile: docker compose stop {' '.join(found)}")
@@ -194,7 +195,9 @@ def answer(*arguments: str) -> str:
 
 
 def _run(arguments: Sequence[str], **streams: object) -> subprocess.CompletedProcess[str]:
-    options: Mapping[str, object] = {"stdin": subprocess.DEVNULL, **streams}
+    # make exports variables that nobody has set as empty ones, which would hide those of `.env` from compose.
+    chosen = {name: value for name, value in os.environ.items() if value}
+    options: Mapping[str, object] = {"stdin": subprocess.DEVNULL, "env": chosen, **streams}
     command = ["docker", "compose", *arguments]
     try:
         return subprocess.run(command, cwd=CHECKOUT, check=False, **options)  # type: ignore[call-overload,no-any-return]

@@ -1,8 +1,8 @@
 """`python -m etl.local.entrypoint PROGRAM ...`: what every container of the image begins with.
 
 Passwords come as files, one for each role of a server; libpq and asyncpg read them from one file that nobody else may
-read. So no password is in a variable, an argument, or what `docker inspect` shows. Then the program takes this
-process's place.
+read. The URLs that alerts are sent to come as files too, and become variables of the program alone. So nothing secret
+is in an argument, or in what `docker inspect` shows. Then the program takes this process's place.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ SECRETS = Path("/run/secrets")
 CHECKOUT = Path(__file__).resolve().parents[2]
 LOGIN_SECRET, LOGIN = "airflow_admin", "admin"
 LOGINS_VARIABLE = "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"
+ALERTS = {"alert_webhook_url": "ALERT_WEBHOOK_URL", "alert_smtp_url": "ALERT_SMTP_URL"}
 USAGE = 2
 
 
@@ -34,7 +35,8 @@ def main(argv: Sequence[str], environment: Mapping[str, str] = os.environ, secre
     if target := environment.get("DBT_TARGET_PATH"):
         _copy_manifest(Path(target))
     try:
-        os.execvp(argv[0], list(argv))  # noqa: S606 it takes this process's place, so that signals reach it
+        variables = {**environment, **alert_variables(secrets)}
+        os.execvpe(argv[0], list(argv), variables)  # noqa: S606 it takes this process's place, so that signals reach it
     except OSError as error:
         print(f"entrypoint: {argv[0]}: {error.strerror}", file=sys.stderr)
     return USAGE
@@ -46,6 +48,12 @@ def passfile_lines(secrets: Path) -> Iterator[str]:
         host, _, role = path.name.rpartition(".")
         if host and role and path.is_file():
             yield ":".join(map(_escape, (host, "*", "*", role, read_secret(path)))) + "\n"
+
+
+def alert_variables(secrets: Path) -> dict[str, str]:
+    """Return the variables that alerts are sent by, of the files that are there and say something."""
+    found = {ALERTS[name]: read_secret(secrets / name).strip() for name in ALERTS if (secrets / name).is_file()}
+    return {variable: url for variable, url in found.items() if url}
 
 
 def read_secret(path: Path) -> str:

@@ -27,7 +27,10 @@ PASSWORDS = (
     "airflow_jwt_secret",
 )
 FERNET_KEY = "airflow_fernet_key"
-REDIS_CONFIGURATION, BROKER_URL = "redis_conf", "celery_broker_url"
+REDIS_CONFIGURATION, BROKER_URL, RESULT_BACKEND = "redis_conf", "celery_broker_url", "celery_result_backend"
+# URLs that a person may write, with what they hold of passwords; empty, they choose nothing.
+CHOICES = ("alert_webhook_url", "alert_smtp_url")
+READABLE, EDITABLE = 0o444, 0o644
 PASSWORD_BYTES = 32  # as 64 characters that mean nothing to a shell, a URL or a server
 FERNET_KEY_BYTES = 32
 
@@ -41,30 +44,34 @@ def make_secrets(checkout: Path) -> list[str]:
     key = base64.urlsafe_b64encode(os.urandom(FERNET_KEY_BYTES)).decode()
     made += [FERNET_KEY] if _write(folder / FERNET_KEY, key) else []
     made += _make_broker(folder)
+    made += [name for name in CHOICES if _write(folder / name, "", EDITABLE)]
     _name_folder(checkout / ".env")
     return made
 
 
 def _make_broker(folder: Path) -> list[str]:
-    """Make what Redis and its clients read: two forms of one password, so both anew where one is missing."""
-    paths = [folder / REDIS_CONFIGURATION, folder / BROKER_URL]
-    if all(path.exists() for path in paths):
-        return []
-    for path in paths:
-        path.unlink(missing_ok=True)
+    """Make what Redis and its clients read: three forms of one password, so all anew where one is missing."""
     password = secrets.token_hex(PASSWORD_BYTES)
-    _write(paths[0], f"requirepass {password}")
-    _write(paths[1], f"redis://:{password}@redis:6379/0")
-    return [path.name for path in paths]
+    texts = {
+        REDIS_CONFIGURATION: f"requirepass {password}",
+        BROKER_URL: f"redis://:{password}@redis:6379/0",
+        RESULT_BACKEND: f"redis://:{password}@redis:6379/1",
+    }
+    if all((folder / name).exists() for name in texts):
+        return []
+    for name, text in texts.items():
+        (folder / name).unlink(missing_ok=True)
+        _write(folder / name, text)
+    return list(texts)
 
 
-def _write(path: Path, text: str) -> bool:
+def _write(path: Path, text: str, mode: int = READABLE) -> bool:
     """Write a file that is not there yet; tell whether it was missing."""
     if path.exists():
         return False
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
-    partial.chmod(0o444)
+    partial.chmod(mode)
     partial.rename(path)
     return True
 

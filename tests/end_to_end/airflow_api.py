@@ -64,6 +64,10 @@ class Api:
     def states(self, run_id):
         return {name: task["state"] for name, task in self._tasks(run_id).items()}
 
+    def place(self, run_id, name):
+        """Return the host that runs a task."""
+        return self._tasks(run_id)[name]["hostname"]
+
     def title_of(self, run_id, name):
         """Return what the process that runs a task calls itself."""
         return f"airflow worker -- {(self._tasks(run_id) | self.tables(run_id))[name]['id']}"

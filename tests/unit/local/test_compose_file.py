@@ -1,5 +1,9 @@
 """The compose file, as text: what every container must not be able to do, and what it shares with the code."""
 
+import json
+import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -8,10 +12,14 @@ import yaml
 
 from etl.local import containers
 from etl.local.airflow_server import SOURCE_POOL, SOURCE_POOL_SLOTS
+from etl.local.entrypoint import ALERTS
+from etl.local.secret_files import CHOICES, make_secrets
 
 CHECKOUT = Path(__file__).parents[3]
 COMPOSE = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
+EXAMPLES = re.findall(r"^# ((?:ETL|ALERT)_[A-Z_]+)=", (CHECKOUT / ".env.example").read_text(), re.MULTILINE)
+SENDERS = ("airflow-scheduler", "airflow-worker", "airflow-dag-processor", "airflow-triggerer")
 
 
 def test_all_services_are_there():
@@ -58,6 +66,71 @@ def test_the_metadata_of_airflow_are_reached_by_its_own_parts_only():
 
     assert COMPOSE["networks"]["metadata"] == {"internal": True}
     assert {name for name in reaching if not name.startswith(("airflow", "redis"))} == set()
+
+
+def test_a_worker_has_nothing_of_the_metadata_and_no_key_but_the_one_that_its_logs_are_asked_for_with():
+    worker = SERVICES["airflow-worker"]
+    keys = [name for name in worker["secrets"] if name.startswith("airflow")]
+    near = {name for name, service in SERVICES.items() if set(service["networks"]) & set(worker["networks"])}
+
+    assert keys == ["airflow_api_secret"]
+    assert [name for name in worker["environment"] if "DATABASE__" in name or "JWT" in name or "FERNET" in name] == []
+    assert "redis" in near
+    assert "airflow_db" not in near
+    assert "airflow_db" not in worker["depends_on"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_file_that_a_variable_is_read_from_is_mounted_where_it_is_used(name):
+    """Celery's are named everywhere, and read where tasks are handed out and taken."""
+    environment = SERVICES[name].get("environment", {})
+    read = {str(value).rpartition("/")[2] for variable, value in environment.items() if variable.endswith("_CMD")}
+    if name not in ("airflow-scheduler", "airflow-worker"):
+        read = {secret for secret in read if not secret.startswith("celery")}
+
+    assert read <= set(SERVICES[name].get("secrets", []))
+
+
+def test_settings_of_a_load_reach_all_that_load_and_have_their_defaults_elsewhere():
+    settings = {name for name in EXAMPLES if name.startswith("ETL_")} - {"ETL_TABLES"}  # that file is in the image
+
+    assert len(settings) > 10
+    for name in ("etl", "dbt", "airflow-scheduler", "airflow-worker"):
+        environment = SERVICES[name]["environment"]
+        assert settings == {variable for variable in environment if variable.startswith("ETL_")}, name
+        assert {variable for variable in settings if environment[variable]} == {"ETL_LOCK_WAIT_SECONDS"}, name
+
+
+def test_alerts_can_be_chosen_for_all_that_send_them_and_leave_from_there():
+    assert sorted(ALERTS) == sorted(CHOICES)
+    for name in SENDERS:
+        service = SERVICES[name]
+        told = {variable for variable in service["environment"] if variable.startswith("ALERT_")}
+        assert told | set(ALERTS.values()) == {variable for variable in EXAMPLES if variable.startswith("ALERT_")}, name
+        assert told & set(ALERTS.values()) == set(), name
+        assert set(ALERTS) < set(service["secrets"]), name
+        assert "pages" in service["networks"], name
+    assert {name for name, service in SERVICES.items() if set(ALERTS) & set(service.get("secrets", []))} == set(SENDERS)
+
+
+def has_compose():
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not has_compose(), reason="Docker's compose plugin is not installed: .env is not tried")
+def test_a_port_in_the_environment_file_counts_although_make_exports_an_empty_one(tmp_path, monkeypatch):
+    shutil.copy(CHECKOUT / "docker-compose.yml", tmp_path)
+    (tmp_path / ".env").write_text("SOURCE_PORT=15433\nTARGET_PORT=15434\n")
+    make_secrets(tmp_path)
+    monkeypatch.setattr(containers, "CHECKOUT", tmp_path)
+    monkeypatch.setenv("SOURCE_PORT", "")
+    monkeypatch.setenv("TARGET_PORT", "25434")
+    services = json.loads(containers.answer("config", "--format", "json"))["services"]
+
+    assert services["source_db"]["ports"][0]["published"] == "15433"
+    assert services["target_db"]["ports"][0]["published"] == "25434"
 
 
 def test_the_pool_is_the_one_that_the_tasks_name():

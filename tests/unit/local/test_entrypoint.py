@@ -4,10 +4,13 @@ import json
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from etl.local.entrypoint import main, passfile_lines
+
+CHECKOUT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -38,6 +41,21 @@ def test_the_program_takes_the_place_of_the_process_and_its_exit_code_is_passed_
 
     assert (finished.returncode, finished.stderr) == (7, "")
     assert stat.S_IMODE((tmp_path / "pgpass").stat().st_mode) == 0o600
+
+
+def test_the_program_alone_has_the_urls_of_alerts_and_only_those_whose_files_say_something(secrets):
+    (secrets / "alert_webhook_url").write_text("https://hooks.example/key\n")
+    (secrets / "alert_smtp_url").write_text("\n")
+    script = (
+        "import os, sys; from pathlib import Path; from etl.local.entrypoint import main; "
+        "sys.exit(main(['sh', '-c', 'env'], {'PATH': os.environ['PATH'], 'KEPT': '1'}, Path(sys.argv[1])))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script, str(secrets)], capture_output=True, text=True, check=True, cwd=CHECKOUT
+    )
+    told = [line for line in finished.stdout.splitlines() if line.startswith(("ALERT", "KEPT"))]
+
+    assert sorted(told) == ["ALERT_WEBHOOK_URL=https://hooks.example/key", "KEPT=1"]
 
 
 def test_a_program_that_is_missing_is_told(tmp_path, secrets, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from etl.local.secret_files import make_secrets
+from etl.local.secret_files import CHOICES, make_secrets
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -22,8 +22,9 @@ def test_each_secret_is_made_once_at_random(tmp_path):
     assert sorted(made) == sorted(first)
     assert make_secrets(tmp_path) == []
     assert read(tmp_path) == first
-    assert len(set(first.values())) == len(first)
-    assert min(map(len, first.values())) >= 44
+    made_up = {name: text for name, text in first.items() if name not in CHOICES}
+    assert len(set(made_up.values())) == len(made_up)
+    assert min(map(len, made_up.values())) >= 44
     assert len(base64.urlsafe_b64decode(first["airflow_fernet_key"])) == 32
 
 
@@ -33,21 +34,29 @@ def test_a_secret_that_is_removed_is_made_anew_and_no_other(tmp_path):
     for name in ("target_db.loader", "redis_conf"):
         (tmp_path / ".secrets" / name).unlink()
 
-    assert sorted(make_secrets(tmp_path)) == ["celery_broker_url", "redis_conf", "target_db.loader"]
+    of_redis = ["celery_broker_url", "celery_result_backend", "redis_conf"]
+    assert sorted(make_secrets(tmp_path)) == [*of_redis, "target_db.loader"]
     second = read(tmp_path)
-    assert {name for name in first if first[name] != second[name]} == {
-        "celery_broker_url",
-        "redis_conf",
-        "target_db.loader",
-    }
+    assert {name for name in first if first[name] != second[name]} == {*of_redis, "target_db.loader"}
+
+
+def test_where_alerts_go_is_empty_until_a_person_writes_it_and_stays_then(tmp_path):
+    make_secrets(tmp_path)
+    assert {read(tmp_path)[name] for name in CHOICES} == {""}
+    (tmp_path / ".secrets" / "alert_smtp_url").write_text("smtps://user:password@mail.example")
+    make_secrets(tmp_path)
+
+    assert read(tmp_path)["alert_smtp_url"] == "smtps://user:password@mail.example"
+    assert read(tmp_path)["alert_webhook_url"] == ""
 
 
 def test_only_the_owner_enters_the_folder_and_containers_read_the_files(tmp_path):
     make_secrets(tmp_path)
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / ".secrets").iterdir()}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / ".secrets").iterdir()}
 
     assert stat.S_IMODE((tmp_path / ".secrets").stat().st_mode) == 0o700
-    assert modes == {0o444}
+    assert {modes.pop(name) for name in CHOICES} == {0o644}  # its owner writes them
+    assert set(modes.values()) == {0o444}
 
 
 def test_lines_of_a_person_in_the_environment_file_stay(tmp_path):
@@ -64,6 +73,7 @@ def test_redis_and_its_clients_have_the_same_password(tmp_path):
     password = found["redis_conf"].removeprefix("requirepass ")
 
     assert found["celery_broker_url"] == f"redis://:{password}@redis:6379/0"
+    assert found["celery_result_backend"] == f"redis://:{password}@redis:6379/1"
 
 
 def test_compose_names_the_secrets_that_are_made(tmp_path):
