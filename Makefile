@@ -106,7 +106,7 @@ restore:  ## bring it back (FILE=backups/warehouse-....dump)
 test: setup  ## run all tests (about 10 minutes; ARGS=--servers=embedded without containers: docs/testing.md)
 	@$(PYTEST) $(IN_PARALLEL) $(ARGS)
 
-test-long: setup  ## run the long form of the tests that have one (about 20 minutes)
+test-long: setup  ## run the long form of the tests that have one (about 20 minutes; of Airflow's, if it is installed)
 	@$(PYTEST) -m has_long_form --long $(ARGS)
 
 test-unit: setup  ## run the tests that need no database
@@ -115,7 +115,7 @@ test-unit: setup  ## run the tests that need no database
 test-integration: setup  ## run the tests on real servers
 	@$(PYTEST) $(IN_PARALLEL) tests/integration $(ARGS)
 
-test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about half an hour on two cores)
+test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about 15 minutes on two cores)
 	@$(PYTHON) etl/local/environment.py airflow
 	@$(PYTEST) $(IN_PARALLEL) $(AIRFLOW_TESTS) $(ARGS)
 

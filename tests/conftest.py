@@ -47,6 +47,13 @@ def is_long(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--long"))
 
 
+@pytest.fixture(scope="session")
+def only_long(is_long: bool) -> None:
+    """Skip a test marked `has_long_form` that has no short one."""
+    if not is_long:
+        pytest.skip("it takes minutes: --long")
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     has_servers = not all("unit" in Path(argument).parts for argument in config.args)
     return [
