@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from etl.local.containers import WRITERS
 from tests.integration.dbt.built_shop import is_waited_for, locked, read_marts
 
 from .airflow_api import TASKS, Api, query, wait_until
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.skipif(
     not is_docker_running(), reason="Docker with its compose plugin does not run here: the containers are not tested"
 )
 FILES = ("docker-compose.yml", "Dockerfile", ".dockerignore", "Makefile", "pyproject.toml", "README.md", "LICENSE")
+SERVICE = "com.docker.compose.service"
 PROFILES = ("--profile", "celery", "--profile", "simulate")
 SETTINGS = {
     "PIPELINE_SCHEDULE": "0 0 29 2 *",  # seldom due: none but the runs of these tests
@@ -254,8 +256,7 @@ def test_a_run_of_airflow_succeeds_and_leaves_the_same_marts(containers, api):
 
 
 def test_servers_scheduler_and_worker_that_are_killed_during_a_run_come_back_and_the_marts_are_right(containers, api):
-    containers.environment.update(CELERY)
-    containers.make("compose-up")
+    Containers(containers.folder, containers.environment | CELERY).make("compose-up")
     before = containers.marts()
     containers.compose("run", "--rm", "--no-deps", "seed", "python", "-m", "source_db", "simulate", "--seconds", "5")
     source, target = containers.url("source"), containers.url("target")
@@ -290,7 +291,9 @@ def test_a_warehouse_is_not_replaced_while_tasks_may_write_to_it(containers):
     refused = containers.run("make", "restore", f"FILE={path}", f"PYTHON={sys.executable}")
 
     assert refused.returncode != 0
-    assert "airflow-scheduler may write meanwhile: docker compose stop airflow-scheduler" in refused.stderr
+    running = {one["Config"]["Labels"][SERVICE] for one in containers.inspect() if one["State"]["Running"]}
+    assert set(refused.stderr.partition("docker compose stop ")[2].split("\n")[0].split()) == running & set(WRITERS)
+    assert "airflow-scheduler" in running
 
 
 @pytest.mark.usefixtures("filled")
