@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 from tests.integration.dbt.built_shop import is_waited_for, locked, open_database
 
 from .conftest import wait_until
@@ -116,6 +118,8 @@ def test_a_table_that_is_tried_again_goes_on_in_the_same_run(airflow):
     assert airflow.query("select count(*) from etl.table_runs where run_id = 1") == [(TABLES,)]
 
 
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long")
 def test_a_run_that_was_killed_amid_its_tables_is_marked_by_the_next(airflow, make_airflow, target_server):
     with locked(airflow.source_url, "orders"):
         process = airflow.start("warehouse_pipeline", params=MAPPED)
@@ -144,6 +148,8 @@ def test_two_runs_of_mapped_tables_at_once_never_mix(airflow, make_airflow):
     assert airflow.query(RUNS) == [(1, "succeeded", True), (2, "succeeded", False)]
 
 
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long")
 def test_a_run_by_hand_amid_the_tables_changes_nothing_in_the_end(airflow, make_airflow, target_server):
     """It waits for the table at work, and goes before those that are left."""
     with locked(airflow.source_url, "orders"):
