@@ -105,13 +105,14 @@ def describe_shared_run(connection: Connection) -> str | None:
     return f"run {row[0]} of {row[1]}, begun at {row[2]:%Y-%m-%d %H:%M:%S %Z}" if row else None
 
 
-def read_failed_tables(connection: Connection, run_id: int, table_names: Sequence[str]) -> list[str]:
-    """Return those of the tables that have not succeeded in a run, nor in a later one, whether they began or not."""
+def read_failed_tables(connection: Connection, run_id: int) -> list[str]:
+    """Return the tables with which a run began and that have not succeeded in it, nor in a later run."""
     with errors_of("target", "reading what failed"), connection.cursor() as cursor:
         cursor.execute(
-            "select t.name from unnest(%s::text[]) as t (name) where not exists (select from etl.table_runs as s "
-            "where s.run_id >= %s and s.table_name = t.name and s.status = 'succeeded') order by 1",
-            (list(table_names), run_id),
+            "select t.table_name from etl.table_runs as t where t.run_id = %(run_id)s and not exists (select "
+            "from etl.table_runs as s where s.run_id >= %(run_id)s and s.table_name = t.table_name "
+            "and s.status = 'succeeded') order by 1",
+            {"run_id": run_id},
         )
         return [row[0] for row in cursor.fetchall()]
 

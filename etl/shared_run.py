@@ -11,7 +11,7 @@ Begin at `begin`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -109,8 +109,8 @@ def replicate(
     return run(settings, (table_name,), observe=observe, options=options, may_end_shared_run=False)
 
 
-def end(settings: Settings, run_id: int, table_names: Sequence[str], *, observe: Observer) -> EndedRun:
-    """End a run of these tables; then bring all that refer to each other to one later snapshot, in one more run.
+def end(settings: Settings, run_id: int, *, observe: Observer) -> EndedRun:
+    """End a run; then bring all tables that refer to each other to one later snapshot, in one more run.
 
     So no row lacks its parent, and what one transaction changed in several of them has arrived together, in whichever
     order tables were replicated or tried again. May be called again. Raises as `replicate` does.
@@ -120,7 +120,7 @@ def end(settings: Settings, run_id: int, table_names: Sequence[str], *, observe:
         open_control(settings) as control,
         locks.run_lock(control, settings.lock_wait_seconds),
     ):
-        failed = ledger.read_failed_tables(control, run_id, table_names)
+        failed = ledger.read_failed_tables(control, run_id)
         ledger.end_run(control, run_id, summarize_failures(failed))
         with Source(settings) as source:
             tables = source.read_catalog(target.read_types(control), ()).tables

@@ -80,8 +80,8 @@ def warehouse_pipeline():
         return mapped_tables.replicate_table(read_environment(), run, table)
 
     @task(outlets=[RAW], execution_timeout=EXTRACT_LIMIT)
-    def end_run(run, tables):
-        return mapped_tables.end_run(read_environment(), run, tables)
+    def end_run(run):
+        return mapped_tables.end_run(read_environment(), run)
 
     @task(execution_timeout=DBT_LIMIT, trigger_rule=AFTER_EITHER_WAY)
     def dbt_run():
@@ -101,7 +101,7 @@ def warehouse_pipeline():
 
     begun = begin_run().as_setup()  # clearing a table's task clears both ends of the run with it
     replicated = replicate.partial(run=begun["run"]).expand(table=begun)
-    ended = end_run(begun["run"], begun).as_teardown(setups=begun, on_failure_fail_dagrun=True)
+    ended = end_run(begun["run"]).as_teardown(setups=begun, on_failure_fail_dagrun=True)
     replicated >> ended
 
     extracted, checked = [extract_and_load(), replicated, ended], dbt_test()

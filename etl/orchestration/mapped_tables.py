@@ -6,7 +6,7 @@ A table's task may be tried again or cleared at any time, also when the run is o
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from etl import shared_run
@@ -62,18 +62,18 @@ def replicate_table(environment: Mapping[str, str], run_id: int, table_name: str
         return {"run_id": result.run_id, **record}
 
 
-def end_run(environment: Mapping[str, str], run_id: int, table_names: Sequence[str]) -> dict[str, Any]:
+def end_run(environment: Mapping[str, str], run_id: int) -> dict[str, Any]:
     """End the run, and bring tables that refer to each other to one snapshot; fail for good where a table failed."""
     with final_errors():
         settings = load_settings(environment)
-        ended = shared_run.end(settings, run_id, table_names, observe=log_event)
-        records = describe_tables(settings, ended.caught_up) if ended.caught_up else []
-        failed = [f"{record['table']}: {record['error']}" for record in records if record["error"]]
-        if failed:
-            raise TableError(f"run {run_id} has ended, but not all of its tables agree\n" + "\n".join(failed))
+        ended = shared_run.end(settings, run_id, observe=log_event)
         if ended.failed_tables:
             raise UnfinishedTablesError(
                 f"run {run_id} has ended, and these tables failed: {', '.join(ended.failed_tables)}; the logs of "
                 "their tasks say why, and clearing these tasks does them again"
             )
+        records = describe_tables(settings, ended.caught_up) if ended.caught_up else []
+        failed = [f"{record['table']}: {record['error']}" for record in records if record["error"]]
+        if failed:
+            raise TableError(f"run {run_id} has ended, but not all of its tables agree\n" + "\n".join(failed))
         return {"run_id": run_id, "caught_up": records}

@@ -16,6 +16,10 @@ WAIT_SECONDS = 60
 MAX_MESSAGE_BYTES = 50_000_000  # a picture comes in one
 
 
+class NavigatedError(Exception):
+    """The page was changed for another amid a call."""
+
+
 class Page:
     """One page of a browser."""
 
@@ -30,6 +34,8 @@ class Page:
         while True:
             answer = json.loads(self._socket.recv(timeout=WAIT_SECONDS))
             if answer.get("id") == self._number:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise NavigatedError
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
 
@@ -38,7 +44,10 @@ class Page:
 
     def ask(self, expression):
         """Return the value of an expression in the page; nothing while the page is being changed for another."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        try:
+            answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        except NavigatedError:
+            return None
         return answer["result"].get("value")
 
     def wait_for(self, expression, what):
