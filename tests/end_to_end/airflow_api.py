@@ -5,9 +5,7 @@ import re
 import time
 import urllib.request
 
-import psycopg2
-
-from tests.integration.dbt.built_shop import read_marts
+from tests.integration.dbt.built_shop import query, read_marts
 
 DAG_ID = "warehouse_pipeline"
 WAIT_SECONDS = 420
@@ -117,16 +115,6 @@ def wait_until(is_true, what, seconds=WAIT_SECONDS):
     while not is_true():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.2)
-
-
-def query(url, statement):
-    connection = psycopg2.connect(url)
-    try:
-        with connection, connection.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchall()
-    finally:
-        connection.close()
 
 
 def marts(machine):

@@ -193,7 +193,7 @@ def test_the_pool_bounds_the_tables_that_are_read_at_once_and_one_that_is_killed
     assert sorted(tables) == sorted(TABLES)
     assert {name: task["try_number"] for name, task in tables.items() if task["try_number"] > 1} == {TABLES[0]: 2}
     assert {(task["pool"], task["pool_slots"]) for task in tables.values()} == {("tidemark_source", 2)}
-    assert most_at_once(tables.values()) <= 2
+    assert most_at_once(tables.values()) <= 2  # of the last tries: two at once were seen above, before the kill
     assert api.assets_of(run_id) == ["marts", "raw"]
     incremental = marts(machine)
     machine.succeed("dbt-run", "--full-refresh")

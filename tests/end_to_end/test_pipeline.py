@@ -3,6 +3,7 @@
 import psycopg2
 
 from source_db.schema import TABLES
+from tests.integration.dbt.built_shop import query
 
 FACTS = {"fct_sales": "order_item_id", "fct_orders": "order_id"}
 SIMULATED_SECONDS = "20"
@@ -14,16 +15,6 @@ VIEWS = """
     from pg_class where relkind = 'v' and relnamespace in ('staging'::regnamespace, 'intermediate'::regnamespace)
     order by 1
 """
-
-
-def query(url, statement):
-    connection = psycopg2.connect(url, options="-c timezone=UTC")
-    try:
-        with connection, connection.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchall()
-    finally:
-        connection.close()
 
 
 def columns(url, table):

@@ -8,11 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-import psycopg2
 import pytest
 
 from tests.conftest import has_airflow
-from tests.integration.dbt.built_shop import open_database, open_source, read_marts
+from tests.integration.dbt.built_shop import open_database, open_source, query, read_marts
 
 collect_ignore_glob = [] if has_airflow() else ["test_*.py"]
 CHECKOUT = Path(__file__).parents[3]
@@ -91,13 +90,7 @@ class Airflow:
         return (self.folder / "airflow.db").read_bytes().decode(errors="replace")
 
     def query(self, statement, url=None):
-        connection = psycopg2.connect(url or self.target_url)
-        try:
-            with connection, connection.cursor() as cursor:
-                cursor.execute(statement)
-                return cursor.fetchall() if cursor.description else []
-        finally:
-            connection.close()
+        return query(url or self.target_url, statement)
 
     def on_source(self, statement):
         return self.query(statement, self.source_url)

@@ -119,7 +119,7 @@ def test_a_table_that_is_tried_again_goes_on_in_the_same_run(airflow):
 
 
 @pytest.mark.has_long_form
-@pytest.mark.usefixtures("only_long")
+@pytest.mark.usefixtures("only_long")  # in short: test_shared_runs, abandoned runs
 def test_a_run_that_was_killed_amid_its_tables_is_marked_by_the_next(airflow, make_airflow, target_server):
     with locked(airflow.source_url, "orders"):
         process = airflow.start("warehouse_pipeline", params=MAPPED)
@@ -149,7 +149,7 @@ def test_two_runs_of_mapped_tables_at_once_never_mix(airflow, make_airflow):
 
 
 @pytest.mark.has_long_form
-@pytest.mark.usefixtures("only_long")
+@pytest.mark.usefixtures("only_long")  # in short: test_shared_runs, runs by hand
 def test_a_run_by_hand_amid_the_tables_changes_nothing_in_the_end(airflow, make_airflow, target_server):
     """It waits for the table at work, and goes before those that are left."""
     with locked(airflow.source_url, "orders"):

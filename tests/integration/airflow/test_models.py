@@ -100,7 +100,7 @@ def test_a_model_that_fails_is_tried_again_alone_and_stops_what_reads_it_and_the
 
 
 @pytest.mark.has_long_form
-@pytest.mark.usefixtures("only_long")
+@pytest.mark.usefixtures("only_long")  # in short: test_lock, builds of many
 def test_two_runs_at_once_never_mix_their_models(cosmos, make_airflow, manifest):
     """The second comes while a model of the first waits; it is by another Airflow, which knows nothing of the first."""
     other = by_cosmos(make_airflow(cosmos.source_url, cosmos.target_url), manifest)

@@ -32,6 +32,17 @@ MARTS = """
 _numbers = itertools.count(1)
 
 
+def query(url, statement):
+    """Run a statement in a session of its own, and return its rows."""
+    connection = psycopg2.connect(url, options="-c timezone=UTC")
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shop:
     """The URLs of both sides, and a folder for what dbt writes."""
@@ -55,13 +66,7 @@ class Shop:
         return finished
 
     def query(self, statement, url=None):
-        connection = psycopg2.connect(url or self.target_url)
-        try:
-            with connection, connection.cursor() as cursor:
-                cursor.execute(statement)
-                return cursor.fetchall() if cursor.description else []
-        finally:
-            connection.close()
+        return query(url or self.target_url, statement)
 
     def read_json(self, name):
         """Return a file that dbt has written, such as manifest.json."""

@@ -158,8 +158,6 @@ def test_the_project_as_it_is_passes_when_elsewhere(warehouse, mistake):
     warehouse.assert_equals_full_refresh()
 
 
-@pytest.mark.has_long_form
-@pytest.mark.usefixtures("only_long")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_project_is_found_wrong_when(warehouse, make_dbt, tmp_path, mistake):
     found = MISTAKES[mistake]
