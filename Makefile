@@ -1,9 +1,9 @@
-# Targets are a line or two; what they do is in Python: etl/local, etl, source_db.
+# Targets are a line or two; what they do is in Python: deploy/local, etl, source_db.
 PYTHON ?= python3
 export SOURCE_PORT TARGET_PORT AIRFLOW_PORT ROLE
 ARGS ?=
-LOCAL = .venv/bin/python -m etl.local
-CONTAINERS = $(PYTHON) -m etl.local.containers
+LOCAL = .venv/bin/python -m deploy.local
+CONTAINERS = $(PYTHON) -m deploy.containers
 PYTEST = .venv/bin/python -m pytest
 AIRFLOW_TESTS = tests/unit/airflow tests/integration/airflow tests/end_to_end/test_airflow.py tests/end_to_end/test_celery.py
 # Each process has servers of its own; the tests of a file stay together.
@@ -19,10 +19,10 @@ help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup:  ## make .venv with everything for development
-	@$(PYTHON) etl/local/environment.py dev
+	@$(PYTHON) deploy/local/environment.py dev
 
 environment:
-	@$(PYTHON) etl/local/environment.py core
+	@$(PYTHON) deploy/local/environment.py core
 
 pipeline: environment  ## source -> raw -> marts, with a summary; starts and seeds embedded servers if needed
 	@$(LOCAL) pipeline
@@ -34,7 +34,7 @@ down: environment  ## stop the embedded servers
 	@$(LOCAL) down
 
 airflow:  ## start Airflow on the databases, without containers (AIRFLOW_PORT=8080)
-	@$(PYTHON) etl/local/environment.py airflow
+	@$(PYTHON) deploy/local/environment.py airflow
 	@$(LOCAL) airflow
 
 airflow-down: environment  ## stop Airflow and all of its processes
@@ -116,15 +116,15 @@ test-integration: setup  ## run the tests on real servers
 	@$(PYTEST) $(IN_PARALLEL) tests/integration $(ARGS)
 
 test-airflow: setup  ## run the tests of the DAGs, with Airflow installed (about 15 minutes on two cores)
-	@$(PYTHON) etl/local/environment.py airflow
+	@$(PYTHON) deploy/local/environment.py airflow
 	@$(PYTEST) $(IN_PARALLEL) $(AIRFLOW_TESTS) $(ARGS)
 
 test-end-to-end: setup  ## run make itself in a copy of the checkout
 	@$(PYTEST) tests/end_to_end $(ARGS)
 
 lint: setup  ## ruff, mypy, bandit, sqlfluff; schemas and pitfalls of workflows
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy -p etl -p source_db -p bench
-	@.venv/bin/bandit -q -c pyproject.toml -r etl source_db bench airflow
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy -p etl -p deploy -p source_db -p bench
+	@.venv/bin/bandit -q -c pyproject.toml -r etl deploy source_db bench airflow
 	@.venv/bin/sqlfluff lint dbt/models dbt/tests/*.sql source_db/sql
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.stage import Stage, execute, open_stage
-from etl.local.servers import HOST, SUPERUSER
+from deploy.local.servers import HOST, SUPERUSER
 from source_db import schema, seed
 
 PROJECT = Path(__file__).parents[1] / "dbt"

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from etl.local.servers import Server
+from deploy.local.servers import Server
 
 CHECKOUT = Path(__file__).parents[1]
 PROC = Path("/proc")

@@ -19,7 +19,7 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
-from etl.local.servers import Server, find_binaries, free_port
+from deploy.local.servers import Server, find_binaries, free_port
 
 MAJOR = 18
 # Large enough that no checkpoint falls into a load by chance.

@@ -1,0 +1,68 @@
+"""Tidemark: keeps the raw schemas of a warehouse in step with the databases that feed it.
+
+This is the face for Python; the command line is `etl.cli`. A run that prints its result::
+
+    import etl
+
+    result = etl.run(etl.load_settings())
+    for table in result.tables:
+        print(table.table_name, table.status, table.rows_inserted)
+
+`load_settings` reads the environment and tables.yml. Errors are below `EtlError`, drawn as a tree in `etl.errors`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from etl.commands.discover import Proposal, discover
+    from etl.commands.run import run
+    from etl.commands.status import TableStatus, read_status
+    from etl.commands.verify import verify
+    from etl.compare.verdict import Verdict
+    from etl.config import Settings, load_settings, load_source_settings
+    from etl.errors import ConfigurationError, EtlError, LockHeldError, TableError, UnavailableError
+    from etl.model import Event, RunOptions, RunResult, TableResult
+
+__all__ = [
+    "ConfigurationError",
+    "EtlError",
+    "Event",
+    "LockHeldError",
+    "Proposal",
+    "RunOptions",
+    "RunResult",
+    "Settings",
+    "TableError",
+    "TableResult",
+    "TableStatus",
+    "UnavailableError",
+    "Verdict",
+    "discover",
+    "load_settings",
+    "load_source_settings",
+    "read_status",
+    "run",
+    "verify",
+]
+
+_MODULES = {
+    "commands.discover": ("Proposal", "discover"),
+    "commands.run": ("run",),
+    "commands.status": ("TableStatus", "read_status"),
+    "commands.verify": ("verify",),
+    "compare.verdict": ("Verdict",),
+    "config": ("Settings", "load_settings", "load_source_settings"),
+    "errors": ("ConfigurationError", "EtlError", "LockHeldError", "TableError", "UnavailableError"),
+    "model": ("Event", "RunOptions", "RunResult", "TableResult"),
+}
+_HOMES = {name: f"etl.{module}" for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: a DAG file that names one room must not pay for the driver and for YAML."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'etl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

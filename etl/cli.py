@@ -17,15 +17,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from etl import pipeline
+from etl.commands.discover import discover
+from etl.commands.run import run
+from etl.commands.scaffold import is_beyond_dbt, render_tables, write_staging
+from etl.commands.status import TableStatus, describe_duration, describe_holder, read_status
+from etl.commands.verify import verify
+from etl.compare.verdict import Verdict, describe
 from etl.config import Settings, load_settings, load_source_settings
-from etl.discover import discover
+from etl.display import choose_progress, print_aligned, result_record
 from etl.errors import EtlError
 from etl.model import RunOptions, RunResult
-from etl.progress import choose_progress, print_aligned, result_record
-from etl.scaffold import is_beyond_dbt, render_tables, write_staging
-from etl.status import TableStatus, describe_duration, describe_holder, read_status
-from etl.verify import Verdict, describe, verify
 
 INTERRUPTED = 130  # as shells report a process that SIGINT ended
 WHERE = {"missing": "missing in raw", "extra": "in raw only", "changed": "not the same"}
@@ -54,7 +55,7 @@ def execute_run(
 ) -> RunResult:
     """Replicate with progress on standard error; raises EtlError as `pipeline.run` does."""
     with choose_progress(log_format) as display:
-        return pipeline.run(settings, table_names, observe=display, options=options)
+        return run(settings, table_names, observe=display, options=options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+RAW_SCHEMA = "raw"
+OWN_PREFIX = "_etl_"
+META_COLUMNS = ("_etl_run_id", "_etl_synced_at", "_etl_deleted_at")
 
 
 class WatermarkKind(enum.Enum):
@@ -260,3 +265,10 @@ class Event:
     estimated_rows: int | None = None
     counts: Counts | None = None
     result: TableResult | None = None
+
+
+Observer = Callable[[Event], None]
+
+
+def ignore(_: Event) -> None:
+    """Observe nothing."""

@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
-from etl.local import servers
+from deploy.local import servers
 from tests.servers import DEFAULT_IMAGE, EMBEDDED, KINDS, SIDES, Choice, DatabaseServer, choose
 
 _choice = pytest.StashKey[Choice]()

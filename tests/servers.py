@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from etl.local import servers
-from etl.local.servers import SUPERUSER, Server
+from deploy.local import servers
+from deploy.local.servers import SUPERUSER, Server
 
 KINDS = ("auto", "containers", "embedded")
 SIDES = ("source", "target")

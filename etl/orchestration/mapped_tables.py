@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from etl import shared_run
+from etl.commands import shared_run
 from etl.config import load_settings
 from etl.errors import ConfigurationError, TableError
 from etl.orchestration.failures import UnfinishedTablesError, final_errors

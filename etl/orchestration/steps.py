@@ -18,18 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from etl import pipeline
+from etl.commands.run import run
+from etl.commands.status import describe_holder, read_status
+from etl.commands.vacuum import vacuum_own_tables
+from etl.commands.verify import verify
+from etl.compare.verdict import describe as describe_verdict
 from etl.config import Settings, load_settings, load_target_settings
+from etl.display import describe, result_record
 from etl.errors import ConfigurationError, EtlError, TableError, UnavailableError
 from etl.model import Event, RunOptions, RunResult
 from etl.orchestration.failures import DifferenceError, final_errors
-from etl.progress import describe, result_record
-from etl.status import describe_holder, read_status
 from etl.transform.lock import Build, close_build, part_lock
 from etl.transform.project import BrokenRuleError, BuildError, find_url, profile_variables
-from etl.vacuum import vacuum_own_tables
-from etl.verify import describe as describe_verdict
-from etl.verify import verify
 
 log = logging.getLogger("tidemark")
 
@@ -52,7 +52,7 @@ def extract_and_load(
         settings = load_settings(environment)
         if tombstone_days is not None:
             settings = replace(settings, tables=settings.tables.with_tombstone_days(tombstone_days))
-        result = pipeline.run(settings, tables, observe=log_event, options=options)
+        result = run(settings, tables, observe=log_event, options=options)
         records = describe_tables(settings, result)
         log.info("run %s: %s tables in %.1f s", result.run_id, len(records), result.seconds)
         failed = [f"{record['table']}: {record['error']}" for record in records if record["status"] != "succeeded"]

@@ -17,9 +17,11 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from etl import postgres
 from etl.config import Settings, load_target_settings
 from etl.errors import EtlError, LockHeldError
+from etl.postgres import sessions
+from etl.postgres.error_translation import errors_of
+from etl.postgres.transactions import single
 
 # Any constant serves, other than that of the runs, as long as every build uses the same: "mart" in ASCII.
 BUILD_LOCK_KEY = 0x6D617274
@@ -124,7 +126,7 @@ def close_build(environment: Mapping[str, str], url: str, build: Build) -> bool:
 @contextmanager
 def _session(environment: Mapping[str, str], url: str) -> Iterator[tuple[Connection, Settings]]:
     settings = load_target_settings(environment, url)
-    with closing(postgres.connect_target(settings)) as connection:
+    with closing(sessions.connect_target(settings)) as connection:
         yield connection, settings
 
 
@@ -185,7 +187,7 @@ def _is_in_the_way(connection: Connection, owner: str | None) -> bool:
 def _read_open(connection: Connection) -> Build | None:
     with _telling("looking for an open build"), connection.cursor() as cursor:
         cursor.execute("select pg_catalog.to_regclass(%s) is not null", (OPEN_BUILD,))
-        if not postgres.single(cursor):
+        if not single(cursor):
             return None
         cursor.execute(f"select build_name, owner from {OPEN_BUILD}")
         row = cursor.fetchone()
@@ -207,12 +209,12 @@ def _delete_open(connection: Connection) -> None:
 
 
 def _telling(what: str) -> AbstractContextManager[None]:
-    return postgres.errors_of("target", what)
+    return errors_of("target", what)
 
 
 def _session_options(connection: Connection) -> dict[str, str]:
     """Return what has sessions look for a vanished client, where they reach the server itself: a pooler refuses it."""
     with connection.cursor() as cursor:
         cursor.execute("select pg_catalog.pg_backend_pid()")
-        is_direct = bool(postgres.single(cursor) == connection.info.backend_pid)
+        is_direct = bool(single(cursor) == connection.info.backend_pid)
     return {"PGOPTIONS": SESSION_OPTIONS} if is_direct and connection.server_version >= 140000 else {}

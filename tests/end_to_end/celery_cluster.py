@@ -11,7 +11,7 @@ import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from etl.local.airflow_server import Airflow, is_healthy, make_pool
+from deploy.local.airflow_server import Airflow, is_healthy, make_pool
 
 from .airflow_api import Api, wait_until
 
@@ -29,8 +29,8 @@ WORKER_NEEDS = (
 )
 VARIABLES = """
 import json
-from etl.local.airflow_server import find_airflow, variables
-from etl.local.databases import embedded_servers, open_databases, provision_metadata
+from deploy.local.airflow_server import find_airflow, variables
+from deploy.local.databases import embedded_servers, open_databases, provision_metadata
 airflow, databases = find_airflow(), open_databases()
 print(json.dumps(variables(airflow, databases, provision_metadata(embedded_servers()[1]))))
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[2]
-PARTS = ("etl", "source_db", "dbt", "airflow")
+PARTS = ("etl", "deploy", "source_db", "dbt", "airflow")
 
 
 class Machine:
@@ -28,7 +28,7 @@ class Machine:
 
     def run(self, command, *arguments, **environment):
         return subprocess.run(
-            [sys.executable, "-m", "etl.local", command, *arguments],
+            [sys.executable, "-m", "deploy.local", command, *arguments],
             cwd=self.folder,
             env={**self.environment, **environment},
             capture_output=True,
@@ -44,7 +44,7 @@ class Machine:
     def urls(self):
         """Return the URLs that the copy works with; asked of the copy itself."""
         return self.ask(
-            "import json; from etl.local.databases import *; s, t = embedded_servers(); "
+            "import json; from deploy.local.databases import *; s, t = embedded_servers(); "
             "print(json.dumps({'source': s.url(SOURCE_NAME), 'target': t.url(TARGET_NAME), **open_databases().urls}))"
         )
 

@@ -220,7 +220,7 @@ def test_a_table_that_is_cleared_is_replicated_again_between_both_ends_of_its_ru
 @pytest.mark.usefixtures("ended_run")
 def test_no_password_is_in_what_airflow_has_logged(machine):
     home = machine.ask(
-        "import json; from etl.local.airflow_server import *; print(json.dumps(str(find_airflow().home)))"
+        "import json; from deploy.local.airflow_server import *; print(json.dumps(str(find_airflow().home)))"
     )
     logs = {path: path.read_text(errors="replace") for path in Path(home).rglob("*.log")}
     names = ("SOURCE_DATABASE_URL", "TARGET_DATABASE_URL", "TRANSFORMER_DATABASE_URL")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from etl.local.containers import WRITERS
+from deploy.containers.commands import WRITERS
 from tests.integration.dbt.built_shop import is_waited_for, locked, read_marts
 
 from .airflow_api import TASKS, Api, query, wait_until

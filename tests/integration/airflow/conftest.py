@@ -77,7 +77,7 @@ class Airflow:
         """Start a command as the Makefile does, without Airflow."""
         urls = {"SOURCE_DATABASE_URL": self.source_url, "TARGET_DATABASE_URL": self.target_url}
         return subprocess.Popen(
-            [sys.executable, "-m", "etl.local", command, *arguments],
+            [sys.executable, "-m", "deploy.local", command, *arguments],
             cwd=CHECKOUT,
             env={**self.environment, **urls},
             stdout=subprocess.PIPE,
@@ -144,7 +144,7 @@ def manifest(tmp_path_factory):
     """A manifest as `make manifest` writes it, to be copied."""
     folder = tmp_path_factory.mktemp("manifest")
     made = subprocess.run(
-        [sys.executable, "-m", "etl.local", "manifest"],
+        [sys.executable, "-m", "deploy.local", "manifest"],
         cwd=CHECKOUT,
         env={**os.environ, "DBT_TARGET_PATH": str(folder)},
         capture_output=True,

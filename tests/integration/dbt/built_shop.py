@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).parents[3]
 SCALE = 0.02
 DBT = """
 import sys
-from etl.local.databases import open_databases
+from deploy.local.databases import open_databases
 from etl.transform import project
 sys.exit(project.run(open_databases().environment, sys.argv[1:]))
 """
@@ -54,7 +54,7 @@ class Shop:
 
     def make(self, command, *arguments):
         """Run a command as the Makefile does, on this shop."""
-        return self._python("-m", "etl.local", command, *arguments)
+        return self._python("-m", "deploy.local", command, *arguments)
 
     def dbt(self, *arguments):
         """Run dbt as `make` does, with any arguments."""
@@ -88,7 +88,7 @@ class Shop:
     def begin(self, command, *arguments):
         """Start a command as the Makefile does, without waiting for its end."""
         return subprocess.Popen(
-            [sys.executable, "-m", "etl.local", command, *arguments],
+            [sys.executable, "-m", "deploy.local", command, *arguments],
             cwd=CHECKOUT,
             env=self.environment,
             stdout=subprocess.PIPE,

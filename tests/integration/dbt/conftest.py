@@ -19,7 +19,7 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
-from etl import pipeline
+import etl
 from etl.config import load_settings
 from etl.database_url import DatabaseUrl
 from etl.model import RunOptions
@@ -206,7 +206,7 @@ class Warehouse:
     def replicate(self, *tables, **options):
         """Run once, looking for deleted rows wherever they may be."""
         given = RunOptions(**{"reconcile": True, **options})
-        result = pipeline.run(self.settings, tables, observe=lambda event: None, options=given)
+        result = etl.run(self.settings, tables, observe=lambda event: None, options=given)
         assert not result.has_failures, result
         if self.days:
             self._set_ahead(result.run_id)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import psycopg2
 import pytest
 
-from etl import pipeline
+import etl
 from etl.model import RunOptions
 from source_db import simulate
 
@@ -212,7 +212,7 @@ class History:
                     self.warehouse.build_chain()
 
         options = RunOptions(reconcile=True, allow_deletes=True)
-        result = pipeline.run(self.warehouse.settings, observe=observe, options=options)
+        result = etl.run(self.warehouse.settings, observe=observe, options=options)
         assert not result.has_failures, result
 
     def fail_to_build(self):

@@ -16,13 +16,13 @@ import pytest
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
-from etl import pipeline
+import etl
 from etl.config import Settings, parse_tables
 from etl.database_url import DatabaseUrl
 from etl.errors import EtlError
 from etl.model import Event, Point, RunOptions, RunResult, Table, TableResult
-from etl.reader import Reader
-from etl.source import Source
+from etl.source.reader import Reader
+from etl.source.session import Source
 
 pytest.register_assert_rewrite("tests.integration.etl.faults")
 
@@ -40,7 +40,7 @@ class Replication:
     events: list[Event] = field(default_factory=list)
 
     def run(self, *table_names: str, options: RunOptions | None = None, **changes: Any) -> RunResult:
-        return pipeline.run(self.settings_with(**changes), table_names, observe=self.events.append, options=options)
+        return etl.run(self.settings_with(**changes), table_names, observe=self.events.append, options=options)
 
     def settings_with(self, **changes: Any) -> Settings:
         return replace(self.settings, **changes)

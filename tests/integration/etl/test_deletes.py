@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etl import state
+from etl.compare import differences
+from etl.compare.buckets import MIN_BLOCK_BITS
 from etl.errors import TableError
-from etl.key_buckets import MIN_BLOCK_BITS
+from etl.ledger.progress import read_built_run
 from etl.model import RunOptions
-from etl.reader import Reader
 
 BLOCK_KEYS = 2**MIN_BLOCK_BITS  # successive integer keys of one bucket
 KEYS = {
@@ -116,13 +116,13 @@ def items(replication):
 def scans(monkeypatch):
     """The tables whose keys were compared, in order."""
     found = []
-    checksums = Reader.checksums
+    read = differences.read_source_checksums
 
-    def spy(self, comparison):
+    def spy(reader, comparison):
         found.append(comparison.table.name)
-        return checksums(self, comparison)
+        return read(reader, comparison)
 
-    monkeypatch.setattr(Reader, "checksums", spy)
+    monkeypatch.setattr(differences, "read_source_checksums", spy)
     return found
 
 
@@ -312,15 +312,15 @@ def test_a_clock_that_was_ahead_does_not_keep_a_run_from_looking(items, scans):
 def test_a_row_written_while_keys_are_compared_is_not_called_deleted(items, monkeypatch):
     """It is newer than the run's snapshot on the source, and not in raw yet."""
     delete(items, "n = 1")
-    checksums = Reader.checksums
+    read = differences.read_source_checksums
 
-    def insert_first(self, comparison):
+    def insert_first(reader, comparison):
         add_items(items, 31, 31)
         items.on_source("delete from items where n = 2")
-        return checksums(self, comparison)
+        return read(reader, comparison)
 
     with monkeypatch.context() as patching:
-        patching.setattr(Reader, "checksums", insert_first)
+        patching.setattr(differences, "read_source_checksums", insert_first)
         items.run_one("items")
     during = live(items)
     items.on_source("select pg_stat_force_next_flush()")
@@ -407,7 +407,7 @@ def test_a_raw_table_that_was_loaded_before_reconciling_existed_is_compared_once
 
 
 def test_a_kill_between_the_tombstones_and_the_note_is_mended(items, monkeypatch):
-    from etl.target import Writer
+    from etl.target.writer import Writer
 
     delete(items, "n in (1, 2)")
     with monkeypatch.context() as patching:
@@ -495,12 +495,12 @@ def test_a_purge_that_may_not_see_what_dbt_has_read_says_what_to_grant(items):
         with items.target.cursor() as cursor:
             cursor.execute(f"set role {role}")
             with pytest.raises(TableError, match="grant usage on schema intermediate"):
-                state.read_built_run(cursor)
+                read_built_run(cursor)
             cursor.execute("reset role")
             cursor.execute(f"grant usage on schema intermediate to {role}")
             cursor.execute(f"grant select on intermediate.dbt_builds to {role}")
             cursor.execute(f"set role {role}")
-            assert state.read_built_run(cursor) == 1000
+            assert read_built_run(cursor) == 1000
             cursor.execute("reset role")
     finally:
         items.on_target(f"reset role; drop owned by {role}; drop role {role}")

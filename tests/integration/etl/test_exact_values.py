@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2 import sql
 
-from etl.source import Source
-from etl.target import read_types
+from etl.source.session import Source
+from etl.target.types import read_types
 
 PINNED = {
     "DateStyle": "ISO, YMD",

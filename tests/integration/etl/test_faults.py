@@ -18,7 +18,7 @@ from dataclasses import replace
 import psycopg2
 import pytest
 
-from etl import pipeline
+import etl
 from etl.database_url import DatabaseUrl
 from etl.errors import EtlError, UnavailableError
 from tests.integration.etl.faults import (
@@ -291,7 +291,7 @@ def test_when_the_session_with_the_snapshot_is_gone_the_tables_to_come_are_read_
                 )
             )
 
-    run = pipeline.run(replace(shop.settings, parallel_tables=1), observe=end_snapshot)
+    run = etl.run(replace(shop.settings, parallel_tables=1), observe=end_snapshot)
 
     assert ended == [(True,)]
     assert [(table.table_name, table.error, table.retries) for table in run.tables] == [
@@ -329,7 +329,7 @@ def test_two_runs_at_once_are_serial_and_right(orders, insert_orders, wait_until
 
 def test_a_run_that_was_taken_for_dead_cannot_write_any_more(orders, monkeypatch):
     """A run that lost its lock, but not its worker sessions, finds at its next batch that it is over."""
-    from etl.target import Writer
+    from etl.target.writer import Writer
 
     orders.run_one("orders")
     orders.on_source("update orders set note = 'new', updated_at = clock_timestamp()")

@@ -18,13 +18,13 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
-import etl.activity
-import etl.source
-from etl import fence
+from deploy.local.servers import HOST, SUPERUSER, UNPRIVILEGED_USER, Server, find_binaries, make_private_folder
 from etl.database_url import DatabaseUrl
 from etl.errors import UnavailableError
-from etl.local.servers import HOST, SUPERUSER, UNPRIVILEGED_USER, Server, find_binaries, make_private_folder
 from etl.model import WatermarkKind
+from etl.policy import fence
+from etl.source import open_transactions
+from etl.source.session import POINT_EXPRESSIONS, REPEATED_HOUR_SECONDS
 from tests.integration.etl.faults import crash, create_database, stop_fast
 from tests.servers import DatabaseServer
 
@@ -279,7 +279,7 @@ def prepare_between_listings(monkeypatch, writer):
         return listing_and_prepare
 
     for name in ("list_transactions", "list_starts"):
-        monkeypatch.setattr(etl.activity, name, spied(getattr(etl.activity, name)))
+        monkeypatch.setattr(open_transactions, name, spied(getattr(open_transactions, name)))
 
 
 def test_a_transaction_that_prepares_between_the_two_listings_is_seen(orders, read_as_role, open_session, monkeypatch):
@@ -492,12 +492,12 @@ def test_a_point_in_local_time_is_never_above_a_row_that_is_written_later(replic
     for instant in minutes:
         parameters = {
             "instant": instant,
-            "repeated": fence.set_back(instant, etl.source.REPEATED_HOUR_SECONDS),
+            "repeated": fence.set_back(instant, REPEATED_HOUR_SECONDS),
             "zone": zone,
         }
         with replication.source.cursor() as cursor:
             cursor.execute(
-                f"select ({etl.source.POINT_EXPRESSIONS[kind]})::{local_type}, "
+                f"select ({POINT_EXPRESSIONS[kind]})::{local_type}, "
                 f"(%(instant)s::timestamptz at time zone %(zone)s)::{local_type}",
                 parameters,
             )

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from psycopg2.extras import wait_select
 
-import etl.activity
-from etl import pipeline
+import etl
+from etl.source import open_transactions
 
 ZONE = "Europe/Rome"
 LOCAL_NOW = f"(now() at time zone '{ZONE}')"
@@ -254,7 +254,7 @@ class History:
         for moment, step, number in interruptions:
             self.interruptions.setdefault(moment, []).append((step, number))
         changes = {"max_snapshot_seconds": 0.0} if is_cut else {}
-        result = pipeline.run(dataclasses.replace(self.replication.settings, **changes), tables, observe=self._observe)
+        result = etl.run(dataclasses.replace(self.replication.settings, **changes), tables, observe=self._observe)
         assert [table.error for table in result.tables if table.status != "succeeded"] == []
         if not (is_cut and interruptions):
             self._compare(tables or TABLES)
@@ -465,7 +465,7 @@ def history(replication, wait_until, monkeypatch):
         replication.settings, fence_margin_seconds=0.0, fence_wait_seconds=0.0, parallel_tables=1, max_attempts=1
     )
     found = History(replication, wait_until)
-    list_activity = etl.activity.list_activity
+    list_activity = open_transactions.list_activity
 
     def list_interrupted(cursor, *, is_standby):
         found.reach_moment()
@@ -473,7 +473,7 @@ def history(replication, wait_until, monkeypatch):
         found.reach_moment()
         return activity
 
-    monkeypatch.setattr(etl.activity, "list_activity", list_interrupted)
+    monkeypatch.setattr(open_transactions, "list_activity", list_interrupted)
     yield found
     found.close()
 

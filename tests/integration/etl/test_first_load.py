@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etl import first_load, pipeline
+import etl
+from etl.replicate import full_load
 
 # Keys travel in COPY's text format: these look like its separator, its NULL and nothing.
 SHOPS = ("a\tb", "\\N", "")
@@ -132,7 +133,7 @@ class Load:
 
 
 def run_observed(replication: Any, observe: Callable[[Any], None], name: str = "items", **changes: Any) -> Any:
-    return pipeline.run(dataclasses.replace(replication.settings, **changes), [name], observe=observe).tables
+    return etl.run(dataclasses.replace(replication.settings, **changes), [name], observe=observe).tables
 
 
 def stop() -> None:
@@ -249,7 +250,7 @@ def test_a_load_that_breaks_after_every_range_ends(items):
 
 def test_a_load_that_broke_after_its_last_range_is_brought_to_the_newer_snapshot(items, monkeypatch):
     """Nothing is left to read then, but what was read has grown old."""
-    from etl.raw_load import RawLoad
+    from etl.target.new_table import RawLoad
 
     publish = RawLoad.publish
     monkeypatch.setattr(RawLoad, "publish", lambda *_, **__: stop())
@@ -296,8 +297,8 @@ def test_rows_are_read_at_a_snapshot_after_the_target_has_refused_the_whole_tabl
 
 
 def test_a_load_that_goes_on_for_many_transactions_is_renewed_before_it_is_too_old(items, monkeypatch):
-    monkeypatch.setattr(first_load, "MAX_XID_DISTANCE", 20)
-    monkeypatch.setattr(first_load, "RENEWED_XID_DISTANCE", 10)
+    monkeypatch.setattr(full_load, "MAX_XID_DISTANCE", 20)
+    monkeypatch.setattr(full_load, "RENEWED_XID_DISTANCE", 10)
     break_load(items)
     begun = items.on_target("select oid from pg_class where relname like '%%loading%%' and relkind = 'r'")
     for _ in range(3):  # 36 transactions in all

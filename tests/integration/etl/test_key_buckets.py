@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from psycopg2 import sql
 from psycopg2.extras import execute_values
 
-from etl import key_buckets
-from etl.key_buckets import BUCKET_BITS, IMAGES, MIN_BLOCK_BITS
+from etl.commands.verify import verify
+from etl.compare import buckets
+from etl.compare.buckets import BUCKET_BITS, IMAGES, MIN_BLOCK_BITS
 from etl.model import RunOptions
-from etl.verify import verify
 
 BLOCK_KEYS = 2**MIN_BLOCK_BITS  # successive integer keys of one bucket
 INT8 = st.sampled_from([-(2**63), 2**63 - 1, -1, 0, 1, 2**31 - 1, 2**32, -(2**32)])
@@ -101,7 +101,7 @@ def test_what_buckets_find_is_what_comparing_all_rows_finds(sides, monkeypatch, 
     raw = both.read(both.replication.on_target, "raw.items")
 
     with monkeypatch.context() as patching:
-        patching.setattr(key_buckets, "BUCKET_BITS", bits)
+        patching.setattr(buckets, "BUCKET_BITS", bits)
         (found,) = verify(both.replication.settings, observe=both.replication.events.append)
 
     assert (found.error, found.source_rows, found.raw_rows) == (None, len(source), len(raw))

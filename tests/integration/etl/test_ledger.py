@@ -14,8 +14,10 @@ import psycopg2
 import psycopg2.errors
 import pytest
 
-from etl import ledger, locks, pipeline
+import etl
 from etl.errors import ConfigurationError, LockHeldError, UnavailableError
+from etl.ledger import locks
+from etl.ledger.runs import LEDGER_VERSION, prepare, start_table
 
 LEDGER_V1 = Path(__file__).with_name("ledger_v1.sql")
 # What version 1 wrote for a run over one table, which had 30 rows, of which 20 were new and 4 had changed.
@@ -364,7 +366,7 @@ def test_a_run_that_was_interrupted_leaves_nothing_running(items):
     change(items, "items", 30)
 
     with pytest.raises(KeyboardInterrupt):
-        pipeline.run(items.settings, ("items",), observe=interrupt)
+        etl.run(items.settings, ("items",), observe=interrupt)
 
     found = table_run(items, 2, "items")
     assert runs(items)[1:] == [(2, "failed", "interrupted")]
@@ -394,7 +396,7 @@ def test_a_run_that_was_interrupted_begins_no_further_table(items, wait_until):
     before = signal.signal(signal.SIGINT, receive)
     try:
         with pytest.raises(KeyboardInterrupt):
-            pipeline.run(settings, (), observe=send)
+            etl.run(settings, (), observe=send)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -409,7 +411,7 @@ def test_a_table_that_begins_after_its_run_has_ended_leaves_no_row(items):
 
     with closing(psycopg2.connect(items.target_url)) as session, session.cursor() as cursor:
         session.autocommit = True
-        ledger.start_table(cursor, run_id, "late", watermark=None, snapshot="", fence_wait_seconds=0.5)
+        start_table(cursor, run_id, "late", watermark=None, snapshot="", fence_wait_seconds=0.5)
 
     assert items.on_target("select count(*) from etl.table_runs where table_name = 'late'") == [(0,)]
 
@@ -428,7 +430,7 @@ def test_a_run_that_could_not_go_on_leaves_nothing_running(items, read_as_role, 
 
     settings = dataclasses.replace(items.settings, max_attempts=1, max_snapshot_seconds=0)
     with pytest.raises(UnavailableError, match="cannot connect to the source"):
-        pipeline.run(settings, ("items",), observe=observe)
+        etl.run(settings, ("items",), observe=observe)
 
     found = table_run(items, 2, "items")
     ((_, status, error),) = runs(items)[1:]
@@ -443,8 +445,8 @@ def test_nothing_more_is_recorded_of_a_table_in_a_run_that_is_over(items):
     run = items.run()
     before = table_run(items, run.run_id, "items")
     with items.target.cursor() as cursor:
-        ledger.start_table(cursor, run.run_id, "items", watermark=None, snapshot="late", fence_wait_seconds=1)
-        ledger.start_table(cursor, run.run_id, "late", watermark=None, snapshot="late", fence_wait_seconds=1)
+        start_table(cursor, run.run_id, "items", watermark=None, snapshot="late", fence_wait_seconds=1)
+        start_table(cursor, run.run_id, "late", watermark=None, snapshot="late", fence_wait_seconds=1)
 
     assert table_run(items, run.run_id, "items") == before
     assert items.on_target("select count(*) from etl.table_runs where table_name = 'late'") == [(0,)]
@@ -473,14 +475,14 @@ def test_every_table_of_the_ledger_says_what_it_is(items):
         "schema_changes",
     }
     assert all(found.values())
-    assert found["runs"].startswith(ledger.LEDGER_VERSION)
+    assert found["runs"].startswith(LEDGER_VERSION)
 
 
 def test_preparing_the_ledger_again_changes_nothing(items):
     items.run()
     catalog, contents = items.on_target(CATALOG_VERSIONS), contents_of_ledger(items)
 
-    ledger.prepare(items.target)
+    prepare(items.target)
 
     assert len(catalog) > 50
     assert items.on_target(CATALOG_VERSIONS) == catalog
@@ -541,7 +543,7 @@ def test_a_ledger_of_version_1_is_carried_over_with_what_it_says(items):
         "select table_name, column_name, watermark, points, system_identifier, run_id, changed_at from etl.watermarks"
     )
 
-    ledger.prepare(items.target)
+    prepare(items.target)
 
     assert items.on_target(f"select {names} from etl.runs") == before
     assert items.on_target(f"select {table_names} from etl.table_runs") == tables_before
@@ -555,7 +557,7 @@ def test_a_ledger_of_version_1_is_carried_over_with_what_it_says(items):
     )
     assert watermarks_before[0][3] == [point]
     assert items.on_target("select as_of, raw_types from etl.watermarks") == [(None, {})]
-    assert items.on_target("select obj_description('etl.runs'::regclass)")[0][0].startswith(ledger.LEDGER_VERSION)
+    assert items.on_target("select obj_description('etl.runs'::regclass)")[0][0].startswith(LEDGER_VERSION)
 
 
 def test_a_run_after_version_1_goes_on_from_its_watermark_and_loads_nothing_twice(items_v1):
@@ -602,10 +604,10 @@ def test_a_ledger_carried_over_is_the_same_as_a_new_one(items):
     put_ledger_v1(items)
     old = items.on_target(DEFINITIONS)
 
-    ledger.prepare(items.target)
+    prepare(items.target)
     carried_over = items.on_target(DEFINITIONS)
     catalog = items.on_target(CATALOG_VERSIONS)
-    ledger.prepare(items.target)
+    prepare(items.target)
 
     assert old != new
     assert carried_over == new

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import psycopg2
 import pytest
 
-from etl import pipeline, postgres
+import etl
+from etl.postgres.sessions import connect_source
 
 NAMES = [f"table_{number}" for number in range(1, 9)]
 SESSIONS = """
@@ -68,7 +69,6 @@ def start_run():
 def sessions(monkeypatch):
     """The sessions that runs open on the source: their settings, and how many were open with each."""
     found, connections, lock = [], [], threading.Lock()
-    connect_source = postgres.connect_source
 
     def connect(*arguments, **named):
         connection = connect_source(*arguments, **named)
@@ -80,7 +80,7 @@ def sessions(monkeypatch):
             found.append(SimpleNamespace(settings=settings, open_now=sum(not one.closed for one in connections)))
         return connection
 
-    monkeypatch.setattr(postgres, "connect_source", connect)
+    monkeypatch.setattr("etl.postgres.sessions.connect_source", connect)
     return found
 
 
@@ -276,7 +276,7 @@ def test_ddl_that_waits_for_a_reader_goes_first_when_the_snapshot_has_expired(ta
                 )
 
         settings = dataclasses.replace(tables.settings, max_snapshot_seconds=0)
-        result = pipeline.run(settings, ("table_1",), observe=observe)
+        result = etl.run(settings, ("table_1",), observe=observe)
 
     assert not result.has_failures
     assert len(constrained) > 2
@@ -310,7 +310,7 @@ def test_a_run_goes_on_once_an_exclusive_lock_is_gone(tables, waits):
                 stack.close()
 
         settings = dataclasses.replace(tables.settings, lock_timeout_seconds=0.05)
-        result = pipeline.run(settings, ("table_1",), observe=observe)
+        result = etl.run(settings, ("table_1",), observe=observe)
 
     assert [(table.status, table.retries) for table in result.tables] == [("succeeded", 1)]
     assert len(waits) == 1
@@ -344,7 +344,7 @@ def test_an_expired_snapshot_is_left_after_the_batch_at_hand(tables, wait_until,
     observe, kinds = observe_snapshots(tables, wait_until)
 
     settings = dataclasses.replace(tables.settings, max_snapshot_seconds=0)
-    result = pipeline.run(settings, ("table_1",), observe=observe)
+    result = etl.run(settings, ("table_1",), observe=observe)
 
     assert not result.has_failures
     assert kinds.count("batch_committed") == kinds.count("table_continued") + 1 >= 4
@@ -357,7 +357,7 @@ def test_a_first_load_leaves_an_expired_snapshot_after_the_range_at_hand(replica
     observe, kinds = observe_snapshots(replication, wait_until, batches_each=2)
 
     settings = dataclasses.replace(replication.settings, max_snapshot_seconds=0, load_range_blocks=2)
-    result = pipeline.run(settings, (), observe=observe)
+    result = etl.run(settings, (), observe=observe)
 
     assert not result.has_failures
     assert kinds.count("batch_committed") == kinds.count("table_continued") + 2 >= 5
@@ -379,7 +379,7 @@ def test_tables_that_have_not_begun_when_the_snapshot_expires_wait_for_the_next(
     distinct = "select count(distinct snapshot) from etl.table_runs where run_id = %s"
 
     settings = dataclasses.replace(tables.settings, max_snapshot_seconds=0, parallel_tables=1)
-    brief = pipeline.run(settings, (), observe=observe)
+    brief = etl.run(settings, (), observe=observe)
     usual = tables.run(parallel_tables=1)
 
     assert not brief.has_failures

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2 import sql
 
-from etl import pipeline
+import etl
 from etl.errors import UnavailableError
-from etl.reader import Reader
+from etl.source.reader import Reader
 
 REJECTS = "select key, sqlstate, message, row_text, run_id, first_run_id from etl.rejected_rows where table_name = %s"
 _numbers = itertools.count(1)
@@ -622,7 +622,7 @@ def test_a_reject_mended_while_the_run_goes_on_is_cleared_in_that_run(items):
             mended.append(rejected_ids(items))
             items.on_target("alter table raw.items drop constraint amounts")
 
-    pipeline.run(dataclasses.replace(items.settings, max_snapshot_seconds=0.0), observe=mend_once)
+    etl.run(dataclasses.replace(items.settings, max_snapshot_seconds=0.0), observe=mend_once)
 
     source, raw = items.rows("items")
     assert mended == [[1]]

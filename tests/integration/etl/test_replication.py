@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+import etl
 from etl.model import RunOptions
 
 
@@ -210,10 +211,8 @@ def test_one_snapshot_serves_all_tables(orders):
             seen.append(event.table_name)
             orders.on_source("begin; insert into notes values (1); insert into orders (total) values (1); commit")
 
-    from etl import pipeline
-
     one_by_one = dataclasses.replace(orders.settings, parallel_tables=1)  # the second table is opened after the write
-    pipeline.run(one_by_one, observe=write_after_the_first_table)
+    etl.run(one_by_one, observe=write_after_the_first_table)
 
     assert len(seen) == 1
     assert orders.on_target("select (select count(*) from raw.notes), (select count(*) from raw.orders)") == [(0, 1000)]
@@ -221,7 +220,7 @@ def test_one_snapshot_serves_all_tables(orders):
 
 def test_a_table_truncated_after_the_snapshot_is_read_again(orders, monkeypatch):
     """TRUNCATE is not MVCC-safe: at the older snapshot the table would look empty."""
-    from etl.source import Source
+    from etl.source.session import Source
 
     orders.run_one("orders")
     export = Source.export_snapshot

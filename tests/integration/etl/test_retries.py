@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from etl import pipeline
+import etl
 from etl.errors import UnavailableError
 
 MAY_PASS = [
@@ -334,7 +334,7 @@ def test_tables_whose_snapshot_was_lost_are_tried_again(items, kind):
                 )
             )
 
-    result = pipeline.run(dataclasses.replace(items.settings, parallel_tables=1), (), observe=terminate_holder)
+    result = etl.run(dataclasses.replace(items.settings, parallel_tables=1), (), observe=terminate_holder)
 
     source, raw = items.rows("items")
     assert terminated == [(True,)]
@@ -360,7 +360,7 @@ def test_an_error_outside_the_tables_is_tried_again_and_counted_for_each(items, 
             items.on_source(f"alter role {name} connection limit -1")
 
     settings = dataclasses.replace(items.settings, max_snapshot_seconds=0)
-    result = pipeline.run(settings, ("items",), observe=forbid_then_allow)
+    result = etl.run(settings, ("items",), observe=forbid_then_allow)
 
     (table,) = result.tables
     found = ledger(items, result.run_id)
@@ -473,7 +473,7 @@ def test_a_privilege_lost_in_mid_run_fails_its_table_at_once(items, reader_name,
         if event.kind == "table_started" and event.table_name == "items":
             items.on_source(f"revoke select on items from {reader_name}")
 
-    result = pipeline.run(items.settings, (), observe=revoke)
+    result = etl.run(items.settings, (), observe=revoke)
 
     found = ledger(items, result.run_id)
     _, raw = items.rows("items")

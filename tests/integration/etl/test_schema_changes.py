@@ -6,7 +6,7 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from etl import target
+from etl.ledger import runs
 from etl.model import RunOptions
 
 VIEWS = """
@@ -152,7 +152,7 @@ def test_a_break_after_the_column_was_added_leaves_no_row_unfilled(items, monkey
     items.configure({"defaults": {"batch_rows": 4}})
     items.on_source("alter table items add column extra int default 7")
     batches = []
-    add_batch = target.ledger.add_batch
+    add_batch = runs.add_batch
 
     def break_at_third(*arguments):
         batches.append(1)
@@ -161,7 +161,7 @@ def test_a_break_after_the_column_was_added_leaves_no_row_unfilled(items, monkey
         add_batch(*arguments)
 
     with monkeypatch.context() as patching:
-        patching.setattr(target.ledger, "add_batch", break_at_third)
+        patching.setattr(runs, "add_batch", break_at_third)
         with pytest.raises(KeyboardInterrupt):
             items.run_one("items")
     filled = items.on_target("select count(*) from raw.items where extra = 7")
@@ -280,7 +280,7 @@ def test_the_key_can_be_widened(viewed):
 def test_readers_never_miss_a_view_while_a_type_is_widened(viewed, monkeypatch):
     """They wait for the transaction, or see what was there before."""
     seen = []
-    record = target.ledger.record_changes
+    record = runs.record_changes
 
     def look(*arguments):
         with closing(psycopg2.connect(viewed.target_url)) as reader, reader.cursor() as cursor:
@@ -288,7 +288,7 @@ def test_readers_never_miss_a_view_while_a_type_is_widened(viewed, monkeypatch):
             seen.append(cursor.fetchone())
         record(*arguments)
 
-    monkeypatch.setattr(target.ledger, "record_changes", look)
+    monkeypatch.setattr(runs, "record_changes", look)
     viewed.on_source("alter table items alter column amount type bigint")
 
     viewed.run_one("items")
@@ -553,7 +553,7 @@ def test_a_reset_loads_anew_and_keeps_gone_rows_as_tombstones_of_its_run(viewed)
 
 
 def test_readers_see_the_old_rows_until_the_new_ones_are_there(items, monkeypatch):
-    from etl.raw_load import RawLoad
+    from etl.target.new_table import RawLoad
 
     items.on_target("update raw.items set note = 'old'")
     seen = []
@@ -589,7 +589,7 @@ def test_a_reset_of_an_emptied_table_asks_for_confirmation(items):
 
 
 def test_a_reset_that_breaks_leaves_the_old_rows_and_goes_on_where_it_stopped(items, monkeypatch):
-    from etl.raw_load import RawLoad
+    from etl.target.new_table import RawLoad
 
     with monkeypatch.context() as patching:
         patching.setattr(RawLoad, "publish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
@@ -637,7 +637,7 @@ def test_a_reset_is_refused_before_the_load_when_something_would_be_lost_for_goo
 @pytest.fixture
 def scans_of_source(monkeypatch):
     """What was copied from the source after the first load."""
-    from etl.reader import Reader
+    from etl.source.reader import Reader
 
     found = []
     monkeypatch.setattr(Reader, "copy", lambda *_: found.append(1))

@@ -12,10 +12,10 @@ from contextlib import closing
 import psycopg2
 import pytest
 
+from deploy.local import servers
+from deploy.local.servers import Server
 from etl.database_url import DatabaseUrl
 from etl.errors import UnavailableError
-from etl.local import servers
-from etl.local.servers import Server
 from tests.integration.etl.faults import (
     FIRST_IN_ONE,
     FIRST_IN_RANGES,

@@ -6,12 +6,12 @@ from functools import partial
 import psycopg2
 import pytest
 
-from etl import postgres
+from etl.postgres.sessions import Sessions, connect_target
 
 
 @pytest.fixture
 def sessions(replication):
-    with closing(postgres.Sessions(partial(postgres.connect_target, replication.settings))) as found:
+    with closing(Sessions(partial(connect_target, replication.settings))) as found:
         yield found
 
 

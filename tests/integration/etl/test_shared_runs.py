@@ -8,9 +8,10 @@ from contextlib import closing, contextmanager
 import psycopg2
 import pytest
 
-from etl import ledger, shared_run
+from etl.commands import shared_run
 from etl.database_url import DatabaseUrl
 from etl.errors import EtlError, LockHeldError
+from etl.ledger import runs
 from etl.model import RunOptions
 
 # What a process of its own does: one table of a run.
@@ -180,7 +181,7 @@ def test_a_run_is_not_ended_while_a_process_of_it_is_at_work(shop, wait_until):
         ((pid,),) = shop.on_target(SHARED_HOLDERS)
         with pytest.raises(LockHeldError, match=f"another run is at work on this target .pid {pid}, .*; waited 0.2 s"):
             end(shop, run, lock_wait_seconds=0.2)
-        assert ledger.is_running(shop.target, run.run_id)
+        assert runs.is_running(shop.target, run.run_id)
     outcome_of(worker)
 
 
@@ -342,7 +343,7 @@ def test_a_failure_that_is_no_tables_own_is_recorded_and_the_run_stays_open(shop
     assert shop.on_target("select status, error like 'cannot connect to the source%%' from etl.table_runs") == [
         ("failed", True)
     ]
-    assert ledger.is_running(shop.target, run.run_id)
+    assert runs.is_running(shop.target, run.run_id)
     assert replicate(shop, run, "items").run_id == run.run_id
     assert shop.on_target("select status from etl.table_runs") == [("succeeded",)]
 

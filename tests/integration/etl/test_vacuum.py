@@ -4,8 +4,8 @@ from contextlib import closing
 
 import psycopg2
 
+from etl.commands.vacuum import vacuum_own_tables
 from etl.config import load_target_settings
-from etl.vacuum import vacuum_own_tables
 
 TABLES = """
     create schema raw;

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from etl.commands.verify import verify
+from etl.compare import differences
+from etl.compare.buckets import MIN_BLOCK_BITS
 from etl.errors import LockHeldError
-from etl.key_buckets import MIN_BLOCK_BITS
 from etl.model import RunOptions
-from etl.reader import Reader
-from etl.target import Writer
-from etl.verify import verify
+from etl.target.writer import Writer
 
 BLOCK_KEYS = 2**MIN_BLOCK_BITS  # successive integer keys of one bucket
 
@@ -186,16 +186,16 @@ def test_a_repair_waits_for_a_run(verified):
 
 def test_a_run_beside_verify_makes_no_difference(verified, monkeypatch, insert_orders):
     """The target is read as it was before the source's snapshot, whatever a run does meanwhile."""
-    checksums = Reader.checksums
+    read = differences.read_source_checksums
 
-    def run_first(self, comparison):
+    def run_first(reader, comparison):
         insert_orders(verified.source, 50)
         verified.on_source("update orders set note = 'new', updated_at = now() where order_id % 3 = 0")
         verified.run_one("orders")
-        return checksums(self, comparison)
+        return read(reader, comparison)
 
     with monkeypatch.context() as patching:
-        patching.setattr(Reader, "checksums", run_first)
+        patching.setattr(differences, "read_source_checksums", run_first)
         patching.setattr(threading, "excepthook", lambda *_: None)
         found = compare(verified)["orders"]
 
@@ -303,9 +303,9 @@ def test_verify_opens_no_more_sessions_on_the_source_than_allowed(replication, m
         replication.on_source(f"create table t{number} (a int primary key); insert into t{number} values (1)")
     replication.run()
     seen = []
-    checksums = Reader.checksums
+    read = differences.read_source_checksums
 
-    def count_first(self, comparison):
+    def count_first(reader, comparison):
         with psycopg2.connect(replication.source_url) as other, other.cursor() as cursor:
             cursor.execute(
                 "select count(*) from pg_stat_activity where application_name = 'tidemark' "
@@ -313,9 +313,9 @@ def test_verify_opens_no_more_sessions_on_the_source_than_allowed(replication, m
             )
             seen.append(cursor.fetchone()[0])
         other.close()
-        return checksums(self, comparison)
+        return read(reader, comparison)
 
-    monkeypatch.setattr(Reader, "checksums", count_first)
+    monkeypatch.setattr(differences, "read_source_checksums", count_first)
 
     found = compare(replication)
 
@@ -374,13 +374,13 @@ def test_tables_are_compared_in_parallel_at_one_snapshot(replication, monkeypatc
         replication.on_source(f"create table {name} (a int primary key); insert into {name} values (1)")
     replication.run()
     both = threading.Barrier(2, timeout=20)
-    checksums = Reader.checksums
+    read = differences.read_source_checksums
 
-    def meet(self, comparison):
+    def meet(reader, comparison):
         both.wait()
-        return checksums(self, comparison)
+        return read(reader, comparison)
 
-    monkeypatch.setattr(Reader, "checksums", meet)
+    monkeypatch.setattr(differences, "read_source_checksums", meet)
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(compare, replication).result(timeout=30)
 

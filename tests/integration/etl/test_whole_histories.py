@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from etl import pipeline
+import etl
+from etl.commands.verify import verify
 from etl.model import RunOptions
-from etl.verify import verify
 
 TABLES = ("stamped", "numbered", "plain", "parted")
 CREATE = """
@@ -125,7 +125,7 @@ class World:
     def run(self, *names, full_refresh=False, **changes):
         given = replace(self.replication.settings, **changes)
         options = RunOptions(full_refresh=full_refresh)
-        result = pipeline.run(given, names, observe=self.replication.events.append, options=options)
+        result = etl.run(given, names, observe=self.replication.events.append, options=options)
         assert [table.error for table in result.tables if table.error] == []
 
     def make_views(self, table):

@@ -7,8 +7,8 @@ from subprocess import Popen
 import pytest
 from psycopg2.extensions import cursor as Cursor
 
-from etl.local import databases, provision
-from etl.local.servers import Server
+from deploy.local import databases, provision
+from deploy.local.servers import Server
 from tests.integration.dbt.built_shop import Shop, open_source
 
 LOGS_ALL = {"log_statement": "all"}

@@ -5,10 +5,10 @@ import os
 import psycopg2
 import pytest
 
+from deploy.containers import entrypoint, health
+from deploy.containers.provision import provision_given
+from deploy.local.servers import Server
 from etl.errors import ConfigurationError
-from etl.local import entrypoint, health
-from etl.local.provision import provision_given
-from etl.local.servers import Server
 from source_db import __main__ as source_db
 
 HOST = "127.0.0.1"

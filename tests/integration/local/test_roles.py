@@ -6,8 +6,8 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from etl.local import databases, provision
-from etl.local.servers import Server
+from deploy.local import databases, provision
+from deploy.local.servers import Server
 
 
 @pytest.fixture(scope="module")

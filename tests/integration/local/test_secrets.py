@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from etl.local.servers import Server
+from deploy.local.servers import Server
 from tests.integration.dbt.built_shop import CHECKOUT, is_waited_for, locked
 
 SECRET = "s3cret"  # of every URL below, or the greater part of one
@@ -19,11 +19,11 @@ COMMANDS = {
     "etl run": ("-m", "etl", "run"),
     "etl status": ("-m", "etl", "status"),
     "etl discover": ("-m", "etl", "discover"),
-    "make seed": ("-m", "etl.local", "seed"),
-    "make pipeline": ("-m", "etl.local", "pipeline"),
-    "make dbt-run": ("-m", "etl.local", "dbt-run"),
-    "make freshness": ("-m", "etl.local", "freshness"),
-    "make psql": ("-m", "etl.local", "psql", "-c", "select 1"),
+    "make seed": ("-m", "deploy.local", "seed"),
+    "make pipeline": ("-m", "deploy.local", "pipeline"),
+    "make dbt-run": ("-m", "deploy.local", "dbt-run"),
+    "make freshness": ("-m", "deploy.local", "freshness"),
+    "make psql": ("-m", "deploy.local", "psql", "-c", "select 1"),
 }
 READERS = ("etl run", "make seed", "make dbt-run", "make psql")  # each reads its URL in a place of its own
 MALFORMED = (

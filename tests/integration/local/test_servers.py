@@ -8,7 +8,7 @@ from dataclasses import replace
 import psycopg2
 import pytest
 
-from etl.local.servers import Server, ServerError, find_binaries, is_reachable
+from deploy.local.servers import Server, ServerError, find_binaries, is_reachable
 
 only_root = pytest.mark.skipif(
     os.getuid() != 0,
@@ -124,7 +124,7 @@ def test_a_server_runs_on_copied_binaries_where_the_wheel_is_out_of_reach(server
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     assert not is_reachable(private)
-    monkeypatch.setattr("etl.local.servers.is_reachable", lambda path: False)
+    monkeypatch.setattr("deploy.local.servers.is_reachable", lambda path: False)
 
     home = server.folder.parent / "copied"
     moved = replace(server, folder=home / "lone")

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import psycopg2
 import pytest
 
-from etl.local.servers import SUPERUSER, Server, find_binaries
+from deploy.local.servers import SUPERUSER, Server, find_binaries
 from source_db import schema, seed
 from tests.integration.dbt.built_shop import CHECKOUT, SCALE, Shop
 from tests.servers import SETTINGS

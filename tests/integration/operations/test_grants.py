@@ -3,7 +3,7 @@
 import psycopg2
 import pytest
 
-from etl.local.servers import SUPERUSER
+from deploy.local.servers import SUPERUSER
 from tests.integration.operations.conftest import blocks, open_side
 
 HIDDEN = ("raw", "etl", "staging", "intermediate", "snapshots")

@@ -5,7 +5,7 @@ import datetime as dt
 import psycopg2
 import pytest
 
-from etl.local.servers import Server
+from deploy.local.servers import Server
 from source_db import schema, seed, simulate
 from tests.integration.dbt.built_shop import open_database
 

@@ -187,14 +187,14 @@ def test_a_role_without_password_shows_a_certificate_of_its_own(shop, authoritie
     url = re.sub(r"//[^@]*@", "//certified@", url_with("warehouse"))
     for shown, is_refused in ((client, False), (stranger, True)):
         given = f"&sslcert={quote(str(shown.certificate))}&sslkey={quote(str(shown.key))}"
-        for command in (("-m", "etl", "run"), ("-m", "etl.local", "dbt-run", "--select", "stg_orders")):
+        for command in (("-m", "etl", "run"), ("-m", "deploy.local", "dbt-run", "--select", "stg_orders")):
             finished = run(*command, **{**shop.environment, "TARGET_DATABASE_URL": url + given})
             assert (finished.returncode != 0) == is_refused, finished.stdout + finished.stderr
 
 
 @pytest.mark.skipif(shutil.which("psql") is None, reason="not tested is that make psql verifies: psql is not installed")
 def test_psql_refuses_what_etl_refuses(shop, url_with):
-    command = ("-m", "etl.local", "psql", "-Atc", "select ssl from pg_stat_ssl where pid = pg_backend_pid()")
+    command = ("-m", "deploy.local", "psql", "-Atc", "select ssl from pg_stat_ssl where pid = pg_backend_pid()")
 
     right = run(*command, **shop.environment)
     wrong = run(*command, **{**shop.environment, "TARGET_DATABASE_URL": url_with("warehouse", authority="wrong")})
@@ -205,7 +205,7 @@ def test_psql_refuses_what_etl_refuses(shop, url_with):
 
 
 def test_psql_without_tls_is_told_before_it_starts(shop, tmp_path):
-    finished = run("-m", "etl.local", "psql", **{**shop.environment, "PATH": str(tmp_path)})
+    finished = run("-m", "deploy.local", "psql", **{**shop.environment, "PATH": str(tmp_path)})
 
     assert finished.returncode == 2
     assert "sslmode is verify-full, and the psql of the embedded servers knows no TLS: install psql" in finished.stderr

@@ -2,7 +2,7 @@
 
 import pytest
 
-from etl.local.airflow_server import SOURCE_POOL
+from deploy.local.airflow_server import SOURCE_POOL
 
 from .conftest import DAGS, read
 

@@ -21,7 +21,7 @@ def manifest(tmp_path_factory):
     folder = tmp_path_factory.mktemp("manifest")
     kept = {name: value for name, value in os.environ.items() if not name.endswith("_DATABASE_URL")}
     made = subprocess.run(
-        [sys.executable, "-m", "etl.local", "manifest"],
+        [sys.executable, "-m", "deploy.local", "manifest"],
         cwd=CHECKOUT,
         env={**kept, "DBT_TARGET_PATH": str(folder)},
         capture_output=True,

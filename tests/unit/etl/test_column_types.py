@@ -2,7 +2,7 @@
 
 import pytest
 
-from etl.column_types import SourceType, TargetTypes, map_type
+from etl.policy.column_types import SourceType, TargetTypes, map_type
 
 
 def source_type(oid, name, kind="b", element=0, base=0, base_name="", has_binary=True, is_extension=False):

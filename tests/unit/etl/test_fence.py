@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl import fence
 from etl.model import Activity, Point, Progress
+from etl.policy import fence
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)

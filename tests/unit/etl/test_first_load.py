@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.first_load import range_end
+from etl.replicate.full_load import range_end
 
 COUNTS = st.lists(st.integers(min_value=0, max_value=60), min_size=1, max_size=5)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.copy_pipe import stream
+from etl.postgres.copy_pipe import stream
 
 
 def pipe(write, read):

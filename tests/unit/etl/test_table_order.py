@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.table_order import order_children_first, related_tables
+from etl.policy.table_order import order_children_first, related_tables
 
 NAMES = ["customers", "events", "items", "orders", "payments", "products"]
 references_of = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES)), max_size=14)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.throttle import Throttle
+from etl.postgres.throttle import Throttle
 
 RATE = 1000.0  # bytes a second
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from etl.tls import find_next_step, without_advice
+from etl.postgres.tls import find_next_step, without_advice
 from etl.transform.project import profile_variables
 
 MISSING = (

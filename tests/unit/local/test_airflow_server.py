@@ -8,10 +8,10 @@ from contextlib import suppress
 
 import pytest
 
+from deploy.local.airflow_server import CHECKOUT, Airflow, processes, start, stop
+from deploy.local.databases import Databases
+from deploy.local.servers import Server
 from etl.errors import UnavailableError
-from etl.local.airflow_server import CHECKOUT, Airflow, processes, start, stop
-from etl.local.databases import Databases
-from etl.local.servers import Server
 
 NONE = Databases(urls={}, is_source_embedded=True, is_target_embedded=True)
 # Ends with its child only if that is found too.

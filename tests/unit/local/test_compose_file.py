@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from etl.local import containers
-from etl.local.airflow_server import SOURCE_POOL, SOURCE_POOL_SLOTS
-from etl.local.entrypoint import ALERTS
-from etl.local.secret_files import CHOICES, make_secrets
+from deploy.containers import commands
+from deploy.containers.entrypoint import ALERTS
+from deploy.containers.secret_files import CHOICES, make_secrets
+from deploy.local.airflow_server import SOURCE_POOL, SOURCE_POOL_SLOTS
 
 CHECKOUT = Path(__file__).parents[3]
 COMPOSE = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())
@@ -23,8 +23,8 @@ SENDERS = ("airflow-scheduler", "airflow-worker", "airflow-dag-processor", "airf
 
 
 def test_all_services_are_there():
-    assert set(SERVICES) >= {"source_db", "target_db", "airflow_db", "airflow-api-server", *containers.STEPS}
-    assert {name for name in containers.WRITERS if name not in SERVICES} == set()
+    assert set(SERVICES) >= {"source_db", "target_db", "airflow_db", "airflow-api-server", *commands.STEPS}
+    assert {name for name in commands.WRITERS if name not in SERVICES} == set()
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -124,10 +124,10 @@ def test_a_port_in_the_environment_file_counts_although_make_exports_an_empty_on
     shutil.copy(CHECKOUT / "docker-compose.yml", tmp_path)
     (tmp_path / ".env").write_text("SOURCE_PORT=15433\nTARGET_PORT=15434\n")
     make_secrets(tmp_path)
-    monkeypatch.setattr(containers, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(commands, "CHECKOUT", tmp_path)
     monkeypatch.setenv("SOURCE_PORT", "")
     monkeypatch.setenv("TARGET_PORT", "25434")
-    services = json.loads(containers.answer("config", "--format", "json"))["services"]
+    services = json.loads(commands.answer("config", "--format", "json"))["services"]
 
     assert services["source_db"]["ports"][0]["published"] == "15433"
     assert services["target_db"]["ports"][0]["published"] == "25434"
@@ -142,7 +142,7 @@ def test_the_pool_is_the_one_that_the_tasks_name():
 def test_without_docker_the_next_step_is_told(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    assert containers.main(["down"]) == 1
+    assert commands.main(["down"]) == 1
     assert "docker is not installed: install Docker" in capsys.readouterr().err
 
 
@@ -150,13 +150,13 @@ def test_a_backup_never_overwrites_a_file(tmp_path, capsys):
     path = tmp_path / "warehouse.dump"
     path.write_text("kept")
 
-    assert containers.main(["backup", str(path)]) == 1
+    assert commands.main(["backup", str(path)]) == 1
     assert path.read_text() == "kept"
     assert f"{path} is there already" in capsys.readouterr().err
 
 
 def test_a_backup_that_is_missing_is_told_before_anything_is_touched(tmp_path, capsys):
-    assert containers.main(["restore", str(tmp_path / "none.dump")]) == 1
+    assert commands.main(["restore", str(tmp_path / "none.dump")]) == 1
     assert "none.dump is not there: the backups are in backups/" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from etl.local.entrypoint import main, passfile_lines
+from deploy.containers.entrypoint import main, passfile_lines
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -32,7 +32,7 @@ def test_each_role_of_a_host_has_a_line_with_its_characters_escaped(secrets):
 
 def test_the_program_takes_the_place_of_the_process_and_its_exit_code_is_passed_on(tmp_path):
     finished = subprocess.run(
-        [sys.executable, "-m", "etl.local.entrypoint", "sh", "-c", 'cat "$PGPASSFILE"; exit 7'],
+        [sys.executable, "-m", "deploy.containers.entrypoint", "sh", "-c", 'cat "$PGPASSFILE"; exit 7'],
         env={"PATH": "/usr/bin:/bin", "PGPASSFILE": str(tmp_path / "pgpass"), "PYTHONPATH": "."},
         capture_output=True,
         text=True,
@@ -47,7 +47,7 @@ def test_the_program_alone_has_the_urls_of_alerts_and_only_those_whose_files_say
     (secrets / "alert_webhook_url").write_text("https://hooks.example/key\n")
     (secrets / "alert_smtp_url").write_text("\n")
     script = (
-        "import os, sys; from pathlib import Path; from etl.local.entrypoint import main; "
+        "import os, sys; from pathlib import Path; from deploy.containers.entrypoint import main; "
         "sys.exit(main(['sh', '-c', 'env'], {'PATH': os.environ['PATH'], 'KEPT': '1'}, Path(sys.argv[1])))"
     )
     finished = subprocess.run(

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from etl.local import environment
+from deploy.local import environment
 
 
 @pytest.fixture

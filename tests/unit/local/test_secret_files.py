@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from etl.local.secret_files import CHOICES, make_secrets
+from deploy.containers.secret_files import CHOICES, make_secrets
 
 CHECKOUT = Path(__file__).parents[3]
 

@@ -1,0 +1,83 @@
+"""`python -m deploy.containers.entrypoint PROGRAM ...`: what every container of the image begins with.
+
+Passwords come as files, one for each role of a server; libpq and asyncpg read them from one file that nobody else may
+read. The URLs that alerts are sent to come as files too, and become variables of the program alone. So nothing secret
+is in an argument, or in what `docker inspect` shows. Then the program takes this process's place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+SECRETS = Path("/run/secrets")
+CHECKOUT = Path(__file__).resolve().parents[2]
+LOGIN_SECRET, LOGIN = "airflow_admin", "admin"
+LOGINS_VARIABLE = "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"
+ALERTS = {"alert_webhook_url": "ALERT_WEBHOOK_URL", "alert_smtp_url": "ALERT_SMTP_URL"}
+USAGE = 2
+
+
+def main(argv: Sequence[str], environment: Mapping[str, str] = os.environ, secrets: Path = SECRETS) -> int:
+    """Write what the program needs, then become it; return only when it cannot be found."""
+    if not argv:
+        print("entrypoint: expected a program, such as: etl run", file=sys.stderr)
+        return USAGE
+    if path := environment.get("PGPASSFILE"):
+        write_private(Path(path), "".join(passfile_lines(secrets)))
+    if (path := environment.get(LOGINS_VARIABLE)) and (secrets / LOGIN_SECRET).exists():
+        # Airflow opens it for writing, so it cannot be the secret itself.
+        write_private(Path(path), json.dumps({LOGIN: read_secret(secrets / LOGIN_SECRET)}) + "\n")
+    if target := environment.get("DBT_TARGET_PATH"):
+        _copy_manifest(Path(target))
+    try:
+        variables = {**environment, **alert_variables(secrets)}
+        os.execvpe(argv[0], list(argv), variables)  # noqa: S606 it takes this process's place, so that signals reach it
+    except OSError as error:
+        print(f"entrypoint: {argv[0]}: {error.strerror}", file=sys.stderr)
+    return USAGE
+
+
+def passfile_lines(secrets: Path) -> Iterator[str]:
+    """Yield a line of a libpq password file for each secret named HOST.ROLE."""
+    for path in sorted(secrets.glob("*.*")):
+        host, _, role = path.name.rpartition(".")
+        if host and role and path.is_file():
+            yield ":".join(map(_escape, (host, "*", "*", role, read_secret(path)))) + "\n"
+
+
+def alert_variables(secrets: Path) -> dict[str, str]:
+    """Return the variables that alerts are sent by, of the files that are there and say something."""
+    found = {ALERTS[name]: read_secret(secrets / name).strip() for name in ALERTS if (secrets / name).is_file()}
+    return {variable: url for variable, url in found.items() if url}
+
+
+def read_secret(path: Path) -> str:
+    return path.read_text(encoding="utf-8").rstrip("\r\n")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that its owner alone may read; libpq ignores any other."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace(":", "\\:")
+
+
+def _copy_manifest(target: Path) -> None:
+    """Put the manifest that came with the image where it is looked for: that folder is empty at first."""
+    made = CHECKOUT / "dbt" / "target"
+    if made.is_dir() and not target.exists():
+        shutil.copytree(made, target)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

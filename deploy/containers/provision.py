@@ -1,0 +1,60 @@
+"""Provisions the servers that containers reach, with passwords from files. Begin at `provision_given`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from deploy.containers.entrypoint import read_secret
+from deploy.local.provision import METADATA_NAME, SOURCE_ROLES, TARGET_ROLES, make_metadata, make_source, make_target
+from etl.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenServer:
+    """A server known by a URL of its superuser; the password is in it, or in libpq's password file."""
+
+    admin_url: str
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.admin_url).hostname or ""
+
+    def url(self, database: str = "postgres", user: str | None = None, password: str | None = None) -> str:
+        """Return the URL with another database, and another role where one is given."""
+        parts = urlsplit(self.admin_url)
+        netloc = parts.netloc
+        if user is not None:
+            secret = f":{quote(password, safe='')}" if password else ""
+            netloc = f"{quote(user, safe='')}{secret}@{netloc.rpartition('@')[2]}"
+        return urlunsplit(parts._replace(netloc=netloc, path=f"/{database}"))
+
+
+def provision_given(environment: Mapping[str, str], secrets: Path) -> list[str]:
+    """Make what the pipeline needs on each server of which a variable names a superuser's URL; tell what was made.
+
+    A role's password is in a file HOST.ROLE of the folder. Raises ConfigurationError when one is missing, before
+    anything is made.
+    """
+    makers = {
+        "SOURCE_ADMIN_DATABASE_URL": (make_source, SOURCE_ROLES),
+        "TARGET_ADMIN_DATABASE_URL": (make_target, TARGET_ROLES),
+        "METADATA_ADMIN_DATABASE_URL": (make_metadata, (METADATA_NAME,)),
+    }
+    found = {name: GivenServer(admin_url=environment[name]) for name in makers if environment.get(name)}
+    if not found:
+        raise ConfigurationError(f"expected a superuser's URL in {', '.join(makers)}, found none: set one")
+    passwords = {name: read_passwords(secrets, server.host, makers[name][1]) for name, server in found.items()}
+    for name, server in found.items():
+        makers[name][0](server, passwords[name])
+    return [f"{server.host}: {', '.join(passwords[name])}" for name, server in found.items()]
+
+
+def read_passwords(secrets: Path, host: str, roles: tuple[str, ...]) -> dict[str, str]:
+    """Return the passwords of roles from their files. Raises ConfigurationError with those that are missing."""
+    missing = [f"{host}.{role}" for role in roles if not (secrets / f"{host}.{role}").is_file()]
+    if missing:
+        raise ConfigurationError(f"{secrets} lacks {', '.join(missing)}: make the files with `make secrets`")
+    return {role: read_secret(secrets / f"{host}.{role}") for role in roles}

@@ -1,0 +1,27 @@
+"""Runs a command of this folder: its errors go to standard error, one line each, and become the exit codes of `etl`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import psycopg2
+
+from etl.errors import EtlError
+
+UNAVAILABLE, INTERRUPTED = 3, 130
+
+
+def run_reported(name: str, command: Callable[[], int]) -> int:
+    """Run a command and return its exit code, or the code of the error that ended it."""
+    try:
+        return command()
+    except EtlError as error:
+        for line in str(error).splitlines():
+            print(f"{name}: {line}", file=sys.stderr)
+        return error.exit_code
+    except psycopg2.OperationalError as error:
+        print(f"{name}: {' '.join(str(error).split())}; look at it with `make status`", file=sys.stderr)
+        return UNAVAILABLE
+    except KeyboardInterrupt:
+        return INTERRUPTED

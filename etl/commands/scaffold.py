@@ -1,0 +1,201 @@
+"""Writes what was discovered: a tables.yml with the reasons, and dbt sources and staging models in the project's style.
+
+Begin at `render_tables` or `write_staging`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from etl.commands.discover import Proposal
+from etl.config import Settings
+from etl.errors import ConfigurationError
+from etl.postgres.sql import PLAIN_NAME, quoted
+
+YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # or a line's end, to YAML
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
+UNIT = 1024
+# dbt reads every text of its files as a template, and puts names between quotes without doubling those in them.
+NOT_FOR_DBT = re.compile(r"[\"{}]")
+RUN_DESCRIPTION = "The run that wrote the row last; incremental models pick what changed by it."
+
+
+def render_tables(proposals: Sequence[Proposal], settings: Settings) -> str:
+    """Return a tables.yml with the reasons as comments."""
+    lines = [
+        f"# Proposed by `etl discover` for {settings.source_url.address}.",
+        "# Read the reasons, change what you know better, save it, and name the file with ETL_TABLES.",
+        f"schema: {_scalar(settings.tables.schema)}",
+        "discover: true  # tables that are made later are taken as well",
+        "tables:",
+    ]
+    for proposal in proposals:
+        lines += ["", *_render_table(proposal)]
+    return "\n".join(lines) + "\n"
+
+
+def _render_table(proposal: Proposal) -> list[str]:
+    key = f"; key ({', '.join(proposal.key)})" if proposal.key else ""
+    about = [f"about {proposal.rows:,} rows, {_size(proposal.bytes)}{key}"]
+    about += [f"left out: {proposal.skipped}"] if proposal.skipped else ["; ".join(proposal.reasons)]
+    for fault, statement in proposal.remedies:
+        about += [f"{fault}: run on the source: {statement};"]
+    lines = [f"  # {' '.join(line.split())}" for line in about] + [f"  {_scalar(proposal.name)}:"]
+    if proposal.skipped:
+        return [*lines, "    skip: true"]
+    lines.append(f"    watermark: {_scalar(proposal.watermark) if proposal.watermark else 'null'}")
+    if proposal.needs_time_zone:
+        lines.append("    time_zone: UTC  # in which zone the source writes it")
+    return [*lines, "    deletes: reconcile"]
+
+
+def _scalar(text: str) -> str:
+    is_plain = PLAIN_NAME.fullmatch(text) is not None and text not in YAML_WORDS
+    return text if is_plain else UNPRINTABLE.sub(_escape, json.dumps(text, ensure_ascii=False))
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
+def _size(count: int) -> str:
+    size, unit = float(count), 0
+    while size >= UNIT and unit < len(UNITS) - 1:
+        size, unit = size / UNIT, unit + 1
+    return f"{size:.0f} {UNITS[unit]}"
+
+
+def write_staging(folder: Path, proposals: Sequence[Proposal]) -> list[Path]:
+    """Write `_sources.yml`, `_staging.yml` and a model for each table that dbt can name; return the files.
+
+    Raises ConfigurationError, with nothing written, when one of them is there already.
+    """
+    tables = [proposal for proposal in proposals if not proposal.skipped and not is_beyond_dbt(proposal.name)]
+    names = _model_names(tables)
+    files = {f"{names[table.name]}.sql": _model(table) for table in tables}
+    files["_sources.yml"] = _dump({"version": 2, "sources": [_sources(tables)]})
+    files["_staging.yml"] = _dump({"version": 2, "models": [_describe(table, names[table.name]) for table in tables]})
+    taken = sorted(name for name in files if (folder / name).exists())
+    if taken:
+        raise ConfigurationError(
+            f"expected a folder without these files, found {', '.join(taken)} in {folder}: name another folder, or "
+            "remove them"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in sorted(files)]
+
+
+def is_beyond_dbt(name: str) -> bool:
+    """Tell whether dbt would read a name as a template, or as the end of a name and a statement."""
+    return NOT_FOR_DBT.search(name) is not None
+
+
+def _model(table: Proposal) -> str:
+    columns = [f"        source.{_quoted(name)}," for name, _ in table.columns]
+    return "\n".join(
+        [
+            "with",
+            "",
+            "source as (",
+            f"    select * from {{{{ source('raw', {_jinja(table.name)}) }}}}",
+            "),",
+            "",
+            "renamed as (",
+            "    select",
+            *columns,
+            "        source._etl_run_id,",
+            f"        source._etl_deleted_at is not null as {_flag_name(table)}",
+            "    from source",
+            ")",
+            "",
+            "select * from renamed",
+            "",
+        ]
+    )
+
+
+def _sources(tables: Sequence[Proposal]) -> dict[str, Any]:
+    return {
+        "name": "raw",
+        "description": "The tables of the source, row for row, as the last run read them.",
+        "schema": "raw",
+        "tables": [
+            {
+                "name": table.name,
+                **({} if PLAIN_NAME.fullmatch(table.name) else {"quoting": {"identifier": True}}),
+                "description": _sentence(table.comment or f"One row per row of {table.name}")
+                + " Rows gone from the source keep `_etl_deleted_at`.",
+            }
+            for table in tables
+        ],
+    }
+
+
+def _describe(table: Proposal, model_name: str) -> dict[str, Any]:
+    columns: list[dict[str, Any]] = []
+    for name, comment in table.columns:
+        if is_beyond_dbt(name):  # in the model it is a string of Jinja, which YAML cannot say
+            continue
+        column: dict[str, Any] = {"name": name, "description": _sentence(comment or f"{name}, as the source has it")}
+        if not PLAIN_NAME.fullmatch(name):
+            column["quote"] = True
+        if table.key == (name,):
+            column["data_tests"] = ["unique", "not_null"]
+        elif name in table.key:
+            column["data_tests"] = ["not_null"]
+        columns.append(column)
+    columns += [
+        {"name": "_etl_run_id", "description": RUN_DESCRIPTION},
+        {"name": _flag_name(table), "description": "Whether the row is gone from the source."},
+    ]
+    return {
+        "name": model_name,
+        "description": _sentence(table.comment or f"One row per row of {table.name}"),
+        "columns": columns,
+    }
+
+
+def _sentence(text: str) -> str:
+    """Return a description: braces that dbt would read as a template stand apart."""
+    text = re.sub(r"\{(?=[{%#])", "{ ", text)
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _quoted(name: str) -> str:
+    """A column as a model has it; what is not plain is a string of Jinja, so that none of it is a template."""
+    return name if PLAIN_NAME.fullmatch(name) else f"{{{{ {_jinja(quoted(name))} }}}}"
+
+
+def _jinja(name: str) -> str:
+    """A string of Jinja, which reads those of Python."""
+    return f"'{name}'" if PLAIN_NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+
+
+def _flag_name(table: Proposal) -> str:
+    return "_is_deleted" if "is_deleted" in dict(table.columns) else "is_deleted"
+
+
+def _model_names(tables: Sequence[Proposal]) -> dict[str, str]:
+    """Return for each table the name of its model; names that differ in case or signs only are numbered."""
+    names: dict[str, str] = {}
+    for table in tables:
+        plain = name = "stg_" + re.sub(r"\W+", "_", table.name.lower())
+        number = 1
+        while name in names.values():
+            number += 1
+            name = f"{plain}_{number}"
+        names[table.name] = name
+    return names
+
+
+def _dump(document: Any) -> str:
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110))

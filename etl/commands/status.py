@@ -1,0 +1,107 @@
+"""Tells where every table stands: its watermark, how old it is, what holds it back, and what was rejected."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from etl.config import Settings
+from etl.errors import UnavailableError
+from etl.ledger import runs
+from etl.ledger.progress import read_progress
+from etl.model import Progress
+from etl.postgres import sessions
+from etl.postgres.error_translation import errors_of
+from etl.source.open_transactions import Holder
+from etl.source.session import Source
+
+SECONDS_PER_MINUTE = 60
+LIST_LAST_RUNS = """
+    select distinct on (t.table_name) t.table_name, t.status, t.ended_at, t.error,
+        (select count(*) from etl.rejected_rows as r where r.table_name = t.table_name)
+    from etl.table_runs as t
+    order by t.table_name, t.run_id desc
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableStatus:
+    """Where one table stands."""
+
+    table_name: str
+    watermark_column: str | None
+    watermark: str | None
+    lag_seconds: float | None  # how long ago, by the source's clock, nothing below the watermark was still to come
+    status: str  # of its last run
+    ended_at: dt.datetime | None
+    points_waiting: int
+    holders: tuple[Holder, ...]
+    rejected_rows: int
+    error: str | None  # of its last run, also of one that succeeded when it tried again
+
+
+def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[TableStatus, ...]:
+    """Return the status of every table that was ever run, or of those named.
+
+    Raises UnavailableError before the first run.
+    """
+    with closing(sessions.connect_target(settings)) as control:
+        if not runs.has_ledger(control):
+            raise UnavailableError(f"the target {settings.target_url.address} has seen no run: run `etl run` first")
+        progress = read_progress(control)
+        with errors_of("target", "reading the ledger"), control.cursor() as cursor:
+            cursor.execute(LIST_LAST_RUNS)
+            last_runs = [row for row in cursor.fetchall() if not table_names or row[0] in table_names]
+    with Source(settings) as source:
+        now = source.read_clock()
+        names = progress.keys() & {row[0] for row in last_runs}
+        holders = {name: source.name_holders(progress[name]) for name in names}
+    return tuple(
+        _describe(*last_run, where=progress.get(last_run[0], Progress()), holders=holders, now=now)
+        for last_run in last_runs
+    )
+
+
+def describe_holder(holder: Holder) -> str:
+    """Return who holds a watermark back, and for how long, for people."""
+    who = "prepared transaction" if holder.pid is None else f"pid {holder.pid}"
+    known = [part for part in (holder.application, f"user {holder.user}" if holder.user else "") if part]
+    age = f" ({describe_duration(holder.age_seconds)})" if holder.age_seconds is not None else ""
+    return f"{who} {', '.join(known)}{age}"
+
+
+def describe_duration(seconds: float | None) -> str:
+    """Write seconds as people do: 12 s, 3 min, 2 h 5 min."""
+    if seconds is None:
+        return ""
+    if seconds < SECONDS_PER_MINUTE:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(int(seconds // SECONDS_PER_MINUTE), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _describe(
+    name: str,
+    status: str,
+    ended_at: dt.datetime | None,
+    error: str | None,
+    rejected_rows: int,
+    *,
+    where: Progress,
+    holders: Mapping[str, Sequence[Holder]],
+    now: dt.datetime,
+) -> TableStatus:
+    return TableStatus(
+        table_name=name,
+        watermark_column=where.column,
+        watermark=where.watermark,
+        lag_seconds=(now - where.as_of).total_seconds() if where.as_of else None,
+        status=status,
+        ended_at=ended_at,
+        points_waiting=len(where.points),
+        holders=tuple(holders.get(name, ())),
+        rejected_rows=rejected_rows,
+        error=error,
+    )

@@ -1,0 +1,283 @@
+"""Composes the statements that compare a source table with its raw table by buckets of keys. No I/O.
+
+A row's bucket is a function of its key alone, the same on both sides, so that nothing depends on an order. Rows are
+compared by a hash of their content, which the pinned settings of the sessions make the same on both sides. A function
+that takes a `Side` serves either. docs/decisions/0008 has the reasons.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from psycopg2 import sql
+
+from etl.model import Column, Table
+from etl.postgres.sql import comma, same_key
+from etl.source.statements import cast, key_values, source_column, source_table, typed
+from etl.target.statements import raw_table
+
+# Temporary, one a session: rows of the source in the buckets that differ, by key.
+SOURCE_KEYS = sql.Identifier("pg_temp", "etl_source_keys")
+# Temporary, one a session: what was found to differ, numbered.
+FOUND = sql.Identifier("pg_temp", "etl_found")
+# 2 to this are the buckets. More find a change more narrowly; as many as these fit in work_mem as it comes, 4 MB.
+BUCKET_BITS = 15
+# Of keys that are one integer, 2 to this successive ones share a bucket at least: rows that go together lie together.
+MIN_BLOCK_BITS = 6
+INTEGERS = ("smallint", "integer", "bigint")
+# What gives a value's exact bytes, where that is quicker than its text, tells as much, and never changed since
+# PostgreSQL 11. Not those of float: NaN has several images, of which text knows one.
+IMAGES: Mapping[str, str] = {
+    "bigint": "int8send",
+    "boolean": "boolsend",
+    "bytea": "byteasend",
+    "character varying": "varcharsend",
+    "date": "date_send",
+    "integer": "int4send",
+    "jsonb": "jsonb_send",
+    "numeric": "numeric_send",
+    "smallint": "int2send",
+    "text": "textsend",
+    "timestamp with time zone": "timestamptz_send",
+    "timestamp without time zone": "timestamp_send",
+    "uuid": "uuid_send",
+}
+MODIFIER = re.compile(r"\([\d,-]+\)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What of a table is compared, and by which buckets."""
+
+    table: Table
+    columns: tuple[Column, ...]
+    watermark: str | None  # the next run reads rows of the source from here on, so differences there are pending
+    is_pending_apart: bool
+    is_same_encoding: bool  # of both servers: else text is converted before it is hashed
+    left_out: tuple[tuple[str, ...], ...] = ()  # keys of the source that the target cannot hold
+
+    @property
+    def block_bits(self) -> int:
+        """The bits of an integer key that do not count: keys without gaps have as many blocks as there are buckets."""
+        return max(MIN_BLOCK_BITS, self.table.estimated_rows.bit_length() - BUCKET_BITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """How one side of a comparison names its rows: the source's, or the live ones of `raw`."""
+
+    table: Table
+    is_source: bool
+
+    @property
+    def rows(self) -> sql.Composable:
+        """The relation, as alias s."""
+        relation = source_table(self.table) if self.is_source else raw_table(self.table.name)
+        return sql.SQL("{} as s").format(relation)
+
+    @property
+    def condition(self) -> sql.Composable:
+        return sql.SQL("true" if self.is_source else "s._etl_deleted_at is null")
+
+    def value(self, column: Column) -> sql.Composable:
+        """A column's value, in the type that `raw` has."""
+        if self.is_source and column.is_cast:
+            return sql.SQL("({})").format(cast(column))
+        return source_column(column.name)
+
+    def text_hash(self, columns: Sequence[Column], *, is_same_encoding: bool) -> sql.Composable:
+        """A hash of the text of some columns; that function is the same on every server since PostgreSQL 11."""
+        return _text_hash(self._row_text(columns, is_same_encoding=is_same_encoding), sql.SQL("0"))
+
+    def hash(self, columns: Sequence[Column], *, is_same_encoding: bool) -> sql.Composable:
+        """A hash of some columns, by their images where these tell as much as the text.
+
+        The hash of an array adds those of its elements up, so that a sum over rows would not see two of them exchange
+        their values: it is hashed once more, as the seed of the text's. A hash of bigint or timestamp would not do
+        for that of an image either: it has 32 bits, the same for 1 and 4,294,967,296.
+        """
+        has_image = {column.name: is_same_encoding and _image(column) is not None for column in columns}
+        images = comma(
+            sql.SQL("pg_catalog.{}({})").format(sql.Identifier(str(_image(column))), self.value(column))
+            for column in columns
+            if has_image[column.name]
+        )
+        rest = [column for column in columns if not has_image[column.name]]
+        text = self._row_text(rest, is_same_encoding=is_same_encoding) if rest else sql.Literal("")
+        if len(rest) == len(columns):
+            return _text_hash(text, sql.SQL("0"))
+        return _text_hash(text, sql.SQL("pg_catalog.hash_array_extended(array[{}], 0)").format(images))
+
+    def bucket(self, comparison: Comparison) -> sql.Composable:
+        """The number of the bucket that a row's key lies in, from 0."""
+        key = [comparison.table.column(name) for name in comparison.table.key]
+        if len(key) == 1 and key[0].raw_type in INTEGERS:
+            # Successive blocks of keys have buckets of their own, as many as there are. The hash of what is above
+            # leads keys with gaps of any size, or far away, to all buckets alike.
+            shifted = sql.SQL("({}::bigint >> {})")
+            block = shifted.format(self.value(key[0]), sql.Literal(comparison.block_bits))
+            above = shifted.format(self.value(key[0]), sql.Literal(comparison.block_bits + BUCKET_BITS))
+            number: sql.Composable = sql.SQL("{} # pg_catalog.hashint8extended({}, 0)").format(block, above)
+        else:
+            number = self.hash(key, is_same_encoding=comparison.is_same_encoding)
+        return sql.SQL("(({}) & {}::bigint)").format(number, sql.Literal(2**BUCKET_BITS - 1))
+
+    def is_in(self, comparison: Comparison, buckets: Sequence[int]) -> sql.Composable:
+        """A condition that a row's key lies in one of some buckets: a join, which no server searches one by one."""
+        numbers = sql.Literal(f"{{{','.join(map(str, buckets))}}}")
+        return sql.SQL("{} in (select pg_catalog.unnest({}::bigint[]))").format(self.bucket(comparison), numbers)
+
+    def _row_text(self, columns: Sequence[Column], *, is_same_encoding: bool) -> sql.Composable:
+        text = sql.SQL("row({})::text").format(comma(map(self.value, columns)))
+        if is_same_encoding:
+            return text
+        return sql.SQL("pg_catalog.encode(pg_catalog.convert_to({}, 'UTF8'), 'base64')").format(text)
+
+
+def _text_hash(text: sql.Composable, seed: sql.Composable) -> sql.Composable:
+    return sql.SQL("pg_catalog.hashtextextended({}, {})").format(text, seed)
+
+
+def _image(column: Column) -> str | None:
+    """Name the function of a column's image; none where the binary form may not mean the same on both sides."""
+    return IMAGES.get(MODIFIER.sub("", column.raw_type)) if column.is_binary else None
+
+
+def _hash(side: Side, comparison: Comparison) -> sql.Composable:
+    return side.hash(comparison.columns, is_same_encoding=comparison.is_same_encoding)
+
+
+def checksums(side: Side, comparison: Comparison) -> sql.Composable:
+    """Answer for each bucket that has rows: its number, how many, and a checksum.
+
+    `offset 0` keeps the inner query apart. The planner expects as many buckets as there are keys otherwise, and
+    prepares for them with memory, files, or a sort.
+    """
+    return sql.SQL(
+        "select _etl_bucket, count(*), sum(_etl_hash)::text"
+        " from (select {bucket} as _etl_bucket, {hash} as _etl_hash from {rows} where {condition} offset 0) as s"
+        " group by 1"
+    ).format(bucket=side.bucket(comparison), hash=_hash(side, comparison), rows=side.rows, condition=side.condition)
+
+
+def create_source_keys(table: Table) -> sql.Composable:
+    return sql.SQL(
+        "drop table if exists {keys};"
+        " create temporary table etl_source_keys as"
+        " select {names}, null::bigint as _etl_hash, null::boolean as _etl_is_pending from {raw} with no data"
+    ).format(keys=SOURCE_KEYS, names=comma(map(sql.Identifier, table.key)), raw=raw_table(table.name))
+
+
+def copy_out_source_keys(comparison: Comparison, buckets: Sequence[int]) -> sql.Composable:
+    """Read of the source's rows in some buckets the key, the hash, and whether the row is pending.
+
+    Pending is a row at or above the watermark, or without one: the next run reads it again.
+    """
+    table, side = comparison.table, Side(table=comparison.table, is_source=True)
+    return sql.SQL("copy (select {keys}, {hash}, {is_pending} from {rows} where {is_in}{is_held}) to stdout").format(
+        keys=comma(side.value(table.column(name)) for name in table.key),
+        hash=_hash(side, comparison),
+        is_pending=_is_pending(comparison),
+        is_held=_is_held(comparison),
+        rows=side.rows,
+        is_in=side.is_in(comparison, buckets),
+    )
+
+
+def copy_in_source_keys() -> sql.Composable:
+    return sql.SQL("copy {} from stdin").format(SOURCE_KEYS)
+
+
+def analyze_source_keys() -> sql.Composable:
+    return sql.SQL("analyze {}").format(SOURCE_KEYS)
+
+
+def find_differences(comparison: Comparison, buckets: Sequence[int]) -> sql.Composable:
+    """Number what differs in some buckets: the key, the kind (missing, extra or changed), and whether it is pending.
+
+    A row that only `raw` has is extra, and never pending: no later read brings it.
+    """
+    table, side = comparison.table, Side(table=comparison.table, is_source=False)
+    return sql.SQL(
+        "drop table if exists {found};"
+        " create temporary table etl_found as"
+        " select row_number() over () as _etl_n, {keys},"
+        " case when k._etl_hash is null then 'extra' when s._etl_hash is null then 'missing' else 'changed' end"
+        " as _etl_kind, coalesce(k._etl_is_pending, false) as _etl_is_pending"
+        " from {source_keys} as k full join ("
+        " select {values}, {hash} as _etl_hash from {rows} where {condition} and {is_in}"
+        ") as s on {same_key}"
+        " where k._etl_hash is distinct from s._etl_hash"
+    ).format(
+        found=FOUND,
+        keys=comma(
+            sql.SQL("coalesce({}, {}) as {}").format(
+                sql.Identifier("k", name), sql.Identifier("s", name), sql.Identifier(name)
+            )
+            for name in table.key
+        ),
+        source_keys=SOURCE_KEYS,
+        values=comma(source_column(name) for name in table.key),
+        hash=_hash(side, comparison),
+        rows=side.rows,
+        condition=side.condition,
+        is_in=side.is_in(comparison, buckets),
+        same_key=same_key(table, "k", "s"),
+    )
+
+
+def count_differences() -> sql.Composable:
+    """Answer each kind, whether it is pending, and how many there are."""
+    return sql.SQL("select _etl_kind, _etl_is_pending, count(*) from {} group by 1, 2").format(FOUND)
+
+
+def list_differences(table: Table, kinds: Sequence[str], after: int, limit: int) -> sql.Composable:
+    """Answer number, kind, and the key as text, of some differences that are not pending, in order."""
+    return sql.SQL(
+        "select _etl_n, _etl_kind, {} from {} as s"
+        " where _etl_kind in ({}) and not _etl_is_pending and _etl_n > {} order by _etl_n limit {}"
+    ).format(
+        comma(sql.SQL("{}::text").format(source_column(name)) for name in table.key),
+        FOUND,
+        comma(map(sql.Literal, kinds)),
+        sql.Literal(after),
+        sql.Literal(limit),
+    )
+
+
+def extra_keys() -> sql.Composable:
+    """Name the rows that only `raw` has, as a relation of the session that found them."""
+    return sql.SQL("(select * from {} where _etl_kind = 'extra')").format(FOUND)
+
+
+def column_hashes(side: Side, keys: Sequence[tuple[str, ...]], *, is_same_encoding: bool) -> sql.Composable:
+    """Answer for each of some keys, as text, the hashes of the text of the row's columns one by one."""
+    table = side.table
+    columns = [table.column(name) for name in table.key]
+    return sql.SQL("select {keys}, array[{hashes}] from {rows} where ({names}) in ({values}) and {condition}").format(
+        keys=comma(sql.SQL("{}::text").format(side.value(column)) for column in columns),
+        hashes=comma(side.text_hash([column], is_same_encoding=is_same_encoding) for column in table.columns),
+        rows=side.rows,
+        names=comma(map(source_column, table.key)),
+        values=key_values(table, keys, is_source=side.is_source),
+        condition=side.condition,
+    )
+
+
+def _is_held(comparison: Comparison) -> sql.Composable:
+    table, left_out = comparison.table, comparison.left_out
+    if not left_out:
+        return sql.SQL("")
+    return sql.SQL(" and ({}) not in ({})").format(comma(map(source_column, table.key)), key_values(table, left_out))
+
+
+def _is_pending(comparison: Comparison) -> sql.Composable:
+    table, watermark = comparison.table, comparison.watermark
+    if not comparison.is_pending_apart or table.watermark is None:
+        return sql.SQL("false")
+    if watermark is None:
+        return sql.SQL("true")
+    column = source_column(table.watermark)
+    return sql.SQL("({0} is null or {0} >= {1})").format(column, typed(table, table.watermark, watermark))

@@ -1,0 +1,167 @@
+"""Finds what differs between a source table and its raw table: by buckets, then key by key in those that differ.
+
+Buckets whose checksums agree move nothing. Both sides work at the same time. What was found stays in a temporary
+table of the target's session, for those who list or mend it. Begin at `find_differences`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from psycopg2.extensions import cursor as Cursor
+from psycopg2.extensions import encodings
+
+from etl.compare import buckets
+from etl.compare.buckets import Comparison, Side
+from etl.ledger import rejects
+from etl.model import Column, Table
+from etl.postgres.copy_pipe import copy_in, stream
+from etl.postgres.error_translation import errors_of
+from etl.source.reader import Reader
+
+LIST_ROWS = 1000  # keys read from the target at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """How many rows differ; those that the next run would read again are pending."""
+
+    source_rows: int
+    raw_rows: int
+    missing: int = 0  # in `raw`
+    extra: int = 0  # in `raw`
+    changed: int = 0
+    pending: int = 0  # missing or changed, and not counted there
+    not_held: int = 0  # refused, for the target's encoding lacks characters of the key, and not counted either
+
+    @property
+    def are_none(self) -> bool:
+        return not self.missing and not self.extra and not self.changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One row that differs."""
+
+    kind: str  # "missing", "extra" or "changed"
+    key: tuple[str, ...]  # as text
+
+
+def find_differences(
+    reader: Reader,
+    cursor: Cursor,
+    table: Table,
+    columns: Sequence[Column],
+    watermark: str | None,
+    *,
+    is_pending_apart: bool = True,
+) -> Differences:
+    """Compare these columns of all rows; `cursor` is in a transaction on the target.
+
+    Rows of the source at or above the watermark, or without one, are pending, if that is told apart at all.
+    """
+    with errors_of("target", table.label):
+        comparison = Comparison(
+            table=table,
+            columns=tuple(table.column(column.name) for column in columns),
+            watermark=watermark,
+            is_pending_apart=is_pending_apart and table.watermark is not None,
+            is_same_encoding=_is_same_encoding(reader, cursor),
+            left_out=_keys_not_held(reader, cursor, table),
+        )
+        with ThreadPoolExecutor(1, thread_name_prefix="checksums") as pool:
+            in_source = pool.submit(read_source_checksums, reader, comparison)
+            cursor.execute(buckets.checksums(Side(table=table, is_source=False), comparison))
+            raw = {number: (rows, checksum) for number, rows, checksum in cursor}
+            source = in_source.result()
+        different = sorted(number for number in source.keys() | raw.keys() if source.get(number) != raw.get(number))
+        if different:
+            _compare_keys(reader, cursor, comparison, different)
+        counts = _count(cursor) if different else {}
+    return Differences(
+        source_rows=sum(rows for rows, _ in source.values()),
+        raw_rows=sum(rows for rows, _ in raw.values()),
+        missing=counts.get(("missing", False), 0),
+        not_held=len(comparison.left_out),
+        extra=counts.get(("extra", False), 0),
+        changed=counts.get(("changed", False), 0),
+        pending=counts.get(("missing", True), 0) + counts.get(("changed", True), 0),
+    )
+
+
+def list_differences(
+    cursor: Cursor, table: Table, kinds: Sequence[str], *, limit: int = LIST_ROWS
+) -> Iterator[list[Difference]]:
+    """Yield the rows found to differ that are not pending, `limit` at a time."""
+    after = 0
+    while True:
+        with errors_of("target", table.label):
+            cursor.execute(buckets.list_differences(table, kinds, after, limit))
+            rows = cursor.fetchall()
+        if not rows:
+            return
+        after = rows[-1][0]
+        yield [Difference(kind=kind, key=tuple(key)) for _, kind, *key in rows]
+
+
+def find_changed_columns(
+    reader: Reader, cursor: Cursor, table: Table, keys: Sequence[tuple[str, ...]]
+) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Return for each of some keys the names of the columns whose text differs."""
+    is_same_encoding = _is_same_encoding(reader, cursor)
+    side = Side(table=table, is_source=True)
+    in_source = _by_key(reader.query(buckets.column_hashes(side, keys, is_same_encoding=is_same_encoding)))
+    side = Side(table=table, is_source=False)
+    with errors_of("target", table.label):
+        cursor.execute(buckets.column_hashes(side, keys, is_same_encoding=is_same_encoding))
+        in_raw = _by_key(cursor.fetchall())
+    return {
+        key: tuple(
+            column.name
+            for column, one, other in zip(table.columns, in_source[key], in_raw[key], strict=True)
+            if one != other
+        )
+        for key in keys
+        if key in in_source and key in in_raw
+    }
+
+
+def read_source_checksums(reader: Reader, comparison: Comparison) -> dict[int, tuple[int, str]]:
+    """Return for each bucket of keys of the source that has rows how many, and a checksum."""
+    rows = reader.query(buckets.checksums(Side(table=comparison.table, is_source=True), comparison))
+    return {number: (count, checksum) for number, count, checksum in rows}
+
+
+def _by_key(rows: Iterable[tuple[Any, ...]]) -> dict[tuple[str, ...], list[int]]:
+    """Return for each key the hashes of its row's columns."""
+    return {tuple(key): hashes for *key, hashes in rows}
+
+
+def _keys_not_held(reader: Reader, cursor: Cursor, table: Table) -> tuple[tuple[str, ...], ...]:
+    """Return the keys of refused rows that the target's encoding lacks characters for."""
+    if _is_same_encoding(reader, cursor):
+        return ()
+    codec = encodings.get(cursor.connection.info.parameter_status("server_encoding") or "", "ascii")
+    refused = rejects.read_rejected_keys(cursor, table.name)
+    return tuple(key for key in refused if any(part.encode(codec, "ignore").decode(codec) != part for part in key))
+
+
+def _is_same_encoding(reader: Reader, cursor: Cursor) -> bool:
+    return reader.encoding == cursor.connection.info.parameter_status("server_encoding")
+
+
+def _compare_keys(reader: Reader, cursor: Cursor, comparison: Comparison, different: Sequence[int]) -> None:
+    cursor.execute(buckets.create_source_keys(comparison.table))
+    with stream(partial(reader.copy, buckets.copy_out_source_keys(comparison, different))) as keys:
+        copy_in(cursor, buckets.copy_in_source_keys(), keys)
+    cursor.execute(buckets.analyze_source_keys())
+    cursor.execute(buckets.find_differences(comparison, different))
+
+
+def _count(cursor: Cursor) -> dict[tuple[str, bool], int]:
+    cursor.execute(buckets.count_differences())
+    return {(kind, is_pending): rows for kind, is_pending, rows in cursor}

@@ -1,0 +1,101 @@
+"""Holds the advisory locks of the target: that of the runs, and those of tables among processes that share a run.
+
+A session holds each of them, and the server frees it with the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import psycopg2
+import psycopg2.errors
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+
+from etl.errors import LockHeldError
+from etl.postgres.error_translation import errors_of
+from etl.postgres.transactions import single
+
+# Any constant serves, as long as every run on a database uses the same: "tide" in ASCII.
+RUN_LOCK_KEY = 0x74696465
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lock:
+    """An advisory lock: one number, or two, which are another space ("Advisory Lock Functions" of the manual)."""
+
+    what: str  # is said when somebody else holds it
+    key: tuple[int, ...]
+
+    @property
+    def parts(self) -> tuple[int, int, int]:
+        """How pg_locks shows it: classid, objid and objsubid."""
+        first, last = (0, *self.key)[-2:]
+        return first, last % 2**32, len(self.key)
+
+
+RUN_LOCK = _Lock(what="another run is at work on this target", key=(RUN_LOCK_KEY,))
+NAME_LOCK_HOLDERS = """
+    select a.pid, a.usename, coalesce(host(a.client_addr), 'local'), a.backend_start
+    from pg_catalog.pg_locks as l
+    join pg_catalog.pg_stat_activity as a on a.pid = l.pid
+    where l.locktype = 'advisory' and l.granted and l.classid = %s and l.objid::bigint = %s and l.objsubid = %s
+        and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
+    order by a.backend_start
+"""
+
+
+@contextmanager
+def run_lock(connection: Connection, wait_seconds: float, *, is_shared: bool = False) -> Iterator[None]:
+    """Hold the lock that lets one run at a time work on a target; the server frees it with the session.
+
+    Processes that work in one run share it, and a run that wants it alone waits for them all. Raises LockHeldError,
+    naming the holder, after `wait_seconds`.
+    """
+    kind = "_shared" if is_shared else ""
+    with errors_of("target", "taking the run lock"), connection.cursor() as cursor:
+        _take_lock(cursor, f"pg_advisory_lock{kind}(%s)", RUN_LOCK, wait_seconds)
+    try:
+        yield
+    finally:
+        with suppress(psycopg2.Error), connection.cursor() as cursor:
+            cursor.execute(f"select pg_catalog.pg_advisory_unlock{kind}(%s)", (RUN_LOCK_KEY,))
+
+
+def lock_table(connection: Connection, table_name: str, wait_seconds: float) -> None:
+    """Let this session alone write a table, among those that share a run, until it ends.
+
+    It has to be the session that writes: one that is lost has lost the lock and its transaction together.
+    """
+    with errors_of("target", f"taking the lock on {table_name}"), connection.cursor() as cursor:
+        cursor.execute("select pg_catalog.hashtext(%s)", (table_name,))
+        key = (RUN_LOCK_KEY, int(single(cursor)))
+        lock = _Lock(what=f"another process of this run is at work on {table_name}", key=key)
+        _take_lock(cursor, "pg_advisory_lock(%s, %s)", lock, wait_seconds)
+
+
+def _take_lock(cursor: Cursor, call: str, lock: _Lock, wait_seconds: float) -> None:
+    """Wait for an advisory lock of the session. Raises LockHeldError after `wait_seconds`."""
+    cursor.execute("select pg_catalog.current_setting('lock_timeout')")
+    usual = cursor.fetchone()
+    cursor.execute("select pg_catalog.set_config('lock_timeout', %s, false)", (f"{int(wait_seconds * 1000) or 1}ms",))
+    try:
+        cursor.execute(f"select pg_catalog.{call}", lock.key)
+    except psycopg2.errors.LockNotAvailable as error:
+        raise LockHeldError(
+            f"{lock.what} ({_describe_holders(cursor, lock)}); waited {wait_seconds:g} s: "
+            "run again once it has ended, or wait longer with ETL_LOCK_WAIT_SECONDS"
+        ) from error
+    cursor.execute("select pg_catalog.set_config('lock_timeout', %s, false)", usual)
+
+
+def _describe_holders(cursor: Cursor, lock: _Lock) -> str:
+    cursor.execute(NAME_LOCK_HOLDERS, lock.parts)
+    rows = cursor.fetchall()
+    if not rows:
+        return "one that has just ended"
+    pid, user, address, since = rows[0]
+    others = f", and {len(rows) - 1} more" if len(rows) > 1 else ""
+    return f"pid {pid}, user {user}, from {address}, connected since {since:%Y-%m-%d %H:%M:%S %Z}{others}"

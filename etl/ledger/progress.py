@@ -1,0 +1,227 @@
+"""Keeps where every table stands in schema `etl` of the target: its watermark, its load, its last comparison of keys.
+
+Functions that take a cursor join the caller's transaction; those that take a connection commit on their own.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Any
+
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+
+from etl.errors import TableError
+from etl.ledger import runs
+from etl.model import LoadState, Point, Progress, Table
+from etl.policy.deletes import Counters
+from etl.postgres.error_translation import errors_of
+from etl.postgres.transactions import single
+
+SAVE_PROGRESS = """
+    insert into etl.watermarks (
+        table_name, column_name, watermark, as_of, points, system_identifier, next_xid, raw_types,
+        column_numbers, run_id
+    )
+    values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    on conflict (table_name) do update set
+        column_name = excluded.column_name, watermark = excluded.watermark, as_of = excluded.as_of,
+        points = excluded.points, system_identifier = excluded.system_identifier, next_xid = excluded.next_xid,
+        raw_types = excluded.raw_types,
+        column_numbers = excluded.column_numbers, run_id = excluded.run_id, changed_at = clock_timestamp()
+"""
+SAVE_LOAD = """
+    insert into etl.loads (table_name, filenodes, signature, system_identifier, next_block, oldest_xid, run_id)
+    values (%s, %s, %s, %s, %s, %s, %s)
+    on conflict (table_name) do update set
+        filenodes = excluded.filenodes, signature = excluded.signature, system_identifier = excluded.system_identifier,
+        next_block = excluded.next_block, oldest_xid = excluded.oldest_xid, run_id = excluded.run_id,
+        changed_at = clock_timestamp()
+"""
+SAVE_COUNTERS = """
+    insert into etl.reconciliations (
+        table_name, rows_inserted, rows_updated, rows_deleted, filenodes, stats_reset,
+        server_started_at, listed_at, run_id
+    )
+    values (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+    on conflict (table_name) do update set
+        rows_inserted = excluded.rows_inserted, rows_updated = excluded.rows_updated,
+        rows_deleted = excluded.rows_deleted, filenodes = excluded.filenodes,
+        stats_reset = excluded.stats_reset, server_started_at = excluded.server_started_at,
+        listed_at = excluded.listed_at, run_id = excluded.run_id
+"""
+# to_regclass() fails without the privilege on the schema.
+MAY_READ_BUILDS = """
+    select pg_catalog.has_schema_privilege(n.oid, 'usage') and pg_catalog.has_table_privilege(c.oid, 'select')
+    from pg_catalog.pg_class as c
+    join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+    where n.nspname = 'intermediate' and c.relname = 'dbt_builds'
+"""
+
+
+def read_progress(connection: Connection) -> dict[str, Progress]:
+    """Return where every table known to the target stands."""
+    with errors_of("target", "reading the watermarks"), connection.cursor() as cursor:
+        cursor.execute(
+            "select table_name, column_name, watermark, as_of, points, system_identifier, next_xid from etl.watermarks"
+        )
+        return {
+            name: Progress(
+                watermark=watermark,
+                column=column,
+                as_of=as_of,
+                points=tuple(_read_point(point) for point in points),
+                system_identifier=system_identifier,
+                next_xid=next_xid,
+            )
+            for name, column, watermark, as_of, points, system_identifier, next_xid in cursor
+        }
+
+
+def save_progress(cursor: Cursor, run_id: int, table: Table, progress: Progress) -> None:
+    """Store the watermark and the points, in the transaction of the table's last rows."""
+    save_partial_progress(cursor, run_id, table, progress)
+    runs.finish_table(cursor, run_id, table.name, progress.watermark)
+
+
+def save_partial_progress(cursor: Cursor, run_id: int, table: Table, progress: Progress) -> None:
+    """Store the watermark and the points of a table that the run has not done with yet."""
+    cursor.execute(
+        SAVE_PROGRESS,
+        (
+            table.name,
+            progress.column,
+            progress.watermark,
+            progress.as_of,
+            json.dumps([_write_point(point) for point in progress.points]),
+            progress.system_identifier,
+            progress.next_xid,
+            json.dumps({column.name: column.raw_type for column in table.columns}),
+            json.dumps({column.name: column.number for column in table.columns}),
+            run_id,
+        ),
+    )
+
+
+def read_load(cursor: Cursor, table_name: str) -> LoadState | None:
+    """Return how far a first load in ranges has come; None when there is none."""
+    cursor.execute(
+        "select filenodes, signature, system_identifier, next_block, oldest_xid from etl.loads where table_name = %s",
+        (table_name,),
+    )
+    row = cursor.fetchone()
+    if row is None:
+        return None
+    filenodes, signature, system_identifier, next_block, oldest_xid = row
+    return LoadState(
+        filenodes=filenodes,
+        signature=signature,
+        system_identifier=system_identifier,
+        next_block=next_block,
+        oldest_xid=oldest_xid,
+    )
+
+
+def save_load(cursor: Cursor, run_id: int, table_name: str, load: LoadState) -> None:
+    """Store how far a first load has come, in the transaction of its rows."""
+    cursor.execute(
+        SAVE_LOAD,
+        (
+            table_name,
+            load.filenodes,
+            load.signature,
+            load.system_identifier,
+            load.next_block,
+            load.oldest_xid,
+            run_id,
+        ),
+    )
+
+
+def delete_load(cursor: Cursor, table_name: str) -> None:
+    """Forget a first load in ranges."""
+    cursor.execute("delete from etl.loads where table_name = %s", (table_name,))
+
+
+def save_counters(cursor: Cursor, run_id: int, table_name: str, counters: Counters) -> None:
+    """Store what the source counted before a snapshot at which `raw` has the same keys."""
+    cursor.execute(
+        SAVE_COUNTERS,
+        (
+            table_name,
+            counters.inserted,
+            counters.updated,
+            counters.deleted,
+            counters.filenodes,
+            counters.stats_reset,
+            counters.server_started_at,
+            counters.listed_at,
+            run_id,
+        ),
+    )
+
+
+def read_counters(connection: Connection) -> dict[str, Counters]:
+    """Return for each table what the source counted when its keys were last known to equal those of `raw`."""
+    with errors_of("target", "reading the reconciliations"), connection.cursor() as cursor:
+        cursor.execute(
+            "select table_name, rows_inserted, rows_updated, rows_deleted, filenodes, stats_reset, "
+            "server_started_at, listed_at from etl.reconciliations"
+        )
+        return {
+            name: Counters(
+                inserted=inserted,
+                updated=updated,
+                deleted=deleted,
+                filenodes=filenodes,
+                stats_reset=stats_reset,
+                server_started_at=server_started_at,
+                listed_at=listed_at,
+            )
+            for name, inserted, updated, deleted, filenodes, stats_reset, server_started_at, listed_at in cursor
+        }
+
+
+def read_built_run(cursor: Cursor) -> int | None:
+    """Return the newest run that every incremental dbt model has read; None before the first build.
+
+    Raises TableError when this role may not see that.
+    """
+    cursor.execute(MAY_READ_BUILDS)
+    row = cursor.fetchone()
+    if row is None:
+        return None
+    if row != (True,):
+        raise TableError(
+            "tombstones cannot be purged, for intermediate.dbt_builds tells which of them dbt has read: run on the "
+            "target: grant usage on schema intermediate, and select on intermediate.dbt_builds, to the role of "
+            "TARGET_DATABASE_URL; or set tombstone_days: null in tables.yml"
+        )
+    cursor.execute("select min(run_id) from intermediate.dbt_builds")
+    built: int | None = single(cursor)
+    return built
+
+
+def forget_table(cursor: Cursor, table_name: str) -> None:
+    """Forget the watermark, the rejects and the unfinished load of a table whose raw table is made anew."""
+    for known in ("watermarks", "rejected_rows", "loads", "reconciliations"):
+        cursor.execute(f"delete from etl.{known} where table_name = %s", (table_name,))
+
+
+def _write_point(point: Point) -> dict[str, Any]:
+    return {
+        "value": point.value,
+        "as_of": point.as_of.isoformat(),
+        "transactions": sorted(point.transactions),
+        "server_started_at": point.server_started_at.isoformat(),
+    }
+
+
+def _read_point(stored: dict[str, Any]) -> Point:
+    return Point(
+        value=stored["value"],
+        as_of=dt.datetime.fromisoformat(stored["as_of"]),
+        transactions=frozenset(stored["transactions"]),
+        server_started_at=dt.datetime.fromisoformat(stored["server_started_at"]),
+    )

@@ -1,0 +1,251 @@
+"""Keeps the run ledger in schema `etl` of the target.
+
+Functions that take a cursor join the caller's transaction; those that take a connection commit on their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+
+from etl.errors import TableError
+from etl.ledger.rejects import as_ascii
+from etl.model import Counts, TableResult
+from etl.policy.schema_changes import SchemaChange
+from etl.postgres.error_translation import errors_of
+from etl.postgres.transactions import single, transaction
+
+LEDGER_VERSION = "Ledger version 4."  # as the comment on etl.runs begins
+# The first batch that waits for the disk takes this row with it.
+START_TABLE = """
+    begin;
+    set local synchronous_commit = off;
+    insert into etl.table_runs as t (run_id, table_name, snapshot, watermark_before, fence_wait_seconds)
+    select run_id, %s, %s, %s, %s from etl.runs where run_id = %s and status = 'running' for share
+    on conflict (run_id, table_name) do update set
+        snapshot = excluded.snapshot, status = 'running', ended_at = null,
+        fence_wait_seconds = t.fence_wait_seconds + excluded.fence_wait_seconds,
+        watermark_before = coalesce(t.watermark_before, excluded.watermark_before);
+    commit
+"""
+ADD_BATCH = """
+    update etl.table_runs set
+        batches = batches + 1,
+        rows_read = rows_read + %s,
+        rows_inserted = rows_inserted + %s,
+        rows_updated = rows_updated + %s,
+        rows_deleted = rows_deleted + %s,
+        rows_rejected = rows_rejected + %s,
+        bytes_read = bytes_read + %s
+    where run_id = %s and table_name = %s
+"""
+BURY_RUNS = """
+    with dead as (
+        update etl.runs set status = 'died', ended_at = clock_timestamp(), error = case
+            when shared_by is null then 'the run vanished'
+            else 'another run began before this one had ended'
+        end
+        where status = 'running'
+        returning run_id
+    )
+    update etl.table_runs as t set status = 'died', ended_at = clock_timestamp()
+    from dead
+    where t.run_id = dead.run_id and t.status = 'running'
+"""
+
+
+def prepare(connection: Connection) -> None:
+    """Create the schemas and the ledger where they are missing; mark runs that vanished. Under the run lock."""
+    ledger = resources.files("etl.ledger").joinpath("ledger.sql").read_text(encoding="utf-8")
+    with errors_of("target", "preparing the ledger"), connection.cursor() as cursor:
+        if not _has_ledger(cursor):
+            with transaction(connection):
+                cursor.execute(ledger)
+        cursor.execute(BURY_RUNS)
+
+
+def has_ledger(connection: Connection) -> bool:
+    """Tell whether a run has prepared this target, with the ledger that this version reads."""
+    with errors_of("target", "looking for the ledger"), connection.cursor() as cursor:
+        return _has_ledger(cursor)
+
+
+def _has_ledger(cursor: Cursor) -> bool:
+    cursor.execute("select pg_catalog.obj_description(pg_catalog.to_regclass('etl.runs'), 'pg_class')")
+    (comment,) = cursor.fetchone() or (None,)
+    return str(comment or "").startswith(LEDGER_VERSION)
+
+
+def begin_run(connection: Connection, shared_by: str | None = None) -> int:
+    """Record the start of a run and return its id; `shared_by` names what several processes work in it for."""
+    name = None if shared_by is None else _storable(connection, shared_by)
+    with errors_of("target", "recording the run"), connection.cursor() as cursor:
+        cursor.execute("insert into etl.runs (shared_by) values (%s) returning run_id", (name,))
+        return int(single(cursor))
+
+
+def is_running(connection: Connection, run_id: int) -> bool:
+    """Tell whether a run has begun and not ended; under the run lock, in whichever form, that does not change."""
+    with errors_of("target", "looking for the run"), connection.cursor() as cursor:
+        cursor.execute("select exists (select from etl.runs where run_id = %s and status = 'running')", (run_id,))
+        return bool(single(cursor))
+
+
+def describe_shared_run(connection: Connection) -> str | None:
+    """Return which run that processes share has begun and not ended; None when there is none."""
+    with errors_of("target", "looking for a shared run"), connection.cursor() as cursor:
+        if not _has_ledger(cursor):
+            return None
+        cursor.execute(
+            "select run_id, shared_by, started_at from etl.runs where status = 'running' and shared_by is not null"
+        )
+        row = cursor.fetchone()
+    return f"run {row[0]} of {row[1]}, begun at {row[2]:%Y-%m-%d %H:%M:%S %Z}" if row else None
+
+
+def read_failed_tables(connection: Connection, run_id: int) -> list[str]:
+    """Return the tables with which a run began and that have not succeeded in it, nor in a later run."""
+    with errors_of("target", "reading what failed"), connection.cursor() as cursor:
+        cursor.execute(
+            "select t.table_name from etl.table_runs as t where t.run_id = %(run_id)s and not exists (select "
+            "from etl.table_runs as s where s.run_id >= %(run_id)s and s.table_name = t.table_name "
+            "and s.status = 'succeeded') order by 1",
+            {"run_id": run_id},
+        )
+        return [row[0] for row in cursor.fetchall()]
+
+
+def end_run(connection: Connection, run_id: int, error: str | None) -> None:
+    """Record how a run ended."""
+    status = "failed" if error else "succeeded"
+    with errors_of("target", "recording the run"), connection.cursor() as cursor:
+        cursor.execute(
+            "update etl.runs set status = %s, ended_at = clock_timestamp(), error = %s "
+            "where run_id = %s and status = 'running'",
+            (status, error, run_id),
+        )
+        cursor.execute(
+            "update etl.table_runs set status = 'failed', ended_at = clock_timestamp(), error = coalesce(%s, error) "
+            "where run_id = %s and status = 'running'",
+            (error, run_id),
+        )
+
+
+def start_table(
+    cursor: Cursor,
+    run_id: int,
+    table_name: str,
+    *,
+    watermark: str | None,
+    snapshot: str,
+    fence_wait_seconds: float,
+) -> None:
+    """Record that a table's replication begins, or begins again, in a transaction of its own.
+
+    Of a run that has ended nothing is recorded: a thread may come to this after its run was interrupted.
+    """
+    cursor.execute(START_TABLE, (table_name, snapshot, watermark, fence_wait_seconds, run_id))
+
+
+def guard_run(cursor: Cursor, run_id: int) -> None:
+    """Make the batch in hand commit only if its run still holds the target.
+
+    A run that lost its lock is marked as died by the next one, which waits for this row lock; afterwards the
+    old run's batches fail here.
+    """
+    cursor.execute("select status from etl.runs where run_id = %s for share", (run_id,))
+    row = cursor.fetchone()
+    if row is None or row[0] != "running":
+        raise TableError(f"run {run_id} lost its lock and another run has taken over; this batch is not written")
+
+
+def add_batch(cursor: Cursor, run_id: int, table_name: str, counts: Counts) -> None:
+    """Add a batch to the ledger, in its own transaction."""
+    cursor.execute(
+        ADD_BATCH,
+        (
+            counts.read,
+            counts.inserted,
+            counts.updated,
+            counts.deleted,
+            counts.rejected,
+            counts.bytes,
+            run_id,
+            table_name,
+        ),
+    )
+
+
+def finish_table(cursor: Cursor, run_id: int, table_name: str, watermark: str | None) -> None:
+    """Record that a table succeeded."""
+    cursor.execute(
+        "update etl.table_runs set watermark_after = %s, status = 'succeeded', ended_at = clock_timestamp() "
+        "where run_id = %s and table_name = %s",
+        (watermark, run_id, table_name),
+    )
+
+
+def record_retry(connection: Connection, run_id: int, table_name: str, error: str, retries: int) -> None:
+    """Record that a table will be tried again, and why, also one that never started."""
+    with errors_of("target", "recording the retry"), connection.cursor() as cursor:
+        cursor.execute(
+            "insert into etl.table_runs (run_id, table_name, error, retries) values (%s, %s, %s, %s) "
+            "on conflict (run_id, table_name) do update set error = excluded.error, retries = excluded.retries",
+            (run_id, table_name, _storable(connection, error), retries),
+        )
+
+
+def fail_table(connection: Connection, run_id: int, result: TableResult) -> None:
+    """Record that a table failed, also one that never started.
+
+    What a target of another encoding cannot hold is escaped, in the message and in the table's name.
+    """
+    name, error = (_storable(connection, text or "") for text in (result.table_name, result.error))
+    with errors_of("target", "recording the failure"), connection.cursor() as cursor:
+        cursor.execute(
+            "insert into etl.table_runs (run_id, table_name, status, ended_at, error, retries) "
+            "values (%s, %s, 'failed', clock_timestamp(), %s, %s) "
+            "on conflict (run_id, table_name) do update set "
+            "status = 'failed', ended_at = excluded.ended_at, error = excluded.error, retries = excluded.retries",
+            (run_id, name, error, result.retries),
+        )
+
+
+def record_changes(cursor: Cursor, run_id: int, table_name: str, changes: Sequence[SchemaChange]) -> None:
+    """Record what changed in a table's columns, in the transaction that follows it."""
+    for change in changes:
+        record_change(cursor, run_id, table_name, change.kind, change.detail, column_name=change.column_name)
+
+
+def record_change(
+    cursor: Cursor, run_id: int, table_name: str, kind: str, detail: str, *, column_name: str | None = None
+) -> None:
+    """Record one change of the source's schema."""
+    cursor.execute(
+        "insert into etl.schema_changes (run_id, table_name, kind, column_name, detail) values (%s, %s, %s, %s, %s)",
+        (run_id, table_name, kind, column_name, detail),
+    )
+
+
+def _storable(connection: Connection, text: str) -> str:
+    return text if connection.info.parameter_status("server_encoding") == "UTF8" else as_ascii(text)
+
+
+def record_missing_tables(connection: Connection, run_id: int, names: Sequence[str]) -> list[str]:
+    """Record that the source no longer has these tables, and return those of which that was not known."""
+    if not names:
+        return []
+    with errors_of("target", "recording missing tables"), connection.cursor() as cursor:
+        cursor.execute(
+            "select w.table_name from etl.watermarks as w where w.table_name = any (%s) "
+            "and 'table_missing' is distinct from (select c.kind from etl.schema_changes as c "
+            "where c.table_name = w.table_name and c.column_name is null order by c.change_id desc limit 1) order by 1",
+            (list(names),),
+        )
+        new = [row[0] for row in cursor.fetchall()]
+        for name in new:
+            record_change(cursor, run_id, name, "table_missing", "gone from the source; raw keeps its rows")
+    return new

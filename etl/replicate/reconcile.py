@@ -1,0 +1,54 @@
+"""Makes a raw table hold the keys that the source table has: gone rows become tombstones, missing ones are loaded.
+
+Polling a watermark column sees neither a deleted row nor one that comes back with an old watermark. Both sides are
+compared at the run's snapshot, after what changed has been merged, so a row newer than that is on neither.
+Begin at `reconcile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etl.compare.buckets import extra_keys
+from etl.compare.differences import Differences, find_differences, list_differences
+from etl.model import Column, Table
+from etl.policy.deletes import Counters, check_fraction
+from etl.replicate.changes import merge_window
+from etl.replicate.exchange import Exchange
+from etl.source.statements import Window
+
+
+def identifying_columns(table: Table) -> tuple[Column, ...]:
+    """Return the key and the watermark: a row that came back with an old watermark has another one than raw's."""
+    names = dict.fromkeys([*table.key, *([table.watermark] if table.watermark else [])])
+    return tuple(table.column(name) for name in names)
+
+
+def reconcile(exchange: Exchange, counters: Counters, *, allow_deletes: bool, columns: Sequence[Column]) -> None:
+    """Compare these columns of both sides and mend `raw`, note the counters, and purge old tombstones.
+
+    Raises TableError, with nothing written, when more than `max_delete_fraction` of the rows are gone and
+    `allow_deletes` does not confirm it.
+    """
+    writer, table = exchange.writer, exchange.writer.table
+    with writer.transaction() as cursor:
+        found = find_differences(exchange.reader, cursor, table, columns, None, is_pending_apart=False)
+    if not allow_deletes:
+        check_fraction(table, found.extra, found.raw_rows)
+    mend(exchange, found)
+    writer.save_counters(counters)
+    if table.config.tombstone_days is not None:
+        writer.purge_tombstones(table.config.tombstone_days)
+
+
+def mend(exchange: Exchange, found: Differences) -> None:
+    """Make tombstones of the rows found extra, and load those found missing or changed, at the reader's snapshot."""
+    writer = exchange.writer
+    if found.extra and writer.table.config.deletes == "reconcile":
+        exchange.on_commit(writer.bury_rows(extra_keys()))
+    if not found.missing and not found.changed:
+        return
+    with writer.session() as cursor:
+        for chunk in list_differences(cursor, writer.table, ("missing", "changed")):
+            window = Window(keys=tuple(each.key for each in chunk), limit=len(chunk) + 1)
+            merge_window(exchange, window)

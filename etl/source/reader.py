@@ -1,0 +1,134 @@
+"""Reads one table of the source at one snapshot. Nothing here writes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+from psycopg2.sql import Composable
+
+from etl.errors import SourceChangedError
+from etl.model import Table
+from etl.postgres.copy_pipe import CHUNK_BYTES
+from etl.postgres.error_translation import errors_of
+from etl.postgres.throttle import Throttle
+from etl.postgres.transactions import single
+from etl.source import statements, storage
+from etl.source.statements import BlockRange, Window
+
+
+class Reader:
+    """One table at one snapshot."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        table: Table,
+        snapshot: str,
+        *,
+        throttle: Throttle | None,
+        on_close: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._is_closed = False
+        self._throttle = throttle
+        self._table = table
+        self.snapshot = snapshot
+        self._on_close = on_close
+
+    def close(self) -> None:
+        """Leave the snapshot and the lock on the table."""
+        self._is_closed = True
+        with suppress(psycopg2.Error), self._connection.cursor() as cursor:  # lost: it holds nothing any more
+            cursor.execute("rollback")
+        self._on_close()
+
+    def copy_out(self, table: Table, rows: Window | BlockRange, into: IO[bytes]) -> None:
+        """Write rows to a file in COPY format; `table` says in which form, as the target wants it."""
+        self.copy(statements.copy_out(table, rows), into)
+
+    def copy_out_keys(self, rows: Window | BlockRange, into: IO[bytes]) -> None:
+        """Write the keys of rows to a file in COPY text format."""
+        self.copy(statements.copy_out_keys(self._table, rows), into)
+
+    def text_of(self, window: Window) -> bytes:
+        """Return the rows of a small window in COPY text format, in UTF-8."""
+        buffer = io.BytesIO()
+        self.copy(statements.copy_out_text(self._table, window), buffer)
+        return buffer.getvalue()
+
+    def window_end(self, window: Window) -> tuple[str, ...]:
+        """Return the order values of the last row of a window that was full."""
+        return self._row(statements.window_end(self._table, window))
+
+    def key_of(self, window: Window) -> tuple[str, ...]:
+        """Return the key, as text, of the last row of a window that was full."""
+        return self._row(statements.last_key(self._table, window))
+
+    def lesser_watermark(self, one: str, other: str) -> str:
+        """Return the lesser of two values of the watermark column."""
+        return str(self._row(statements.lesser_watermark(self._table, one, other))[0])
+
+    def last_sequence_value(self) -> int | None:
+        """Return the last number of the watermark's sequence; None without one, or without the privilege."""
+        statement = (
+            "select case when pg_catalog.has_sequence_privilege(%s::oid, 'select, usage')"
+            " then pg_catalog.pg_sequence_last_value(%s::oid) end"
+        )
+        with self._session() as cursor:
+            cursor.execute(statement, [self._table.watermark_sequence] * 2)
+            last: int | None = single(cursor)
+        return last
+
+    def has_values(self, names: Sequence[str]) -> bool:
+        """Tell whether any row has a value in any of these columns."""
+        return bool(self._row(statements.has_values(self._table, names))[0])
+
+    def has_null_watermark(self) -> bool:
+        """Tell whether any row has no watermark."""
+        return bool(self._row(statements.has_null_watermark(self._table))[0])
+
+    def block_counts(self) -> list[int]:
+        """Return the number of blocks of each partition, or of the table itself."""
+        with self._session() as cursor:
+            return storage.read_block_counts(cursor, self._table.oid)
+
+    def query(self, statement: Composable) -> list[tuple[Any, ...]]:
+        """Return the rows of a statement at the snapshot."""
+        with self._session() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall()
+
+    @property
+    def encoding(self) -> str | None:
+        """The encoding of the source's database, in which hashes of text are taken."""
+        return self._connection.info.parameter_status("server_encoding")
+
+    def copy(self, statement: Composable, into: IO[bytes]) -> None:
+        """Write what a COPY statement gives to a file, no faster than the source may be read."""
+        with self._session() as cursor:
+            if self._throttle is None:
+                cursor.copy_expert(statement, into)
+                return
+            with self._throttle.file(into, CHUNK_BYTES) as file:
+                cursor.copy_expert(statement, file)
+
+    @contextmanager
+    def _session(self) -> Iterator[Cursor]:
+        """Give a cursor at the snapshot; raises SourceChangedError when that has been left."""
+        if self._is_closed:
+            raise SourceChangedError(f"{self._table.label}: its snapshot was left before all was done; read again")
+        with errors_of("source", self._table.label), self._connection.cursor() as cursor:
+            yield cursor
+
+    def _row(self, statement: str | Composable) -> tuple[Any, ...]:
+        with self._session() as cursor:
+            cursor.execute(statement)
+            row = cursor.fetchone()
+        assert row is not None
+        return tuple(row)

@@ -1,0 +1,296 @@
+"""The read side: the catalog, the points of the fence and the snapshot that the readers of tables share.
+
+Begin at `Source`, the coordinating session of one attempt. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+
+import psycopg2
+import psycopg2.errors
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+
+from etl.config import BYTES_PER_MB, Settings
+from etl.errors import EtlError, SourceChangedError, UnavailableError
+from etl.model import Activity, Point, Progress, Table, WatermarkKind
+from etl.policy import fence
+from etl.policy.column_types import TargetTypes
+from etl.policy.deletes import Counters
+from etl.policy.table_order import Reference
+from etl.postgres import sessions
+from etl.postgres.error_translation import errors_of
+from etl.postgres.throttle import Throttle
+from etl.postgres.transactions import export_snapshot, single
+from etl.source import catalog, foreign_keys, open_transactions, statements, storage
+from etl.source.reader import Reader
+
+DRAIN_POLL_SECONDS = 0.02
+XIDS_OF_SNAPSHOT = """
+    select pg_catalog.pg_snapshot_xmin(s)::text, pg_catalog.pg_snapshot_xmax(s)::text
+    from pg_catalog.pg_current_snapshot() as s
+"""
+# What a server answers to the name of a snapshot whose transaction has ended; the last one since version 17.
+SNAPSHOT_IS_GONE = (
+    psycopg2.errors.InvalidParameterValue,
+    psycopg2.errors.ObjectNotInPrerequisiteState,
+    psycopg2.errors.UndefinedObject,
+)
+# Clocks are set back by up to one hour in autumn; a local time in that hour happens twice.
+REPEATED_HOUR_SECONDS = 3600.0
+POINT_EXPRESSIONS = {
+    WatermarkKind.TIMESTAMPTZ: "%(instant)s::timestamptz::text",
+    WatermarkKind.TIMESTAMP: "(%(repeated)s::timestamptz at time zone %(zone)s)::text",
+    WatermarkKind.DATE: "((%(repeated)s::timestamptz at time zone %(zone)s)::date)::text",
+}
+
+
+class Source:
+    """The coordinating session on the source: listings in autocommit, then one exported snapshot."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connection = self._connect()
+        try:
+            sessions.refuse_transaction_pooler(self._connection, "source", self._connect)
+            with errors_of("source", "opening the run"), self._connection.cursor() as cursor:
+                self.system_identifier, self.is_standby, self.may_see_all, encoding = _identify(cursor)
+            if encoding == "SQL_ASCII":
+                raise UnavailableError(
+                    f"the database {settings.source_url.address} has encoding SQL_ASCII, which does not say what its "
+                    "text means: copy it with pg_dump --encoding into a database with an encoding, and replicate that"
+                )
+        except BaseException:
+            self._connection.close()
+            raise
+        self.snapshot = ""
+        self.oldest_xid = self.next_xid = ""
+        self._readers: set[str] = set()  # tables that are still to be read at the snapshot
+        self._lock = threading.Lock()
+        self.fence_wait_seconds = 0.0
+        self.has_clock = True  # a standby has none before it has replayed a transaction
+        self._expires_at = float("inf")
+        rate = settings.max_source_mb_per_second
+        self._throttle = Throttle(rate * BYTES_PER_MB) if rate else None
+        self._sessions = sessions.Sessions(partial(sessions.connect_source, settings))  # that read tables
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._sessions.close()
+
+    @property
+    def margin_seconds(self) -> float:
+        """By how much points are set back, which also covers a clock set back by as much."""
+        return self._settings.fence_margin_seconds
+
+    @property
+    def is_expired(self) -> bool:
+        """Tell whether the snapshot has been held for as long as the settings allow."""
+        return time.monotonic() >= self._expires_at
+
+    def read_catalog(self, target: TargetTypes, names: Sequence[str]) -> catalog.Catalog:
+        """Describe the configured tables as they are now; `names` limits them."""
+        with errors_of("source", "reading the catalog"), self._connection.cursor() as cursor:
+            found = catalog.read_catalog(cursor, self._settings.tables, target, names)
+        return _require_lookback(found) if self.is_standby else found
+
+    def read_references(self, tables: Sequence[Table]) -> tuple[Reference, ...]:
+        """Return which of these tables refer to which."""
+        with errors_of("source", "reading the foreign keys"), self._connection.cursor() as cursor:
+            return foreign_keys.read_references(cursor, tables)
+
+    def take_points(self, tables: Sequence[Table]) -> tuple[dict[str, Point], dict[str, EtlError]]:
+        """Take a point for each table with a watermark: the values first, then the list of open transactions.
+
+        Outside any transaction: inside one, the list would be as old as its snapshot. Returns the points, and the
+        errors of the tables that could not be read, such as one locked by DDL.
+        """
+        values: dict[str, str | None] = {}
+        errors: dict[str, EtlError] = {}
+        with errors_of("source", "taking the points"), self._connection.cursor() as cursor:
+            instant = self._read_clock(cursor)
+            self.has_clock = instant is not None
+            if instant is None:
+                return {}, {}
+            by_clock = _clock_values(cursor, tables, instant)
+            for table in tables:
+                try:
+                    values[table.name] = _point_value(cursor, table, by_clock)
+                except EtlError as error:
+                    errors[table.name] = error
+            listed = open_transactions.list_activity(cursor, is_standby=self.is_standby)
+        points = {
+            name: Point(
+                value=value,
+                as_of=instant,
+                transactions=listed.transactions,
+                server_started_at=listed.server_started_at,
+            )
+            for name, value in values.items()
+            if value is not None
+        }
+        return points, errors
+
+    def read_counters(self, tables: Sequence[Table]) -> dict[str, Counters]:
+        """Return what the source counts of each table."""
+        with errors_of("source", "reading the counters"), self._connection.cursor() as cursor:
+            return storage.read_counters(cursor, tables)
+
+    def drain(self, points: Sequence[Point]) -> Activity:
+        """Wait up to `fence_wait_seconds` for the points to settle; return the last listing."""
+        started = time.monotonic()
+        with errors_of("source", "waiting at the fence"), self._connection.cursor() as cursor:
+            while True:
+                listed = open_transactions.list_activity(cursor, is_standby=self.is_standby)
+                self.fence_wait_seconds = time.monotonic() - started
+                if fence.is_drained(points, listed) or self.fence_wait_seconds >= self._settings.fence_wait_seconds:
+                    return listed
+                time.sleep(DRAIN_POLL_SECONDS)
+
+    def export_snapshot(self, table_names: Collection[str]) -> None:
+        """Open the transaction whose snapshot every reader of this attempt shares, until each has left it.
+
+        No row version written after it has a transaction id, an xid8, below `oldest_xid`; all that had begun by then
+        are below `next_xid`.
+        """
+        self._readers = set(table_names)
+        with errors_of("source", "exporting the snapshot"), self._connection.cursor() as cursor:
+            self.snapshot = export_snapshot(cursor)
+            cursor.execute(XIDS_OF_SNAPSHOT)
+            self.oldest_xid, self.next_xid = cursor.fetchone() or ("", "")
+        self._expires_at = time.monotonic() + self._settings.max_snapshot_seconds
+
+    def leave_snapshot(self, table_name: str) -> None:
+        """Say that a table needs the snapshot no more; with the last one, the source is free of it."""
+        with self._lock:
+            is_last = self._readers == {table_name}
+            self._readers.discard(table_name)
+        if is_last:
+            with suppress(psycopg2.Error), self._connection.cursor() as cursor:  # lost: it holds nothing any more
+                cursor.execute("rollback")
+
+    def name_holders(self, progress: Progress) -> list[open_transactions.Holder]:
+        """Name the transactions that keep the points of a table from settling."""
+        with errors_of("source", "naming what holds a watermark"), self._connection.cursor() as cursor:
+            return open_transactions.name_holders(cursor, progress)
+
+    def read_clock(self) -> dt.datetime:
+        """Return the time of the source's clock."""
+        with errors_of("source", "reading the clock"), self._connection.cursor() as cursor:
+            cursor.execute("select pg_catalog.clock_timestamp()")
+            now: dt.datetime = single(cursor)
+        return now
+
+    @contextmanager
+    def open_reader(self, table: Table) -> Iterator[Reader]:
+        """Read one table at the snapshot in a session of its own, protected from rewrites until the reader closes.
+
+        Raises SourceChangedError when the table was truncated or rewritten since its files were listed: such
+        statements are not MVCC-safe, and an older snapshot sees the table empty (manual, "Caveats" of MVCC).
+        """
+        with self._sessions.take() as connection:
+            with errors_of("source", table.label), connection.cursor() as cursor:
+                cursor.execute("begin isolation level repeatable read, read only")
+                self._import_snapshot(cursor, table)
+                sessions.check_session(cursor, "source")
+                cursor.execute(statements.lock_source(table))
+                if storage.read_filenodes(cursor, table.oid) != table.filenodes:
+                    raise SourceChangedError(
+                        f"{table.label} was truncated or rewritten after the snapshot was taken; read again"
+                    )
+            reader = Reader(
+                connection,
+                table,
+                self.snapshot,
+                throttle=self._throttle,
+                on_close=partial(self.leave_snapshot, table.name),
+            )
+            yield reader
+            reader.close()
+
+    def _import_snapshot(self, cursor: Cursor, table: Table) -> None:
+        try:
+            cursor.execute("set transaction snapshot %s", (self.snapshot,))
+        except SNAPSHOT_IS_GONE as error:
+            raise SourceChangedError(
+                f"{table.label}: the session that held the snapshot is gone from the source; read again"
+            ) from error
+
+    def _connect(self) -> Connection:
+        """Open a session that may idle for as long as it holds the snapshot and tables are read in others."""
+        idle_seconds = self._settings.max_snapshot_seconds + self._settings.statement_timeout_seconds
+        return sessions.connect_source(self._settings, idle_seconds=idle_seconds)
+
+    def _read_clock(self, cursor: Cursor) -> dt.datetime | None:
+        """Return the instant of the points to take.
+
+        A standby shows what was committed up to its replay, so its own clock means nothing; None before it has
+        replayed any transaction since its start.
+        """
+        clock = "pg_last_xact_replay_timestamp" if self.is_standby else "clock_timestamp"
+        cursor.execute(f"select pg_catalog.{clock}()")
+        now: dt.datetime | None = single(cursor)
+        return None if now is None else fence.set_back(now, self._settings.fence_margin_seconds)
+
+
+def _require_lookback(found: catalog.Catalog) -> catalog.Catalog:
+    """Refuse, on a standby, the tables that declare no lookback."""
+    refusals = dict(found.refusals)
+    for table in found.tables:
+        if table.watermark is not None and not table.has_lookback:
+            name = "lookback_rows" if table.watermark_kind is WatermarkKind.INTEGER else "lookback_seconds"
+            refusals[table.name] = (
+                f"{table.label}: the source is a standby, which cannot list the transactions open on its primary: "
+                f"declare in tables.yml with {name} how far rows can come late, or point SOURCE_DATABASE_URL at the "
+                "primary"
+            )
+    tables = tuple(table for table in found.tables if table.name not in refusals)
+    return replace(found, tables=tables, refusals=refusals)
+
+
+def _identify(cursor: Cursor) -> tuple[str, bool, bool, str]:
+    cursor.execute(
+        "select system_identifier::text, pg_catalog.pg_is_in_recovery(),"
+        " pg_catalog.pg_has_role('pg_read_all_stats', 'usage'), pg_catalog.current_setting('server_encoding')"
+        " from pg_catalog.pg_control_system()"
+    )
+    row = cursor.fetchone()
+    assert row is not None
+    return row[0], row[1], row[2], row[3]
+
+
+def _clock_values(
+    cursor: Cursor, tables: Sequence[Table], instant: dt.datetime
+) -> dict[tuple[WatermarkKind, str], str]:
+    """Return the instant as a value of each kind of time that a table's watermark has, in each time zone."""
+    found = {}
+    for kind, zone in {(t.watermark_kind, t.config.time_zone) for t in tables if t.watermark_kind}:
+        if kind in POINT_EXPRESSIONS:
+            repeated = fence.set_back(instant, REPEATED_HOUR_SECONDS)
+            cursor.execute(
+                f"select {POINT_EXPRESSIONS[kind]}", {"instant": instant, "repeated": repeated, "zone": zone}
+            )
+            found[kind, zone] = str(single(cursor))
+    return found
+
+
+def _point_value(cursor: Cursor, table: Table, by_clock: Mapping[tuple[WatermarkKind, str], str]) -> str | None:
+    """Return the value of a table's point; None without watermark, or for an integer column without rows."""
+    if table.watermark_kind is None:
+        return None
+    if table.watermark_kind is not WatermarkKind.INTEGER:
+        return by_clock[table.watermark_kind, table.config.time_zone]
+    with errors_of("source", table.label):
+        cursor.execute(statements.max_integer(table))
+        largest: str | None = single(cursor)
+    return largest

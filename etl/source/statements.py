@@ -1,0 +1,250 @@
+"""Composes the statements that read a table of the source, and what all that name tables have in common. No I/O.
+
+Identifiers are composed with psycopg2.sql and values are literals or parameters; nothing is formatted into SQL.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg2 import sql
+
+from etl.model import Column, Table, WatermarkKind
+from etl.postgres.sql import SECONDS_PER_DAY, comma, copy_format
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Which rows a batch holds: those after `after` in the order of (watermark, key), `limit` at most.
+
+    `read_from` is the watermark, inclusive and less the table's lookback; None reads rows of any watermark.
+    `is_null_watermark` reads the rows whose watermark column is NULL, `keys` those with one of these keys, both in
+    the order of the key. Values are text, as the source writes them.
+    """
+
+    read_from: str | None = None
+    is_null_watermark: bool = False
+    keys: tuple[tuple[str, ...], ...] | None = None
+    after: tuple[str, ...] | None = None
+    limit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRange:
+    """The rows of the blocks from `start` up to, not including, `end` of a table and of each partition.
+
+    With `since_xid`, a 32-bit transaction id, only row versions written by that transaction or a later one;
+    with `before_xid` only those written by an earlier one.
+    """
+
+    start: int = 0
+    end: int | None = None
+    since_xid: str | None = None
+    before_xid: str | None = None
+
+
+def source_table(table: Table) -> sql.Composable:
+    only = sql.SQL("only " if table.has_descendants_apart else "")
+    return sql.SQL("{}{}").format(only, sql.Identifier(table.schema, table.name))
+
+
+def source_column(name: str) -> sql.Identifier:
+    """Name a column of the source table, always by its alias: ORDER BY prefers a bare name's output column."""
+    return sql.Identifier("s", name)
+
+
+def copy_out(table: Table, rows: Window | BlockRange) -> sql.Composable:
+    """Read rows as `raw` keeps them, those of a window in its order."""
+    return _copy_to_stdout(table, [selected(column) for column in table.columns], rows, copy_format(table))
+
+
+def copy_out_keys(table: Table, rows: Window | BlockRange) -> sql.Composable:
+    """Read only the keys, as text in text format."""
+    keys = [selected(table.column(name)) for name in table.key]
+    return _copy_to_stdout(table, keys, rows, sql.SQL("text"))
+
+
+def copy_out_text(table: Table, rows: Window) -> sql.Composable:
+    """Read rows in text format, whatever their types."""
+    return _copy_to_stdout(table, [selected(column) for column in table.columns], rows, sql.SQL("text"))
+
+
+def window_end(table: Table, window: Window) -> sql.Composable:
+    """Read the order values, as text, of the last row of a full window, at the same snapshot."""
+    return _last_of(table, window, _order(table, window))
+
+
+def last_key(table: Table, window: Window) -> sql.Composable:
+    """Read the key, as text, of the last row of a full window."""
+    return _last_of(table, window, table.key)
+
+
+def lesser_watermark(table: Table, one: str, other: str) -> sql.Composable:
+    """Answer the lesser of two values of the watermark column, as text."""
+    assert table.watermark is not None
+    return sql.SQL("select least({}, {})::text").format(
+        typed(table, table.watermark, one), typed(table, table.watermark, other)
+    )
+
+
+def has_null_watermark(table: Table) -> sql.Composable:
+    """Answer whether any row has no watermark."""
+    assert table.watermark is not None
+    return sql.SQL("select exists (select from {} as s where {} is null)").format(
+        source_table(table), source_column(table.watermark)
+    )
+
+
+def has_values(table: Table, names: Sequence[str]) -> sql.Composable:
+    """Answer whether any row of the source has a value in any of these columns."""
+    is_any = sql.SQL(" or ").join(
+        sql.SQL("pg_catalog.num_nonnulls({}) > 0").format(source_column(name)) for name in names
+    )
+    return sql.SQL("select exists (select from {} as s where {})").format(source_table(table), is_any)
+
+
+def max_integer(table: Table) -> sql.Composable:
+    """Answer the largest watermark of a table, as text."""
+    assert table.watermark is not None
+    return sql.SQL("select max({})::text from {} as s").format(source_column(table.watermark), source_table(table))
+
+
+def lock_source(table: Table) -> sql.Composable:
+    return sql.SQL("lock table {} in access share mode").format(source_table(table))
+
+
+def selected(column: Column) -> sql.Composable:
+    if not column.is_cast:
+        return source_column(column.name)
+    return sql.SQL("{} as {}").format(cast(column), sql.Identifier(column.name))
+
+
+def cast(column: Column) -> sql.Composable:
+    """A source column in the type that `raw` has.
+
+    concat() writes a value with its type's output function, as COPY does, where a cast would do something else.
+    """
+    name, raw_type = source_column(column.name), sql.SQL(column.raw_type)
+    if column.has_own_cast:
+        return sql.SQL("(case pg_catalog.num_nulls({0}) when 0 then pg_catalog.concat({0}) end)::{1}").format(
+            name, raw_type
+        )
+    return sql.SQL("{}::{}").format(name, raw_type)
+
+
+def _last_of(table: Table, window: Window, names: Sequence[str]) -> sql.Composable:
+    return sql.SQL("select {} from {} as s {} order by {} offset {} limit 1").format(
+        comma(sql.SQL("{}::text").format(source_column(name)) for name in names),
+        source_table(table),
+        _where(table, window),
+        comma(map(source_column, _order(table, window))),
+        sql.Literal(window.limit - 1),
+    )
+
+
+def _copy_to_stdout(
+    table: Table, columns: Sequence[sql.Composable], rows: Window | BlockRange, copy_format: sql.Composable
+) -> sql.Composable:
+    parts = [sql.SQL("select"), comma(columns), sql.SQL("from {} as s").format(source_table(table))]
+    if isinstance(rows, Window):
+        order = comma(map(source_column, _order(table, rows)))
+        parts += [_where(table, rows), sql.SQL("order by {} limit {}").format(order, sql.Literal(rows.limit))]
+    else:
+        parts.append(_in_blocks(rows))
+    return sql.SQL("copy ({}) to stdout with (format {})").format(sql.SQL(" ").join(parts), copy_format)
+
+
+def _order(table: Table, window: Window) -> tuple[str, ...]:
+    """Return the columns that a window is ordered by: unique, because the key is among them."""
+    if table.watermark is None or window.read_from is None:
+        return table.key
+    return (table.watermark, *(name for name in table.key if name != table.watermark))
+
+
+def _where(table: Table, window: Window) -> sql.Composable:
+    conditions: list[sql.Composable] = []
+    if table.watermark is not None and window.is_null_watermark:
+        conditions.append(sql.SQL("{} is null").format(source_column(table.watermark)))
+    elif table.watermark is not None and window.read_from is not None:
+        conditions.append(
+            sql.SQL("{} >= {}").format(source_column(table.watermark), _less_lookback(table, window.read_from))
+        )
+    if window.keys is not None:
+        conditions.append(
+            sql.SQL("({}) in ({})").format(comma(map(source_column, table.key)), key_values(table, window.keys))
+        )
+    if window.after is not None:
+        order = _order(table, window)
+        conditions.append(
+            sql.SQL("({}) > ({})").format(comma(map(source_column, order)), _values(table, order, window.after))
+        )
+    return _conjunction(conditions)
+
+
+def key_values(table: Table, keys: Sequence[tuple[str, ...]], *, is_source: bool = True) -> sql.Composable:
+    """The right side of IN for keys as text: one array a column, planned at once.
+
+    unnest() takes arrays and composite values apart, so keys that may hold such are listed one by one.
+    """
+    columns = [table.column(name) for name in table.key]
+    types = [column.source_type if is_source else column.raw_type for column in columns]
+    if any(column.is_cast or column.raw_type.endswith("[]") for column in columns):
+        return comma(
+            sql.SQL("({})").format(
+                comma(
+                    sql.SQL("{}::{}").format(sql.Literal(part), sql.SQL(name))
+                    for part, name in zip(key, types, strict=True)
+                )
+            )
+            for key in keys
+        )
+    arrays = [
+        sql.SQL("{}::{}[]").format(sql.Literal([key[place] for key in keys]), sql.SQL(name))
+        for place, name in enumerate(types)
+    ]
+    return sql.SQL("select * from unnest({})").format(comma(arrays))
+
+
+def _in_blocks(blocks: BlockRange) -> sql.Composable:
+    """Condition on the physical place and on the age of row versions ("System Columns" in the manual).
+
+    age() counts from the next transaction id, so that a larger age is an earlier transaction, across the wraparound.
+    """
+    conditions: list[sql.Composable] = []
+    if blocks.start:
+        conditions.append(sql.SQL("s.ctid >= {}::tid").format(sql.Literal(f"({blocks.start},0)")))
+    if blocks.end is not None:
+        conditions.append(sql.SQL("s.ctid < {}::tid").format(sql.Literal(f"({blocks.end},0)")))
+    age = "pg_catalog.age(s.xmin) {} pg_catalog.age({}::xid)"
+    if blocks.since_xid is not None:
+        conditions.append(sql.SQL(age).format(sql.SQL("<="), sql.Literal(blocks.since_xid)))
+    if blocks.before_xid is not None:
+        conditions.append(sql.SQL(age).format(sql.SQL(">"), sql.Literal(blocks.before_xid)))
+    return _conjunction(conditions)
+
+
+def _conjunction(conditions: Sequence[sql.Composable]) -> sql.Composable:
+    return sql.SQL("where ") + sql.SQL(" and ").join(conditions) if conditions else sql.SQL("")
+
+
+def _less_lookback(table: Table, watermark: str) -> sql.Composable:
+    """Return the watermark less the lookback that the table declares, as an expression an index serves."""
+    assert table.watermark is not None
+    value, config = typed(table, table.watermark, watermark), table.config
+    if not table.has_lookback:
+        return value
+    if table.watermark_kind is WatermarkKind.INTEGER:
+        return sql.SQL("({}::bigint - {})").format(sql.Literal(watermark), sql.Literal(config.lookback_rows))
+    if table.watermark_kind is WatermarkKind.DATE:
+        return sql.SQL("({} - {})").format(value, sql.Literal(math.ceil(config.lookback_seconds / SECONDS_PER_DAY)))
+    return sql.SQL("({} - pg_catalog.make_interval(secs => {}))").format(value, sql.Literal(config.lookback_seconds))
+
+
+def _values(table: Table, names: Sequence[str], values: Sequence[str]) -> sql.Composable:
+    return comma(typed(table, name, value) for name, value in zip(names, values, strict=True))
+
+
+def typed(table: Table, name: str, value: str) -> sql.Composable:
+    return sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(table.column(name).source_type))

@@ -1,0 +1,231 @@
+"""Composes the statements that make, fill and change raw tables. No I/O.
+
+As in `statements`, identifiers are composed with psycopg2.sql and values are literals or parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from psycopg2 import sql
+
+from etl.model import RAW_SCHEMA, Table
+from etl.postgres.sql import SECONDS_PER_DAY, comma, copy_format, same_key
+
+# Temporary, one a session: the rows of the batch in hand, and keys that a load keeps.
+BATCH = sql.Identifier("pg_temp", "etl_batch")
+KEYS = sql.Identifier("pg_temp", "etl_keys")
+MAX_NAME_BYTES = 63
+
+
+def raw_table(table_name: str) -> sql.Identifier:
+    return sql.Identifier(RAW_SCHEMA, table_name)
+
+
+def loading_table(table: Table) -> sql.Identifier:
+    """Name the table that a first load in ranges fills, out of sight until it is whole.
+
+    The name follows from the table's, so that a load is found also after the table was made anew.
+    """
+    return sql.Identifier(RAW_SCHEMA, _loading_name(table))
+
+
+def _loading_name(table: Table) -> str:
+    return f"_etl_loading_{hashlib.sha256(table.name.encode()).hexdigest()[:32]}"
+
+
+def copy_in(table: Table, into: sql.Composable, *, freeze: bool) -> sql.Composable:
+    return sql.SQL("copy {} ({}) from stdin with (format {}, freeze {})").format(
+        into,
+        comma(sql.Identifier(column.name) for column in table.columns),
+        copy_format(table),
+        sql.SQL("true" if freeze else "false"),
+    )
+
+
+def create_raw(table: Table, into: sql.Identifier) -> sql.Composable:
+    """Create a raw table without key and metadata: both are cheaper once it is filled."""
+    # raw_type is what format_type() wrote: a type expression with its identifiers quoted by the server.
+    columns = comma(
+        sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.raw_type)) for column in table.columns
+    )
+    return sql.SQL("create table {} ({})").format(into, columns)
+
+
+def complete_raw(table: Table, into: sql.Identifier, run_id: int) -> sql.Composable:
+    """Add metadata, key and index to a raw table just filled.
+
+    A constant default of a new column is stored once, not per row (ALTER TABLE, Notes, in the manual). The index is
+    for those who look for what later runs have changed, so it leaves out the rows of this one.
+    """
+    return sql.SQL(
+        "alter table {raw}"
+        " add column _etl_run_id bigint default {run_id},"
+        " add column _etl_synced_at timestamptz default transaction_timestamp(),"
+        " add column _etl_deleted_at timestamptz,"
+        " add primary key ({key});"
+        " alter table {raw}"
+        " alter column _etl_run_id drop default,"
+        " alter column _etl_synced_at drop default;"
+        " create index on {raw} (_etl_run_id) where _etl_run_id > {run_id}"
+    ).format(raw=into, run_id=sql.Literal(run_id), key=comma(map(sql.Identifier, table.key)))
+
+
+def add_column(table: Table, name: str) -> sql.Composable:
+    """Add a column of the source to the raw table."""
+    return sql.SQL("alter table {} add column {} {}").format(
+        raw_table(table.name), sql.Identifier(name), sql.SQL(table.column(name).raw_type)
+    )
+
+
+def widen_column(table: Table, name: str) -> sql.Composable:
+    """Give a raw column the type that the source's column has now."""
+    return sql.SQL("alter table {} alter column {} type {}").format(
+        raw_table(table.name), sql.Identifier(name), sql.SQL(table.column(name).raw_type)
+    )
+
+
+def publish_raw(table: Table) -> sql.Composable:
+    """Give a table loaded in ranges its name."""
+    return sql.SQL("alter table {} rename to {}").format(loading_table(table), sql.Identifier(table.name))
+
+
+def drop_raw(table: Table) -> sql.Composable:
+    return sql.SQL("drop table {}").format(raw_table(table.name))
+
+
+def rename_key(table: Table) -> sql.Composable:
+    """Call the key of a table that replaced another as if it had been made under its name."""
+    key = f"{table.name}_pkey"
+    if len(key.encode()) > MAX_NAME_BYTES:
+        return sql.SQL("select 1")
+    return sql.SQL("alter index {} rename to {}").format(
+        sql.Identifier(RAW_SCHEMA, f"{_loading_name(table)}_pkey"), sql.Identifier(key)
+    )
+
+
+def carry_rows(table: Table, names: Sequence[str], run_id: int, *, as_tombstones: bool) -> sql.Composable:
+    """Copy these columns of the raw rows that the table being loaded lacks into it, live ones as tombstones if asked.
+
+    Answers one row: how many live ones were carried, and how many rows were live.
+    """
+    became = sql.SQL("transaction_timestamp()" if as_tombstones else "null")
+    return sql.SQL(
+        "with carried as ("
+        " insert into {loading} ({names}, _etl_run_id, _etl_synced_at, _etl_deleted_at)"
+        " select {values},"
+        " case when r._etl_deleted_at is null then {run_id} else r._etl_run_id end,"
+        " case when r._etl_deleted_at is null then transaction_timestamp() else r._etl_synced_at end,"
+        " coalesce(r._etl_deleted_at, {became})"
+        " from {raw} as r where not exists (select from {loading} as l where {same_key})"
+        " on conflict do nothing returning _etl_synced_at)"
+        " select (select count(*) from carried where _etl_synced_at = transaction_timestamp()),"
+        " (select count(*) from {raw} where _etl_deleted_at is null)"
+    ).format(
+        loading=loading_table(table),
+        raw=raw_table(table.name),
+        names=comma(map(sql.Identifier, names)),
+        values=comma(sql.Identifier("r", name) for name in names),
+        run_id=sql.Literal(run_id),
+        became=became,
+        same_key=same_key(table, "l", "r"),
+    )
+
+
+def count_loaded(table: Table, *, has_tombstones: bool) -> sql.Composable:
+    """Answer one row: how many rows the table being loaded has, and how many live ones the raw table."""
+    is_live = sql.SQL("_etl_deleted_at is null" if has_tombstones else "true")
+    return sql.SQL("select (select count(*) from {}), (select count(*) from {} where {})").format(
+        loading_table(table), raw_table(table.name), is_live
+    )
+
+
+def analyze_raw(table: Table) -> sql.Composable:
+    return sql.SQL("analyze {}").format(raw_table(table.name))
+
+
+def drop_loading(table: Table) -> sql.Composable:
+    return sql.SQL("drop table if exists {}").format(loading_table(table))
+
+
+def create_keys(table: Table) -> sql.Composable:
+    return sql.SQL("create temporary table etl_keys on commit drop as select {} from {} with no data").format(
+        comma(map(sql.Identifier, table.key)), loading_table(table)
+    )
+
+
+def copy_in_keys(table: Table) -> sql.Composable:
+    return sql.SQL("copy {} ({}) from stdin with (format text)").format(KEYS, comma(map(sql.Identifier, table.key)))
+
+
+def analyze_keys() -> sql.Composable:
+    return sql.SQL("analyze {}").format(KEYS)
+
+
+def drop_other_keys(table: Table) -> sql.Composable:
+    """Delete the rows of a table being loaded whose keys are not among etl_keys."""
+    return sql.SQL("delete from {} as r where not exists (select from {} as k where {})").format(
+        loading_table(table), KEYS, same_key(table, "k", "r")
+    )
+
+
+def create_batch(table: Table) -> sql.Composable:
+    """Create the table of a batch, with the types that `raw` has."""
+    return sql.SQL("create temporary table etl_batch on commit drop as select {} from {} with no data").format(
+        comma(sql.Identifier(column.name) for column in table.columns), raw_table(table.name)
+    )
+
+
+def merge(table: Table, run_id: int) -> sql.Composable:
+    """Bring the batch into `raw`; answers one row: rows inserted, rows updated.
+
+    Rows that are the same byte for byte are left alone: `*<>` compares the images, so that 1.0 and 1.00 differ
+    and json or point need no equality operator ("Composite Type Comparison" in the manual). xmax is 0 only in a
+    row version that this statement inserted.
+    """
+    names = [column.name for column in table.columns]
+    return sql.SQL(
+        "with merged as ("
+        " insert into {raw} as r ({columns}, _etl_run_id, _etl_synced_at)"
+        " select {batch_columns}, {run_id}, transaction_timestamp()"
+        " from {batch} as b left join {raw} as r on {same_key}"
+        " where r.{first_key} is null or r._etl_deleted_at is not null"
+        " or row({batch_columns})::record operator(pg_catalog.*<>) row({raw_columns})::record"
+        " on conflict ({key}) do update set {assignments},"
+        " _etl_run_id = excluded._etl_run_id, _etl_synced_at = excluded._etl_synced_at, _etl_deleted_at = null"
+        " returning r.xmax = 0 as is_inserted)"
+        " select count(*) filter (where is_inserted), count(*) filter (where not is_inserted) from merged"
+    ).format(
+        raw=raw_table(table.name),
+        batch=BATCH,
+        columns=comma(map(sql.Identifier, names)),
+        batch_columns=comma(sql.Identifier("b", name) for name in names),
+        raw_columns=comma(sql.Identifier("r", name) for name in names),
+        run_id=sql.Literal(run_id),
+        same_key=same_key(table, "b", "r"),
+        first_key=sql.Identifier(table.key[0]),
+        key=comma(map(sql.Identifier, table.key)),
+        assignments=comma(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in names),
+    )
+
+
+def lock_raw(table: Table) -> sql.Composable:
+    return sql.SQL("lock table {} in access share mode").format(raw_table(table.name))
+
+
+def bury_rows(table: Table, keys: sql.Composable, run_id: int) -> sql.Composable:
+    """Make tombstones of the rows whose keys a relation holds."""
+    return sql.SQL(
+        "update {raw} as r set _etl_deleted_at = transaction_timestamp(), _etl_run_id = {run_id},"
+        " _etl_synced_at = transaction_timestamp()"
+        " from {keys} as k where {same_key}"
+    ).format(raw=raw_table(table.name), run_id=sql.Literal(run_id), keys=keys, same_key=same_key(table, "k", "r"))
+
+
+def purge_tombstones(table: Table, days: float, run_id: int) -> sql.Composable:
+    """Delete tombstones of that age which a run up to this one made."""
+    return sql.SQL(
+        "delete from {} where _etl_deleted_at < pg_catalog.now() - pg_catalog.make_interval(secs => {})"
+        " and _etl_run_id <= {}"
+    ).format(raw_table(table.name), sql.Literal(days * SECONDS_PER_DAY), sql.Literal(run_id))

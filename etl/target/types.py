@@ -1,0 +1,43 @@
+"""Reads which types the target can hold."""
+
+from __future__ import annotations
+
+import psycopg2.errors
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+
+from etl.policy.column_types import FIRST_USER_OID, TargetTypes
+from etl.postgres.error_translation import errors_of
+
+# Built in, or made by an extension: a type that somebody made may mean another thing than its namesake elsewhere.
+LIST_TYPES = """
+    select pg_catalog.format_type(t.oid, null)
+    from pg_catalog.pg_type as t
+    where t.typtype in ('b', 'r', 'm')
+        and (
+            t.oid < %s
+            or exists (
+                select from pg_catalog.pg_depend as d
+                where d.classid = 'pg_catalog.pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
+            )
+        )
+"""
+
+
+def read_types(connection: Connection) -> TargetTypes:
+    """Return which types the target can hold."""
+    with errors_of("target", "reading its types"), connection.cursor() as cursor:
+        cursor.execute(LIST_TYPES, (FIRST_USER_OID,))
+        names = {row[0] for row in cursor}
+        if not _reads_xml(cursor):
+            names -= {"xml", "xml[]"}
+    return TargetTypes(names=frozenset(names), major=connection.server_version // 10_000)
+
+
+def _reads_xml(cursor: Cursor) -> bool:
+    """Tell whether the server was built with libxml, without which it has the type but reads no value."""
+    try:
+        cursor.execute("select '<a/>'::xml")
+    except psycopg2.errors.FeatureNotSupported:
+        return False
+    return True

@@ -1,0 +1,23 @@
+"""What `import etl` offers, and what it costs those who import one room only."""
+
+import subprocess
+import sys
+
+import pytest
+
+import etl
+
+
+def test_every_public_name_can_be_imported():
+    assert [name for name in etl.__all__ if not hasattr(etl, name)] == []
+
+
+def test_an_unknown_name_is_refused_as_python_does():
+    with pytest.raises(AttributeError, match="module 'etl' has no attribute 'extract'"):
+        etl.extract  # noqa: B018
+
+
+def test_importing_one_room_loads_no_driver():
+    code = "import sys, etl.policy.fence; print({'psycopg2', 'yaml', 'tenacity'} & set(sys.modules))"
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
