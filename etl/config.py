@@ -10,18 +10,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from etl.database_url import DatabaseUrl, read_url
 from etl.errors import ConfigurationError
-from etl.model import TableConfig
+from etl.model import Deletes, NullWatermarks, OnSchemaChange, TableConfig
 
 MAX_SPAN = 1_000_000  # of hours or days: what date arithmetic on both sides can hold
-DELETES = ("reconcile", "none")
-ON_SCHEMA_CHANGE = ("evolve", "freeze")
-NULL_WATERMARKS = ("read", "refuse")
 MIN_SOURCE_CONNECTIONS = 2  # one that holds the snapshot, one that reads
 BYTES_PER_MB = 1_000_000
 BLOCK_BYTES = 8192  # of a source as it comes
@@ -201,7 +198,8 @@ def parse_tables(document: Any, faults: list[str]) -> TablesConfig:
     )
 
 
-def _one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
+def _one_of(literal: Any) -> tuple[Callable[[Any], bool], str]:
+    allowed = get_args(literal)
     return (lambda value: value in allowed), " or ".join(allowed)
 
 
@@ -234,17 +232,17 @@ _BOOLEAN = (lambda value: isinstance(value, bool)), "true or false"
 _MAPPING = (lambda value: value is None or isinstance(value, dict)), "a mapping"
 _DEFAULT_FIELDS: _Fields = {
     "watermark": ((lambda value: value is None or _is_name(value)), "a column name, or null"),
-    "null_watermarks": _one_of(*NULL_WATERMARKS),
+    "null_watermarks": _one_of(NullWatermarks),
     "lookback_seconds": (_is_number, "a number of seconds, 0 or more"),
     "lookback_rows": (_is_count_or_zero, "a whole number of 0 or more"),
-    "deletes": _one_of(*DELETES),
+    "deletes": _one_of(Deletes),
     "max_delete_fraction": (_is_fraction, "a number from 0 to 1"),
     "reconcile_every_hours": (_is_span, "a number of hours from 0 to 1,000,000"),
     "tombstone_days": (
         (lambda value: value is None or _is_span(value)),
         "a number of days from 0 to 1,000,000, or null",
     ),
-    "on_schema_change": _one_of(*ON_SCHEMA_CHANGE),
+    "on_schema_change": _one_of(OnSchemaChange),
     "batch_rows": (_is_count, "a whole number of 1 or more"),
     "max_rejected_rows": (_is_count_or_zero, "a whole number of 0 or more"),
     "time_zone": (_is_name, "the name of a time zone, such as Europe/Rome"),

@@ -5,12 +5,29 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 RAW_SCHEMA = "raw"
 OWN_PREFIX = "_etl_"
 META_COLUMNS = ("_etl_run_id", "_etl_synced_at", "_etl_deleted_at")
+
+
+NullWatermarks = Literal["read", "refuse"]
+Deletes = Literal["reconcile", "none"]
+OnSchemaChange = Literal["evolve", "freeze"]
+TableStatus = Literal["succeeded", "failed"]
+EventKind = Literal[
+    "notice",
+    "table_started",
+    "batch_committed",
+    "table_continued",
+    "table_retried",
+    "table_finished",
+    "table_compared",
+]
 
 
 class WatermarkKind(enum.Enum):
@@ -27,14 +44,14 @@ class TableConfig:
     """How one table is replicated, as tables.yml says."""
 
     watermark: str | None = "updated_at"
-    null_watermarks: str = "read"  # or "refuse"
+    null_watermarks: NullWatermarks = "read"
     lookback_seconds: float = 0.0  # read again behind a watermark that is a time
     lookback_rows: int = 0  # read again behind a watermark that is an integer
-    deletes: str = "reconcile"  # or "none"
+    deletes: Deletes = "reconcile"
     max_delete_fraction: float = 0.3  # of a table's rows, in one run
     reconcile_every_hours: float = 24.0  # also when the source counts no deletes
     tombstone_days: float | None = None  # then tombstones that dbt has read are purged; None keeps them
-    on_schema_change: str = "evolve"
+    on_schema_change: OnSchemaChange = "evolve"
     batch_rows: int = 50_000
     max_rejected_rows: int = 100
     time_zone: str = "UTC"  # of watermark columns without a time zone
@@ -118,6 +135,22 @@ class Activity:
     has_prepared: bool
     oldest_start: dt.datetime | None  # of a transaction or active statement; None: none, or not allowed to see
     server_started_at: dt.datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One moment of the source, at which all readers of an attempt read."""
+
+    name: str  # as pg_export_snapshot() returned it
+    system_identifier: str  # of the source's cluster
+    oldest_xid: str  # xid8: every row version written later has this transaction id or a higher one
+    next_xid: str  # xid8: every transaction that had begun has a lower id
+    expires_at: float  # by time.monotonic(); then progress is committed, and reading goes on at a newer one
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether it has been held for as long as the settings allow."""
+        return time.monotonic() >= self.expires_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +242,7 @@ class TableResult:
     """How one table of a run ended."""
 
     table_name: str
-    status: str  # "succeeded" or "failed"
+    status: TableStatus
     counts: Counts = field(default_factory=Counts)
     watermark: str | None = None
     seconds: float = 0.0
@@ -258,8 +291,7 @@ class RunResult:
 class Event:
     """Something a person watching the run wants to see."""
 
-    kind: str  # "notice", "table_started", "batch_committed", "table_continued", "table_retried", "table_finished",
-    # "table_compared"
+    kind: EventKind
     table_name: str | None = None
     message: str = ""
     estimated_rows: int | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -22,7 +23,7 @@ from etl.config import Settings
 from etl.errors import EtlError, TableError, UnavailableError
 from etl.ledger import locks, runs
 from etl.ledger.progress import read_counters, read_progress
-from etl.model import Counts, Event, Observer, Outcome, Position, Progress, RunOptions, Table, TableResult
+from etl.model import Counts, Event, Observer, Outcome, Position, Progress, RunOptions, Snapshot, Table, TableResult
 from etl.policy.column_types import TargetTypes
 from etl.policy.schema_changes import RawTable
 from etl.postgres import sessions
@@ -46,177 +47,198 @@ def record_missing_tables(
         )
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the attempts of a run work through."""
+
+    run_id: int
+    table_names: Sequence[str]  # none: all that are configured
+    types: TargetTypes
+    options: RunOptions
+    shared_table: str | None = None  # the one table to work on, where other processes share the run
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """What a run knows of one table, over all attempts; one thread at a time works on a table."""
+
+    counts: Counts = field(default_factory=Counts)
+    seconds: float = 0.0
+    position: Position | None = None  # where reading the whole table was cut
+    is_unfinished: bool = False  # the time at the last snapshot was over
+    error: EtlError | None = None  # of this attempt, when another one may help
+    result: TableResult | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        return self.result is None and self.error is None
+
+
 class Attempts:
     """Works through the tables of one run until each has succeeded or failed for good."""
 
-    settings: Settings
-    control: Connection
-    run_id: int
-    table_names: Sequence[str]
-    types: TargetTypes
-    observe: Observer
-    options: RunOptions
-    opened: tuple[Source, Catalog] | None  # for the first attempt; the others open their own
-    shared_table: str | None = None  # the one table to work on, where other processes share the run
-    results: dict[str, TableResult] = field(default_factory=dict)
-    counts: dict[str, Counts] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    errors: dict[str, EtlError] = field(default_factory=dict)  # the last error of each table to try again
-    unfinished: set[str] = field(default_factory=set)  # tables whose time at the last snapshot was over
-    positions: dict[str, Position] = field(default_factory=dict)  # where reading a whole table was cut
-    retries: int = 0
-    attempt_error: EtlError | None = None  # of the last attempt, when it was that of no table
-    has_started: bool = False  # a table, at the present snapshot
-    notices: set[str] = field(default_factory=set)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, settings: Settings, control: Connection, job: Job, observe: Observer) -> None:
+        self._settings = settings
+        self._control = control
+        self._job = job
+        self._observe = observe
+        self._works: defaultdict[str, _Work] = defaultdict(_Work)
+        self._retries = 0
+        self._attempt_error: EtlError | None = None  # of the last attempt, when it was that of no table
+        self._notices: set[str] = set()
+        self._lock = threading.Lock()  # of the control session and the notices, which the threads share
 
-    def run(self) -> tuple[TableResult, ...]:
-        """Try until nothing is left that may succeed later; going on at a new snapshot is not a retry."""
+    def run(self, source: Source, found: Catalog) -> tuple[TableResult, ...]:
+        """Try until nothing is left that may succeed later; going on at a new snapshot is not a retry.
+
+        The first attempt reads from the source that is open, with the catalog read from it, and closes it.
+        """
+        opened = [(source, found)]
         retrying = Retrying(
-            stop=stop_after_attempt(self.settings.max_attempts),
+            stop=stop_after_attempt(self._settings.max_attempts),
             wait=wait_exponential_jitter(multiplier=0.5, max=30),
             before_sleep=self._count_retry,
             retry=retry_if_result(bool),
             retry_error_callback=lambda _: False,
         )
-        retrying(self._attempt)
-        for name, error in list(self.errors.items()):
-            self._fail(name, error)
-        return tuple(self.results[name] for name in sorted(self.results))
+        retrying(self._attempt, opened)
+        for name, work in self._works.items():
+            if work.error:
+                self._fail(name, work.error)
+        return tuple(work.result for _, work in sorted(self._works.items()) if work.result)
 
     def _count_retry(self, _: RetryCallState) -> None:
-        self.retries += 1
+        self._retries += 1
 
-    def _attempt(self) -> bool:
+    def _attempt(self, opened: list[tuple[Source, Catalog]]) -> bool:
         """Replicate what is pending; tell whether something is left that may succeed later."""
-        self.errors = {}
+        for work in self._works.values():
+            work.error = None
         try:
-            self._replicate_at_new_snapshot()
-            while self.unfinished:
-                self._replicate_at_new_snapshot()
+            self._replicate_at_new_snapshot(opened)
+            while any(work.is_unfinished for work in self._works.values()):
+                self._replicate_at_new_snapshot(opened)
         except (UnavailableError, TableError) as error:
-            is_last = self.retries + 1 >= self.settings.max_attempts
-            if self.control.closed or is_last or not error.is_transient:
+            is_last = self._retries + 1 >= self._settings.max_attempts
+            if self._control.closed or is_last or not error.is_transient:
                 raise
-            self.attempt_error = error
-            self._notice(f"attempt {self.retries + 1} failed, trying again: {error}")
+            self._attempt_error = error
+            self._notice(f"attempt {self._retries + 1} failed, trying again: {error}")
             return True
-        return bool(self.errors)
+        return any(work.error for work in self._works.values())
 
-    def _replicate_at_new_snapshot(self) -> None:
-        self.unfinished, self.has_started = set(), False
-        opened, self.opened = self.opened, None
+    def _replicate_at_new_snapshot(self, opened: list[tuple[Source, Catalog]]) -> None:
+        for work in self._works.values():
+            work.is_unfinished = False
+        first = opened.pop() if opened else None
         with (
-            opened[0] if opened else Source(self.settings) as source,
+            first[0] if first else Source(self._settings) as source,
             closing(self._open_writers()) as writers,
         ):
-            found = opened[1] if opened else source.read_catalog(self.types, self.table_names)
+            found = first[1] if first else source.read_catalog(self._job.types, self._job.table_names)
             for notice in found.notices:
                 self._notice(notice)
             for name, reason in found.refusals.items():
-                if name not in self.results:
+                if not self._works[name].result:
                     self._fail(name, TableError(reason))
-            progress = read_progress(self.control)
-            if not self.table_names:
-                record_missing_tables(self.control, self.run_id, found, progress, self._notice)
-            pending = [table for table in found.tables if table.name not in self.results.keys() | self.errors.keys()]
-            tasks = _largest_first(self._prepare(source, pending, progress))
-            with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="table") as pool:
+            progress = read_progress(self._control)
+            if not self._job.table_names:
+                record_missing_tables(self._control, self._job.run_id, found, progress, self._notice)
+            tables = [table for table in found.tables if self._works[table.name].is_pending]
+            now = self._prepare(source, tables, progress)
+            with ThreadPoolExecutor(self._settings.workers, thread_name_prefix="table") as pool:
                 try:
-                    for future in [pool.submit(self._replicate, source, writers, task) for task in tasks]:
+                    for future in [pool.submit(self._replicate, source, writers, now, task) for task in now.tasks]:
                         future.result()
                 except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)  # tables at work end their statement in hand
+                    pool.shutdown(wait=False, cancel_futures=True)  # threads end after their present statement
                     raise
 
     def _open_writers(self) -> sessions.Sessions:
         """Return the sessions that write; a shared run's has the lock on its table before anything is read of it."""
-        if self.shared_table is None:
-            return sessions.Sessions(partial(sessions.connect_target, self.settings))
-        writers = sessions.Sessions(partial(_connect_table_writer, self.settings, self.shared_table))
+        if self._job.shared_table is None:
+            return sessions.Sessions(partial(sessions.connect_target, self._settings))
+        writers = sessions.Sessions(partial(_connect_table_writer, self._settings, self._job.shared_table))
         with writers.take():
             return writers
 
-    def _prepare(self, source: Source, tables: Sequence[Table], progress: Mapping[str, Progress]) -> list[Task]:
+    def _prepare(self, source: Source, tables: Sequence[Table], progress: Mapping[str, Progress]) -> _Round:
         """Take the points, wait at the fence, take the snapshot, and return what there is to do at it."""
         counters = source.read_counters(tables)
-        points, errors = source.take_points(tables)
-        for name, error in errors.items():
+        points = source.take_points(tables)
+        for name, error in points.errors.items():
             self._postpone_or_fail(name, error)
-        reconciled = read_counters(self.control)
-        raw = read_raw_tables(self.control)
+        reconciled = read_counters(self._control)
+        raw = read_raw_tables(self._control)
         known = [point for table in tables for point in progress.get(table.name, Progress()).points]
-        activity = source.drain([*known, *points.values()])
-        source.export_snapshot({table.name for table in tables} - errors.keys())
-        return [
+        drain = source.drain([*known, *points.by_table.values()])
+        snapshot = source.export_snapshot({table.name for table in tables} - points.errors.keys())
+        tasks = [
             Task(
                 table=table,
                 progress=progress.get(table.name, Progress()),
-                point=points.get(table.name),
-                activity=activity,
+                point=points.by_table.get(table.name),
+                has_clock=points.has_clock,
+                activity=drain.activity,
                 raw=raw.get(table.name, RawTable()),
                 counters=counters.get(table.name),
                 reconciled=reconciled.get(table.name),
-                options=self.options,
-                position=self.positions.get(table.name),
+                options=self._job.options,
+                position=self._works[table.name].position,
             )
             for table in tables
-            if table.name not in errors
+            if table.name not in points.errors
         ]
+        tasks.sort(key=lambda task: task.table.estimated_rows, reverse=True)
+        return _Round(snapshot=snapshot, tasks=tasks, waited_seconds=drain.waited_seconds)
 
-    def _replicate(self, source: Source, writers: sessions.Sessions, task: Task) -> None:
+    def _replicate(self, source: Source, writers: sessions.Sessions, now: _Round, task: Task) -> None:
         try:
-            self._replicate_table(source, writers, task)
+            self._replicate_table(source, writers, now, task)
         finally:
             source.leave_snapshot(task.table.name)
 
-    def _replicate_table(self, source: Source, writers: sessions.Sessions, task: Task) -> None:
-        table, started = task.table, time.monotonic()
-        if self.has_started and source.is_expired:
-            self.unfinished.add(table.name)
+    def _replicate_table(self, source: Source, writers: sessions.Sessions, now: _Round, task: Task) -> None:
+        table, work, started = task.table, self._works[task.table.name], time.monotonic()
+        if now.has_started.is_set() and now.snapshot.is_expired:
+            work.is_unfinished = True
             return
-        self.has_started = True
-        self.observe(Event(kind="table_started", table_name=table.name, estimated_rows=_expected_rows(task)))
+        now.has_started.set()
+        self._observe(Event(kind="table_started", table_name=table.name, estimated_rows=_expected_rows(task)))
         try:
-            if self.attempt_error:
-                with self.lock:
-                    runs.record_retry(self.control, self.run_id, table.name, str(self.attempt_error), self.retries)
+            if self._attempt_error:
+                with self._lock:
+                    runs.record_retry(
+                        self._control, self._job.run_id, table.name, str(self._attempt_error), self._retries
+                    )
             with writers.take() as session:
-                writer = Writer(session, table, self.run_id, task.raw)
-                writer.start_table(
-                    source.snapshot, task.progress.watermark, fence_wait_seconds=source.fence_wait_seconds
+                writer = Writer(session, table, self._job.run_id)
+                writer.start_table(now.snapshot, task.progress.watermark, fence_wait_seconds=now.waited_seconds)
+                outcome = replicate_table(
+                    source, now.snapshot, writer, task, self._count, range_blocks=self._settings.range_blocks
                 )
-                outcome = replicate_table(source, writer, task, self._count, range_blocks=self.settings.range_blocks)
         except EtlError as error:
             self._postpone_or_fail(table.name, error)
             return
-        with self.lock:
-            self.seconds[table.name] = self.seconds.get(table.name, 0.0) + time.monotonic() - started
+        work.seconds += time.monotonic() - started
         if outcome.is_complete:
             self._succeed(table.name, outcome)
-        else:
-            self._go_on_later(table.name, outcome)
+            return
+        work.is_unfinished = True
+        work.position = outcome.position or work.position
+        self._observe(Event(kind="table_continued", table_name=table.name))
 
     def _succeed(self, name: str, outcome: Outcome) -> None:
-        result = TableResult(
+        work = self._works[name]
+        work.result = TableResult(
             table_name=name,
             status="succeeded",
-            counts=self.counts.get(name, Counts()),
+            counts=work.counts,
             watermark=outcome.progress.watermark,
-            seconds=self.seconds[name],
-            retries=self.retries,
+            seconds=work.seconds,
+            retries=self._retries,
         )
-        with self.lock:
-            self.results[name] = result
-        self.observe(Event(kind="table_finished", table_name=name, result=result))
-
-    def _go_on_later(self, name: str, outcome: Outcome) -> None:
-        with self.lock:
-            self.unfinished.add(name)
-            if outcome.position:
-                self.positions[name] = outcome.position
-        self.observe(Event(kind="table_continued", table_name=name))
+        self._observe(Event(kind="table_finished", table_name=name, result=work.result))
 
     def _count(self, event: Event) -> None:
         """Add up a table's batches over all attempts, and pass the event on; what is said, once a run."""
@@ -224,40 +246,49 @@ class Attempts:
             self._notice(event.message)
             return
         if event.table_name and event.counts:
-            with self.lock:
-                self.counts[event.table_name] = self.counts.get(event.table_name, Counts()) + event.counts
-        self.observe(event)
+            self._works[event.table_name].counts += event.counts
+        self._observe(event)
 
     def _postpone_or_fail(self, name: str, error: EtlError) -> None:
-        if not error.is_transient or self.retries + 1 >= self.settings.max_attempts:
+        if not error.is_transient or self._retries + 1 >= self._settings.max_attempts:
             self._fail(name, error)
             return
-        with self.lock:
-            self.errors[name] = error
-            runs.record_retry(self.control, self.run_id, name, str(error), self.retries + 1)
-        self.observe(Event(kind="table_retried", table_name=name, message=str(error)))
+        self._works[name].error = error
+        with self._lock:
+            runs.record_retry(self._control, self._job.run_id, name, str(error), self._retries + 1)
+        self._observe(Event(kind="table_retried", table_name=name, message=str(error)))
 
     def _notice(self, message: str) -> None:
         """Say something once a run."""
-        with self.lock:
-            is_new = message not in self.notices
-            self.notices.add(message)
+        with self._lock:
+            is_new = message not in self._notices
+            self._notices.add(message)
         if is_new:
-            self.observe(Event(kind="notice", message=message))
+            self._observe(Event(kind="notice", message=message))
 
     def _fail(self, name: str, error: EtlError) -> None:
-        result = TableResult(
+        work = self._works[name]
+        work.error = None
+        work.result = TableResult(
             table_name=name,
             status="failed",
-            counts=self.counts.get(name, Counts()),
-            retries=self.retries,
+            counts=work.counts,
+            retries=self._retries,
             error=str(error),
         )
-        with self.lock:
-            self.errors.pop(name, None)
-            self.results[name] = result
-            runs.fail_table(self.control, self.run_id, result)
-        self.observe(Event(kind="table_finished", table_name=name, result=result))
+        with self._lock:
+            runs.fail_table(self._control, self._job.run_id, work.result)
+        self._observe(Event(kind="table_finished", table_name=name, result=work.result))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    """What there is to do at one snapshot."""
+
+    snapshot: Snapshot
+    tasks: Sequence[Task]  # the largest tables first
+    waited_seconds: float  # at the fence
+    has_started: threading.Event = field(default_factory=threading.Event)  # a table: the first is read in any case
 
 
 def _connect_table_writer(settings: Settings, table_name: str) -> Connection:
@@ -274,7 +305,3 @@ def _connect_table_writer(settings: Settings, table_name: str) -> Connection:
 def _expected_rows(task: Task) -> int | None:
     """Return how many rows a person may expect, where that can be told: the whole table is read."""
     return task.table.estimated_rows if task.progress.watermark is None else None
-
-
-def _largest_first(tasks: Sequence[Task]) -> list[Task]:
-    return sorted(tasks, key=lambda task: task.table.estimated_rows, reverse=True)

@@ -9,7 +9,7 @@ from functools import partial
 
 from psycopg2.extensions import connection as Connection
 
-from etl.commands.attempts import Attempts
+from etl.commands.attempts import Attempts, Job
 from etl.config import Settings
 from etl.errors import EtlError, LockHeldError, TableError, UnavailableError
 from etl.ledger import locks, runs
@@ -42,11 +42,10 @@ def run(
             found = source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded
             say_what_is_unseen(source, observe)
             run_id = runs.begin_run(control)
-            opened = (source, found)
-            attempts = Attempts(settings, control, run_id, table_names, types, observe, options or RunOptions(), opened)
+            job = Job(run_id=run_id, table_names=table_names, types=types, options=options or RunOptions())
             error: str | None = "interrupted"
             try:
-                results = attempts.run()
+                results = Attempts(settings, control, job, observe).run(source, found)
                 error = summarize_failures([table.table_name for table in results if table.status != "succeeded"])
             except EtlError as failure:
                 error = str(failure)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from psycopg2.extensions import connection as Connection
 
-from etl.commands.attempts import Attempts, record_missing_tables
+from etl.commands.attempts import Attempts, Job, record_missing_tables
 from etl.commands.run import errors_of_run, open_control, run, say_what_is_unseen, summarize_failures
 from etl.config import Settings
 from etl.errors import EtlError, TableError
@@ -92,18 +92,14 @@ def replicate(
             with _recorded_failure(control, run_id, table_name), Source(settings) as source:
                 types = read_types(control)
                 found = source.read_catalog(types, (table_name,))
-                attempts = Attempts(
-                    settings,
-                    control,
-                    run_id,
-                    (table_name,),
-                    types,
-                    observe,
-                    options or RunOptions(),
-                    (source, found),
+                job = Job(
+                    run_id=run_id,
+                    table_names=(table_name,),
+                    types=types,
+                    options=options or RunOptions(),
                     shared_table=table_name,
                 )
-                results = attempts.run()
+                results = Attempts(settings, control, job, observe).run(source, found)
             return RunResult(run_id=run_id, seconds=time.monotonic() - started, tables=results)
     message = f"run {run_id} is over: {table_name} is replicated in a run of its own"
     observe(Event(kind="notice", message=message))

@@ -11,11 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import get_args
 
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from etl.compare.differences import Difference, Differences, find_changed_columns, find_differences, list_differences
+from etl.compare.differences import (
+    Difference,
+    DifferenceKind,
+    Differences,
+    find_changed_columns,
+    find_differences,
+    list_differences,
+)
 from etl.compare.verdict import Example, Verdict, describe
 from etl.config import Settings
 from etl.errors import EtlError, TableError, UnavailableError
@@ -24,7 +32,7 @@ from etl.ledger.progress import read_progress
 from etl.model import Counts, Event, Observer, Progress, Table, TableResult, ignore
 from etl.policy.column_types import TargetTypes
 from etl.policy.deletes import check_fraction
-from etl.policy.schema_changes import RawTable, describe_changes
+from etl.policy.schema_changes import Fit, RawTable, describe_changes, fit_table
 from etl.postgres import sessions
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import export_snapshot
@@ -75,20 +83,25 @@ class _Verification:
             Source(self.settings) as source,
         ):
             with errors_of("target", "exporting a snapshot"), holder.cursor() as cursor:
-                snapshot = export_snapshot(cursor)
+                of_target = export_snapshot(cursor)
             progress, raw = read_progress(holder), read_raw_tables(holder)
             found = source.read_catalog(self.types, table_names)
-            source.export_snapshot({table.name for table in found.tables})
+            of_source = source.export_snapshot({table.name for table in found.tables})
 
             def compare_one(table: Table) -> Verdict:
                 watermark = _watermark(table, progress.get(table.name, Progress()))
                 self.observe(Event(kind="table_started", table_name=table.name, estimated_rows=table.estimated_rows))
                 try:
-                    with writers.take() as session, source.open_reader(table) as reader:
-                        writer = Writer(session, table, run_id or 0, raw.get(table.name, RawTable()))
+                    fit = _fit(table, raw.get(table.name, RawTable()))
+                    with writers.take() as session, source.open_reader(table, of_source) as reader:
                         counts: list[Counts] = []
-                        exchange = Exchange(source=source, reader=reader, writer=writer, on_commit=counts.append)
-                        verdict = _compare(exchange, snapshot, watermark, is_repair=run_id is not None)
+                        exchange = Exchange(
+                            reader=reader,
+                            writer=Writer(session, table, run_id or 0, fit=fit),
+                            on_commit=counts.append,
+                            say=self._say,
+                        )
+                        verdict = _compare(exchange, of_target, watermark, is_repair=run_id is not None)
                         repaired = sum(each.inserted + each.updated + each.deleted for each in counts)
                         verdict = replace(verdict, repaired=repaired)
                 except EtlError as error:
@@ -102,6 +115,9 @@ class _Verification:
                 compared = list(pool.map(compare_one, found.tables))
         refused = [Verdict(table_name=name, error=reason) for name, reason in found.refusals.items()]
         return tuple(sorted([*compared, *refused], key=lambda verdict: verdict.table_name))
+
+    def _say(self, remark: str) -> None:
+        self.observe(Event(kind="notice", message=remark))
 
     def repair(self, control: Connection, table_names: Sequence[str]) -> tuple[Verdict, ...]:
         """Mend what differs, as a run of its own, and compare the tables concerned once more."""
@@ -128,14 +144,20 @@ def _watermark(table: Table, progress: Progress) -> str | None:
     return progress.watermark if progress.column == table.watermark else None
 
 
+def _fit(table: Table, raw: RawTable) -> Fit:
+    """Return how the source's table fits the raw table. Raises TableError when a run has to follow changes first."""
+    if not raw.exists:
+        raise TableError(f"expected raw.{table.name} on the target, found none: run `etl run` first")
+    fit = fit_table(table, raw)
+    if fit.changes:
+        changes = describe_changes(fit.changes)
+        raise TableError(f"{table.label} has changed since it was replicated: {changes}: run `etl run` first")
+    return fit
+
+
 def _compare(exchange: Exchange, snapshot: str, watermark: str | None, *, is_repair: bool) -> Verdict:
     reader, writer = exchange.reader, exchange.writer
-    if not writer.fit():
-        raise TableError(f"expected raw.{writer.table.name} on the target, found none: run `etl run` first")
-    table = writer.table  # in the form that `fit` gave it
-    if writer.changes:
-        changes = describe_changes(writer.changes)
-        raise TableError(f"{table.label} has changed since it was replicated: {changes}: run `etl run` first")
+    table = writer.table
     with writer.at_snapshot(snapshot) as cursor:
         found = find_differences(reader, cursor, table, table.columns, watermark)
         examples = _examples(reader, cursor, table, found)
@@ -163,7 +185,7 @@ def _examples(reader: Reader, cursor: Cursor, table: Table, found: Differences) 
     if found.are_none:
         return ()
     examples: list[Example] = []
-    for kind in ("missing", "extra", "changed"):
+    for kind in get_args(DifferenceKind):
         first: list[Difference] = next(list_differences(cursor, table, (kind,), limit=MAX_EXAMPLES), [])
         keys = [each.key for each in first]
         columns = find_changed_columns(reader, cursor, table, keys) if kind == "changed" and keys else {}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import encodings
@@ -23,6 +23,7 @@ from etl.postgres.copy_pipe import copy_in, stream
 from etl.postgres.error_translation import errors_of
 from etl.source.reader import Reader
 
+DifferenceKind = Literal["missing", "extra", "changed"]
 LIST_ROWS = 1000  # keys read from the target at a time
 
 
@@ -47,7 +48,7 @@ class Differences:
 class Difference:
     """One row that differs."""
 
-    kind: str  # "missing", "extra" or "changed"
+    kind: DifferenceKind
     key: tuple[str, ...]  # as text
 
 
@@ -94,7 +95,7 @@ def find_differences(
 
 
 def list_differences(
-    cursor: Cursor, table: Table, kinds: Sequence[str], *, limit: int = LIST_ROWS
+    cursor: Cursor, table: Table, kinds: Sequence[DifferenceKind], *, limit: int = LIST_ROWS
 ) -> Iterator[list[Difference]]:
     """Yield the rows found to differ that are not pending, `limit` at a time."""
     after = 0

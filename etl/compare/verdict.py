@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from etl.compare.differences import DifferenceKind
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """One row that differs."""
 
-    kind: str  # "missing", "extra" or "changed"
+    kind: DifferenceKind
     key: dict[str, str]  # column to value as text
     columns: tuple[str, ...] = ()  # of a changed row: the names of those that differ
 

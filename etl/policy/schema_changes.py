@@ -1,16 +1,22 @@
 """Decides what a changed source table asks of its raw table. Pure.
 
 What cannot bend a value is done: columns are added, types widened. The rest is refused, with the next step.
-Begin at `plan_changes`.
+Begin at `fit_table`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from etl.model import Column, Table
+from etl.errors import TableError
+from etl.model import META_COLUMNS, Column, Table
+
+ChangeKind = Literal["column_added", "column_replaced", "column_widened", "column_dropped"]
+# Changes of the source's schema that change the raw table.
+MADE: tuple[ChangeKind, ...] = ("column_added", "column_widened")
 
 # Each holds every value of those before it.
 INTEGERS = ("smallint", "integer", "bigint")
@@ -39,7 +45,7 @@ class RawTable:
 class SchemaChange:
     """One change of a raw table, or one of the source's that leaves it as it is."""
 
-    kind: str  # "column_added", "column_replaced", "column_widened" or "column_dropped"
+    kind: ChangeKind
     column_name: str
     detail: str
     needs_old_rows: bool = False  # rows written before have another value now
@@ -52,6 +58,66 @@ class Plan:
     changes: tuple[SchemaChange, ...] = ()
     faults: tuple[str, ...] = ()  # why nothing can be done; none of the changes is then made
     changed_by_owner: tuple[str, ...] = ()  # columns whose raw type is the choice of the owner of `raw`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a source table is written into its raw table: in which form, and after which changes."""
+
+    table: Table  # columns of a type that the owner of `raw` chose travel as text
+    types: Mapping[str, str]  # of the raw table's columns, before the changes
+    changes: tuple[SchemaChange, ...] = ()
+    remarks: tuple[str, ...] = ()  # that a person should know
+
+    @property
+    def types_after(self) -> dict[str, str]:
+        """The types of the source's columns in the raw table, after the changes."""
+        made = {change.column_name for change in self.changes if change.kind in MADE}
+        return {
+            column.name: column.raw_type if column.name in made else self.types.get(column.name, column.raw_type)
+            for column in self.table.columns
+        }
+
+
+def fit_new_table(table: Table) -> Fit:
+    """Return the fit of a raw table that has been created, or will be, just as the source's table is."""
+    return Fit(table=table, types={column.name: column.raw_type for column in table.columns})
+
+
+def fit_table(table: Table, raw: RawTable) -> Fit:
+    """Return how a source table is written into the raw table that exists.
+
+    Values of a column to which the owner of `raw` gave a type travel as text and are read as its type reads them:
+    finer values are rounded, and a row that does not fit is refused. Raises TableError when the raw table cannot hold
+    the source's rows, or may not be changed.
+    """
+    plan = plan_changes(table, raw)
+    _refuse_changes(table, plan, raw.types)
+    columns = tuple(
+        replace(column, is_binary=False) if column.name in plan.changed_by_owner else column for column in table.columns
+    )
+    remarks = tuple(
+        f'raw.{table.name} has column "{name}" as {raw.types[name]}, which rounds finer values and rejects those that '
+        "do not fit"
+        for name in plan.changed_by_owner
+    )
+    return Fit(table=replace(table, columns=columns), types=raw.types, changes=plan.changes, remarks=remarks)
+
+
+def _refuse_changes(table: Table, plan: Plan, types: Mapping[str, str]) -> None:
+    faults = list(plan.faults)
+    missing = [name for name in META_COLUMNS if name not in types]
+    faults += [f'expected column "{name}" in raw, found none' for name in missing]
+    if faults:
+        raise TableError(
+            f"raw.{table.name} does not fit {table.label}: {'; '.join(faults)}; load it anew: "
+            f"`etl reset {table.argument}`"
+        )
+    if plan.changes and table.config.on_schema_change == "freeze":
+        raise TableError(
+            f"{table.label} has changed, which on_schema_change: freeze refuses: {describe_changes(plan.changes)}; "
+            "set it to evolve in tables.yml to follow"
+        )
 
 
 def plan_changes(table: Table, raw: RawTable) -> Plan:
@@ -127,7 +193,7 @@ def _holds_numbers(limits: tuple[int, ...] | None, new_limits: tuple[int, ...] |
     return new_scale >= scale and new_precision - new_scale >= precision - scale
 
 
-def _added(kind: str, column: Column, detail: str) -> SchemaChange:
+def _added(kind: ChangeKind, column: Column, detail: str) -> SchemaChange:
     return SchemaChange(kind=kind, column_name=column.name, detail=detail, needs_old_rows=True)
 
 

@@ -10,28 +10,31 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from etl.errors import RowRefusedError, TableError
+from etl.errors import RowRefusedError
 from etl.model import Counts, Outcome, Position, Progress, Table
 from etl.replicate.exchange import Exchange
 from etl.source.reader import Reader
 from etl.source.statements import Window
 from etl.target.batch import Batch
 
+Keys = tuple[tuple[str, ...], ...]
 
-def merge_changes(exchange: Exchange, *, before: Progress, after: Progress, position: Position | None) -> Outcome:
-    """Merge what changed since `before`; the last batch stores `after`.
+
+def merge_changes(
+    exchange: Exchange, *, before: Progress, after: Progress, position: Position | None, rejected: Keys
+) -> Outcome:
+    """Merge what changed since `before`, and the rejected rows with these keys; the last batch stores `after`.
 
     Ends early, between two batches, when the snapshot has expired; what was merged is then committed, and the outcome
     says from where to go on. Raises TableError.
     """
-    writer = exchange.writer
     final = position.progress if position else after
-    *earlier, last = _windows(writer.table, before, writer.raw.rejected_keys, position)
+    *earlier, last = _windows(exchange.writer.table, before, rejected, position)
     for part in (*earlier, last):
         window: Window | None = part
         while window is not None:
             window = merge_window(exchange, window, final=final if part is last else None)
-            if window is not None and exchange.source.is_expired:
+            if window is not None and exchange.reader.snapshot.is_expired:
                 outcome = _cut(exchange, before, final, window)
                 if outcome is not None:
                     return outcome
@@ -70,9 +73,7 @@ def _merge(reader: Reader, batch: Batch, table: Table, window: Window) -> Counts
     return counts + _merge(reader, batch, table, rest)
 
 
-def _windows(
-    table: Table, before: Progress, rejected: tuple[tuple[str, ...], ...], position: Position | None
-) -> list[Window]:
+def _windows(table: Table, before: Progress, rejected: Keys, position: Position | None) -> list[Window]:
     """Return the first window of each part to read: rows refused before, those without watermark, and the changes.
 
     Rows that were refused are tried again each run, for what was wrong may have been mended on the target alone.
@@ -83,17 +84,6 @@ def _windows(
         return [*retried, Window(limit=limit, after=position.after if position else None)]
     unmarked = [Window(is_null_watermark=True, limit=limit)] if table.column(table.watermark).is_nullable else []
     return [*retried, *unmarked, Window(read_from=before.watermark, limit=limit)]
-
-
-def check_null_watermarks(reader: Reader, table: Table) -> None:
-    """Raise TableError when the table has rows without watermark and is configured to refuse them."""
-    if table.watermark is None or table.config.null_watermarks == "read":
-        return
-    if table.column(table.watermark).is_nullable and reader.has_null_watermark():
-        raise TableError(
-            f'column "{table.watermark}" of {table.label} is NULL in some rows, which null_watermarks: refuse forbids: '
-            "fill it on the source and declare it NOT NULL, or set null_watermarks: read in tables.yml"
-        )
 
 
 def _cut(exchange: Exchange, before: Progress, final: Progress, window: Window) -> Outcome | None:

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 from etl.model import Counts
 from etl.source.reader import Reader
-from etl.source.session import Source
 from etl.target.writer import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """The end that is read, the end that is written, and who hears of each commit."""
+    """The end that is read, the end that is written, and who hears of it."""
 
-    source: Source
     reader: Reader
     writer: Writer
     on_commit: Callable[[Counts], None]
+    say: Callable[[str], None]  # a notice about the table

@@ -10,22 +10,19 @@ no older version any more are dropped. Begin at `load_first`.
 
 from __future__ import annotations
 
-import json
 import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from etl.model import LoadState, Progress, Table
+from etl.model import LoadState, Progress, Snapshot
+from etl.replicate.checks import is_usable, sign_columns, xid_distance
 from etl.replicate.exchange import Exchange
-from etl.source.session import Source
 from etl.source.statements import BlockRange
 from etl.target.new_table import RawLoad
 
 XID_MODULUS = 2**32
-# Half of the circle of 32-bit transaction ids: beyond it, age() cannot tell older from newer.
-MAX_XID_DISTANCE = 2**31
 # A load that goes on for as long is renewed before, so that it never has to start over for its age.
 RENEWED_XID_DISTANCE = 2**30
 
@@ -39,27 +36,30 @@ def load_first(
     `progress`; the one that it replaces leaves its other rows as tombstones. Raises TableError; what was loaded until
     then stays.
     """
-    source, reader, raw = exchange.source, exchange.reader, RawLoad(exchange.writer)
-    load = _usable_load(source, raw)
+    reader, raw = exchange.reader, RawLoad(exchange.writer)
+    snapshot = reader.snapshot
+    load = _usable_load(snapshot, raw)
     limit = range_blocks if raw.table.has_blocks else sys.maxsize
     if load is None and not is_replacement and range_end(reader.block_counts(), 0, limit) is None:
         exchange.on_commit(raw.make_whole(partial(reader.copy_out, raw.table, BlockRange()), progress))
         return True
     has_older_snapshots = load is not None
     if load is None:
-        load = _begin(source, raw)
-    elif _age(source, load) >= RENEWED_XID_DISTANCE:
+        load = _begin(snapshot, raw)
+    elif xid_distance(load, snapshot) >= RENEWED_XID_DISTANCE:
         load = _renew(exchange, raw, load)
     while load.next_block is not None:
         load = _load_range(exchange, raw, load, limit)
-        if load.next_block is not None and source.is_expired:
+        if load.next_block is not None and snapshot.is_expired:
             return False
     if has_older_snapshots:
         _renew(exchange, raw, load)
     reader.close()  # building the key takes long, and needs nothing of the source
-    counts = raw.publish(progress, allow_deletes=allow_deletes)
-    if counts.deleted:
-        exchange.on_commit(counts)
+    published = raw.publish(progress, allow_deletes=allow_deletes)
+    for remark in published.remarks:
+        exchange.say(remark)
+    if published.counts.deleted:
+        exchange.on_commit(published.counts)
     return True
 
 
@@ -76,13 +76,13 @@ def range_end(counts: Sequence[int], start: int, limit: int) -> int | None:
     return end if end < last else None
 
 
-def _begin(source: Source, raw: RawLoad) -> LoadState:
+def _begin(snapshot: Snapshot, raw: RawLoad) -> LoadState:
     return LoadState(
         filenodes=raw.table.filenodes,
-        signature=_signature(raw.table),
-        system_identifier=source.system_identifier,
+        signature=sign_columns(raw.table),
+        system_identifier=snapshot.system_identifier,
         next_block=0,
-        oldest_xid=source.oldest_xid,
+        oldest_xid=snapshot.oldest_xid,
     )
 
 
@@ -101,34 +101,16 @@ def _renew(exchange: Exchange, raw: RawLoad, load: LoadState) -> LoadState:
     reader, xid = exchange.reader, str(int(load.oldest_xid) % XID_MODULUS)
     kept = BlockRange(end=load.next_block, before_xid=xid)
     written = BlockRange(end=load.next_block, since_xid=xid)
-    after = replace(load, oldest_xid=exchange.source.oldest_xid)
+    after = replace(load, oldest_xid=reader.snapshot.oldest_xid)
     counts = raw.renew(partial(reader.copy_out_keys, kept), partial(reader.copy_out, raw.table, written), after)
     exchange.on_commit(counts)
     return after
 
 
-def _usable_load(source: Source, raw: RawLoad) -> LoadState | None:
+def _usable_load(snapshot: Snapshot, raw: RawLoad) -> LoadState | None:
     """Return a load to go on with; one that no longer fits the source's table is discarded."""
     load = raw.read_state()
-    if load is None:
-        return None
-    fits = (
-        load.filenodes == raw.table.filenodes
-        and load.signature == _signature(raw.table)
-        and load.system_identifier == source.system_identifier
-        and 0 <= _age(source, load) < MAX_XID_DISTANCE
-    )
-    if fits:
+    if load is None or is_usable(load, raw.table, snapshot):
         return load
     raw.discard()
     return None
-
-
-def _age(source: Source, load: LoadState) -> int:
-    """Return how many transaction ids the source has given out since the load's first snapshot."""
-    return int(source.oldest_xid) - int(load.oldest_xid)
-
-
-def _signature(table: Table) -> str:
-    columns = [(column.number, column.name, column.source_type, column.raw_type) for column in table.columns]
-    return json.dumps({"columns": columns, "key": table.key})

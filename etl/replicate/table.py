@@ -5,20 +5,18 @@ Begin at `replicate_table`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from etl.errors import RowRefusedError
-from etl.model import Activity, Counts, Event, Observer, Outcome, Point, Position, Progress, RunOptions, Table
+from etl.errors import RowRefusedError, TableError
+from etl.model import Activity, Counts, Event, Observer, Outcome, Point, Position, Progress, RunOptions, Snapshot, Table
 from etl.policy import fence
 from etl.policy.deletes import Counters, may_lack_rows
-from etl.policy.schema_changes import RawTable, describe_changes
-from etl.replicate.changes import check_null_watermarks, merge_changes
-from etl.replicate.checks import check_progress
+from etl.policy.schema_changes import Fit, RawTable, describe_changes, fit_new_table, fit_table
+from etl.replicate.changes import merge_changes
+from etl.replicate.checks import check_null_watermarks, check_progress
 from etl.replicate.exchange import Exchange
 from etl.replicate.full_load import load_first
 from etl.replicate.reconcile import identifying_columns, reconcile
-from etl.source.reader import Reader
 from etl.source.session import Source
 from etl.target.new_table import RawLoad
 from etl.target.writer import Writer
@@ -31,6 +29,7 @@ class Task:
     table: Table
     progress: Progress
     point: Point | None
+    has_clock: bool  # False: a standby could not say what time it shows, and no point was taken
     activity: Activity
     raw: RawTable
     counters: Counters | None  # None: the table vanished after it was listed
@@ -38,8 +37,15 @@ class Task:
     options: RunOptions
     position: Position | None = None  # where this run's reading of the whole table was cut
 
+    @property
+    def is_replacement(self) -> bool:
+        """Whether the table is loaded again in place of the raw table that exists."""
+        return self.options.full_refresh and self.position is None and self.raw.exists
 
-def replicate_table(source: Source, writer: Writer, task: Task, observe: Observer, *, range_blocks: int) -> Outcome:
+
+def replicate_table(
+    source: Source, snapshot: Snapshot, writer: Writer, task: Task, observe: Observer, *, range_blocks: int
+) -> Outcome:
     """Bring one raw table up to the snapshot, or as far as the time for holding it allows.
 
     Each batch commits on its own, with its ledger; the watermark commits with the last one. A transaction of a first
@@ -50,40 +56,40 @@ def replicate_table(source: Source, writer: Writer, task: Task, observe: Observe
     def on_commit(counts: Counts) -> None:
         observe(Event(kind="batch_committed", table_name=table.name, counts=counts))
 
-    with source.open_reader(table) as reader:
-        exchange = Exchange(source=source, reader=reader, writer=writer, on_commit=on_commit)
-        check_null_watermarks(reader, table)
-        is_replacement = task.options.full_refresh and task.position is None and writer.raw.exists
-        if not is_replacement and writer.fit():
-            known = _known_progress(task)
-            check_progress(table, known, task.point, source, reader)
-            before = _before_changes(reader, writer, replace(known, watermark=None) if task.position else known)
-            _say(observe, table, writer.remarks)
+    def say(remark: str) -> None:
+        observe(Event(kind="notice", message=f"{table.label}: {remark}"))
+
+    with source.open_reader(table, snapshot) as reader:
+        exchange = Exchange(reader=reader, writer=writer, on_commit=on_commit, say=say)
+        check_null_watermarks(table, reader)
+        if task.raw.exists and not task.is_replacement:
+            fit = fit_table(table, task.raw)
+            known = check_progress(
+                fit.table, task.progress, task.point, source=source, reader=reader, has_clock=task.has_clock
+            )
+            rejected = task.raw.rejected_keys
         else:
-            outcome = _load(exchange, task, observe, range_blocks=range_blocks, is_replacement=is_replacement)
-            _say(observe, table, writer.remarks)
-            if outcome is not None:
-                return outcome
-            known = before = _before_changes(reader, writer, Progress())
-        outcome = merge_changes(exchange, before=before, after=_advance(source, task, known), position=task.position)
+            loaded = _load(exchange, task, range_blocks=range_blocks)
+            if isinstance(loaded, Outcome):
+                return loaded
+            fit, known = loaded, Progress()
+            rejected = task.raw.rejected_keys if task.is_replacement else ()  # those of a table dropped are forgotten
+        for remark in fit.remarks:
+            say(remark)
+        before = _before_changes(exchange, fit, replace(known, watermark=None) if task.position else known)
+        exchange = replace(exchange, writer=writer.fitted(fit, before))
+        after = _advance(task, known, snapshot)
+        outcome = merge_changes(exchange, before=before, after=after, position=task.position, rejected=rejected)
         if outcome.is_complete:
             _reconcile(exchange, task)
-            if writer.raw.has_load:  # left by one that was to replace the table, and failed
-                RawLoad(writer).discard()
+            if task.raw.has_load:  # left by one that was to replace the table, and failed
+                RawLoad(exchange.writer).discard()
         return outcome
-
-
-def _known_progress(task: Task) -> Progress:
-    """Return where the table stands; of another watermark column, only what holds for any."""
-    progress = task.progress
-    if progress.column == task.table.watermark:
-        return progress
-    return Progress(system_identifier=progress.system_identifier, next_xid=progress.next_xid)
 
 
 def _reconcile(exchange: Exchange, task: Task) -> None:
     """Compare both sides where rows may be gone: all columns where other rows may have taken their place."""
-    table, counters, options = task.table, task.counters, task.options
+    table, counters, options = exchange.writer.table, task.counters, task.options
     if counters is None or table.config.deletes == "none":
         return
     is_asked_for = options.reconcile or options.full_refresh or options.allow_deletes
@@ -98,28 +104,27 @@ def _reconcile(exchange: Exchange, task: Task) -> None:
     )
 
 
-def _before_changes(reader: Reader, writer: Writer, known: Progress) -> Progress:
+def _before_changes(exchange: Exchange, fit: Fit, known: Progress) -> Progress:
     """Return from where to read: from the start, when changes of the columns gave old rows other values."""
-    if not writer.changes:
+    if not fit.changes:
         return known
-    writer.remarks.append(describe_changes(writer.changes))
-    names = {change.column_name for change in writer.changes if change.needs_old_rows}
-    added = {change.column_name for change in writer.changes if change.kind == "column_added"}
-    is_filled = bool(names - added) or (bool(added) and reader.has_values(sorted(added)))
-    before = replace(known, watermark=None) if is_filled else known
-    writer.keep_for_changes(before)
-    return before
+    exchange.say(describe_changes(fit.changes))
+    names = {change.column_name for change in fit.changes if change.needs_old_rows}
+    added = {change.column_name for change in fit.changes if change.kind == "column_added"}
+    is_filled = bool(names - added) or (bool(added) and exchange.reader.has_values(sorted(added)))
+    return replace(known, watermark=None) if is_filled else known
 
 
-def _load(
-    exchange: Exchange, task: Task, observe: Observer, *, range_blocks: int, is_replacement: bool
-) -> Outcome | None:
-    """Load a table anew; None when the target refuses rows, which only batches can set aside."""
-    writer, raw, columns = exchange.writer, RawLoad(exchange.writer), task.table.columns
-    _say(observe, task.table, [f'column "{one.name}" becomes text: {one.remark}' for one in columns if one.remark])
-    if is_replacement:
-        _say(observe, task.table, raw.check_replacement())
-    after, loaded = _advance(exchange.source, task, Progress()), Counts()
+def _load(exchange: Exchange, task: Task, *, range_blocks: int) -> Outcome | Fit:
+    """Load a table; return how far it came, or the fit for batches, which alone can set refused rows aside."""
+    raw = RawLoad(exchange.writer)
+    for column in task.table.columns:
+        if column.remark:
+            exchange.say(f'column "{column.name}" becomes text: {column.remark}')
+    if task.is_replacement:
+        for remark in raw.check_replacement():
+            exchange.say(remark)
+    after, loaded = _advance(task, Progress(), exchange.reader.snapshot), Counts()
 
     def on_commit(counts: Counts) -> None:
         nonlocal loaded
@@ -131,31 +136,35 @@ def _load(
             replace(exchange, on_commit=on_commit),
             range_blocks=range_blocks,
             progress=after,
-            is_replacement=is_replacement,
+            is_replacement=task.is_replacement,
             allow_deletes=task.options.allow_deletes,
         )
     except RowRefusedError as refusal:
-        _say(observe, task.table, [f"starting over in batches, to set the rows to blame aside: {refusal}"])
+        exchange.say(f"starting over in batches, to set the refused rows aside: {refusal}")
         discarded = Counts(read=-loaded.read, inserted=-loaded.inserted)
         exchange.on_commit(discarded)
-        raw.start_over(discarded, refusal, is_replacement=is_replacement)
-        return None
+        raw.start_over(discarded, is_replacement=task.is_replacement)
+        return _fit_for_batches(task, refusal)
     if is_complete and task.counters:
-        writer.save_counters(task.counters)
+        exchange.writer.save_counters(task.counters)
     return Outcome(progress=after if is_complete else Progress(), is_complete=is_complete)
 
 
-def _say(observe: Observer, table: Table, remarks: Sequence[str]) -> None:
-    for remark in remarks:
-        observe(Event(kind="notice", message=f"{table.label}: {remark}"))
+def _fit_for_batches(task: Task, refusal: RowRefusedError) -> Fit:
+    if not task.is_replacement:
+        return fit_new_table(task.table)
+    try:
+        return fit_table(task.table, task.raw)
+    except TableError as error:
+        raise TableError(f"{refusal}; mend the row on the source, then load the table anew") from error
 
 
-def _advance(source: Source, task: Task, before: Progress) -> Progress:
+def _advance(task: Task, before: Progress, snapshot: Snapshot) -> Progress:
     started = replace(
         before,
         column=task.table.watermark,
-        system_identifier=source.system_identifier,
-        next_xid=source.next_xid,
+        system_identifier=snapshot.system_identifier,
+        next_xid=snapshot.next_xid,
     )
     if task.table.watermark is None:
         return replace(started, watermark=None, as_of=None, points=())

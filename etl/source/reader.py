@@ -13,7 +13,7 @@ from psycopg2.extensions import cursor as Cursor
 from psycopg2.sql import Composable
 
 from etl.errors import SourceChangedError
-from etl.model import Table
+from etl.model import Snapshot, Table
 from etl.postgres.copy_pipe import CHUNK_BYTES
 from etl.postgres.error_translation import errors_of
 from etl.postgres.throttle import Throttle
@@ -29,7 +29,7 @@ class Reader:
         self,
         connection: Connection,
         table: Table,
-        snapshot: str,
+        snapshot: Snapshot,
         *,
         throttle: Throttle | None,
         on_close: Callable[[], None],

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import psycopg2
@@ -20,7 +20,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.config import BYTES_PER_MB, Settings
 from etl.errors import EtlError, SourceChangedError, UnavailableError
-from etl.model import Activity, Point, Progress, Table, WatermarkKind
+from etl.model import Activity, Point, Progress, Snapshot, Table, WatermarkKind
 from etl.policy import fence
 from etl.policy.column_types import TargetTypes
 from etl.policy.deletes import Counters
@@ -52,6 +52,23 @@ POINT_EXPRESSIONS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """The points of some tables, and the errors of those that could not be read, such as one locked by DDL."""
+
+    by_table: Mapping[str, Point] = field(default_factory=dict)
+    errors: Mapping[str, EtlError] = field(default_factory=dict)
+    has_clock: bool = True  # a standby has none before it has replayed a transaction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drain:
+    """What was open after waiting at the fence."""
+
+    activity: Activity
+    waited_seconds: float
+
+
 class Source:
     """The coordinating session on the source: listings in autocommit, then one exported snapshot."""
 
@@ -70,13 +87,8 @@ class Source:
         except BaseException:
             self._connection.close()
             raise
-        self.snapshot = ""
-        self.oldest_xid = self.next_xid = ""
         self._readers: set[str] = set()  # tables that are still to be read at the snapshot
         self._lock = threading.Lock()
-        self.fence_wait_seconds = 0.0
-        self.has_clock = True  # a standby has none before it has replayed a transaction
-        self._expires_at = float("inf")
         rate = settings.max_source_mb_per_second
         self._throttle = Throttle(rate * BYTES_PER_MB) if rate else None
         self._sessions = sessions.Sessions(partial(sessions.connect_source, settings))  # that read tables
@@ -93,11 +105,6 @@ class Source:
         """By how much points are set back, which also covers a clock set back by as much."""
         return self._settings.fence_margin_seconds
 
-    @property
-    def is_expired(self) -> bool:
-        """Tell whether the snapshot has been held for as long as the settings allow."""
-        return time.monotonic() >= self._expires_at
-
     def read_catalog(self, target: TargetTypes, names: Sequence[str]) -> catalog.Catalog:
         """Describe the configured tables as they are now; `names` limits them."""
         with errors_of("source", "reading the catalog"), self._connection.cursor() as cursor:
@@ -109,19 +116,17 @@ class Source:
         with errors_of("source", "reading the foreign keys"), self._connection.cursor() as cursor:
             return foreign_keys.read_references(cursor, tables)
 
-    def take_points(self, tables: Sequence[Table]) -> tuple[dict[str, Point], dict[str, EtlError]]:
+    def take_points(self, tables: Sequence[Table]) -> Points:
         """Take a point for each table with a watermark: the values first, then the list of open transactions.
 
-        Outside any transaction: inside one, the list would be as old as its snapshot. Returns the points, and the
-        errors of the tables that could not be read, such as one locked by DDL.
+        Outside any transaction: inside one, the list would be as old as its snapshot.
         """
         values: dict[str, str | None] = {}
         errors: dict[str, EtlError] = {}
         with errors_of("source", "taking the points"), self._connection.cursor() as cursor:
             instant = self._read_clock(cursor)
-            self.has_clock = instant is not None
             if instant is None:
-                return {}, {}
+                return Points(has_clock=False)
             by_clock = _clock_values(cursor, tables, instant)
             for table in tables:
                 try:
@@ -139,36 +144,38 @@ class Source:
             for name, value in values.items()
             if value is not None
         }
-        return points, errors
+        return Points(by_table=points, errors=errors)
 
     def read_counters(self, tables: Sequence[Table]) -> dict[str, Counters]:
         """Return what the source counts of each table."""
         with errors_of("source", "reading the counters"), self._connection.cursor() as cursor:
             return storage.read_counters(cursor, tables)
 
-    def drain(self, points: Sequence[Point]) -> Activity:
-        """Wait up to `fence_wait_seconds` for the points to settle; return the last listing."""
+    def drain(self, points: Sequence[Point]) -> Drain:
+        """Wait up to `fence_wait_seconds` for the points to settle."""
         started = time.monotonic()
         with errors_of("source", "waiting at the fence"), self._connection.cursor() as cursor:
             while True:
                 listed = open_transactions.list_activity(cursor, is_standby=self.is_standby)
-                self.fence_wait_seconds = time.monotonic() - started
-                if fence.is_drained(points, listed) or self.fence_wait_seconds >= self._settings.fence_wait_seconds:
-                    return listed
+                waited = time.monotonic() - started
+                if fence.is_drained(points, listed) or waited >= self._settings.fence_wait_seconds:
+                    return Drain(activity=listed, waited_seconds=waited)
                 time.sleep(DRAIN_POLL_SECONDS)
 
-    def export_snapshot(self, table_names: Collection[str]) -> None:
-        """Open the transaction whose snapshot every reader of this attempt shares, until each has left it.
-
-        No row version written after it has a transaction id, an xid8, below `oldest_xid`; all that had begun by then
-        are below `next_xid`.
-        """
+    def export_snapshot(self, table_names: Collection[str]) -> Snapshot:
+        """Open the transaction whose snapshot the readers of these tables share, until each has left it."""
         self._readers = set(table_names)
         with errors_of("source", "exporting the snapshot"), self._connection.cursor() as cursor:
-            self.snapshot = export_snapshot(cursor)
+            name = export_snapshot(cursor)
             cursor.execute(XIDS_OF_SNAPSHOT)
-            self.oldest_xid, self.next_xid = cursor.fetchone() or ("", "")
-        self._expires_at = time.monotonic() + self._settings.max_snapshot_seconds
+            oldest_xid, next_xid = cursor.fetchone() or ("", "")
+        return Snapshot(
+            name=name,
+            system_identifier=self.system_identifier,
+            oldest_xid=oldest_xid,
+            next_xid=next_xid,
+            expires_at=time.monotonic() + self._settings.max_snapshot_seconds,
+        )
 
     def leave_snapshot(self, table_name: str) -> None:
         """Say that a table needs the snapshot no more; with the last one, the source is free of it."""
@@ -192,8 +199,8 @@ class Source:
         return now
 
     @contextmanager
-    def open_reader(self, table: Table) -> Iterator[Reader]:
-        """Read one table at the snapshot in a session of its own, protected from rewrites until the reader closes.
+    def open_reader(self, table: Table, snapshot: Snapshot) -> Iterator[Reader]:
+        """Read one table at a snapshot in a session of its own, protected from rewrites until the reader closes.
 
         Raises SourceChangedError when the table was truncated or rewritten since its files were listed: such
         statements are not MVCC-safe, and an older snapshot sees the table empty (manual, "Caveats" of MVCC).
@@ -201,7 +208,7 @@ class Source:
         with self._sessions.take() as connection:
             with errors_of("source", table.label), connection.cursor() as cursor:
                 cursor.execute("begin isolation level repeatable read, read only")
-                self._import_snapshot(cursor, table)
+                _import_snapshot(cursor, table, snapshot)
                 sessions.check_session(cursor, "source")
                 cursor.execute(statements.lock_source(table))
                 if storage.read_filenodes(cursor, table.oid) != table.filenodes:
@@ -211,20 +218,12 @@ class Source:
             reader = Reader(
                 connection,
                 table,
-                self.snapshot,
+                snapshot,
                 throttle=self._throttle,
                 on_close=partial(self.leave_snapshot, table.name),
             )
             yield reader
             reader.close()
-
-    def _import_snapshot(self, cursor: Cursor, table: Table) -> None:
-        try:
-            cursor.execute("set transaction snapshot %s", (self.snapshot,))
-        except SNAPSHOT_IS_GONE as error:
-            raise SourceChangedError(
-                f"{table.label}: the session that held the snapshot is gone from the source; read again"
-            ) from error
 
     def _connect(self) -> Connection:
         """Open a session that may idle for as long as it holds the snapshot and tables are read in others."""
@@ -241,6 +240,15 @@ class Source:
         cursor.execute(f"select pg_catalog.{clock}()")
         now: dt.datetime | None = single(cursor)
         return None if now is None else fence.set_back(now, self._settings.fence_margin_seconds)
+
+
+def _import_snapshot(cursor: Cursor, table: Table, snapshot: Snapshot) -> None:
+    try:
+        cursor.execute("set transaction snapshot %s", (snapshot.name,))
+    except SNAPSHOT_IS_GONE as error:
+        raise SourceChangedError(
+            f"{table.label}: the session that held the snapshot has ended on the source; read again"
+        ) from error
 
 
 def _require_lookback(found: catalog.Catalog) -> catalog.Catalog:

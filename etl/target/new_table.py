@@ -6,15 +6,16 @@ The new table may replace one of the same name, in one transaction: readers see 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from psycopg2.extensions import cursor as Cursor
 
-from etl.errors import RowRefusedError, TableError
+from etl.errors import TableError
 from etl.ledger import runs
 from etl.ledger.progress import delete_load, forget_table, read_load, save_load, save_progress
 from etl.model import META_COLUMNS, Counts, LoadState, Progress
 from etl.policy.deletes import check_fraction
-from etl.policy.schema_changes import RawTable, is_widened
+from etl.policy.schema_changes import is_widened
 from etl.postgres.copy_pipe import CopyOut, copy_in, stream
 from etl.target import raw_tables, statements
 from etl.target.batch import copy_rows
@@ -52,6 +53,14 @@ LIST_ATTACHED = r"""
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What putting a loaded table in its place did beside it."""
+
+    counts: Counts = field(default_factory=Counts)  # rows that became tombstones
+    remarks: tuple[str, ...] = ()  # that a person should know
+
+
 class RawLoad:
     """The raw table that a load of one table makes, with the writer's session."""
 
@@ -74,11 +83,10 @@ class RawLoad:
             save_progress(cursor, self._writer.run_id, table, progress)
         return counts
 
-    def start_over(self, discarded: Counts, refusal: RowRefusedError, *, is_replacement: bool) -> None:
+    def start_over(self, discarded: Counts, *, is_replacement: bool) -> None:
         """Give up a load for one in batches: into the raw table that it was to replace, or else into an empty one.
 
-        `discarded`, what this run had loaded of the table, is taken from its ledger. Raises TableError when the raw
-        table does not fit, so that the rows that the target refuses cannot be set aside.
+        `discarded`, what this run had loaded of the table, is taken from its ledger.
         """
         into = statements.raw_table(self.table.name)
         with self._writer.transaction() as cursor:
@@ -91,13 +99,6 @@ class RawLoad:
                 runs.record_change(cursor, self._writer.run_id, self.table.name, "table_loaded", "loaded")
                 cursor.execute(statements.create_raw(self.table, into))
                 cursor.execute(statements.complete_raw(self.table, into, self._writer.run_id))
-        if not is_replacement:
-            self._writer.raw = RawTable()  # rows that were refused before are forgotten
-            return
-        try:
-            self._writer.fit()
-        except TableError as error:
-            raise TableError(f"{refusal}; mend the row on the source, then load the table anew") from error
 
     def read_state(self) -> LoadState | None:
         """Return how far a first load in ranges has come; None when there is none."""
@@ -160,20 +161,20 @@ class RawLoad:
         lost = ", ".join(text for _, text in attached)
         return [f"raw.{table.name} is made anew, without what somebody added to it: {lost}"] if lost else []
 
-    def publish(self, progress: Progress, *, allow_deletes: bool) -> Counts:
+    def publish(self, progress: Progress, *, allow_deletes: bool) -> Publication:
         """Give a table loaded in ranges its key, metadata and name, and store the progress.
 
         A raw table of that name is replaced in the same transaction: its rows that the new one lacks become
         tombstones there, its views and grants stay. Raises TableError when more than `max_delete_fraction` of its
         rows would, unless that is allowed.
         """
-        table, counts = self.table, Counts()
+        table, published = self.table, Publication()
         raw, loading = statements.raw_table(table.name), statements.loading_table(table)
         with self._writer.transaction() as cursor:
             types = raw_tables.read_column_types(cursor, table.name)
             if types:
                 cursor.execute(statements.complete_raw(table, loading, self._writer.run_id))
-                counts = self._carry_tombstones(cursor, types, allow_deletes=allow_deletes)
+                published = self._carry_tombstones(cursor, types, allow_deletes=allow_deletes)
                 extras = read_extras(cursor, raw)
                 with detached_views(cursor, raw, f"raw.{table.name}"):
                     cursor.execute(statements.drop_raw(table))
@@ -188,11 +189,11 @@ class RawLoad:
             runs.record_change(
                 cursor, self._writer.run_id, table.name, "table_loaded", "loaded anew" if types else "loaded"
             )
-            runs.add_batch(cursor, self._writer.run_id, table.name, counts)
+            runs.add_batch(cursor, self._writer.run_id, table.name, published.counts)
             save_progress(cursor, self._writer.run_id, table, progress)
-        return counts
+        return published
 
-    def _carry_tombstones(self, cursor: Cursor, types: Mapping[str, str], *, allow_deletes: bool) -> Counts:
+    def _carry_tombstones(self, cursor: Cursor, types: Mapping[str, str], *, allow_deletes: bool) -> Publication:
         """Copy into the table being loaded the tombstones of the raw table, and as such its rows that are gone.
 
         Where the source's deletes are not followed, rows that are gone stay as they are.
@@ -204,16 +205,15 @@ class RawLoad:
             for column in table.columns
             if (known := types.get(column.name)) and (known == column.raw_type or is_widened(known, column.raw_type))
         ]
+        remarks: tuple[str, ...] = ()
         if set(table.key) <= set(kept) and set(META_COLUMNS) <= set(types):
             cursor.execute(statements.carry_rows(table, kept, self._writer.run_id, as_tombstones=is_followed))
             gone, live = cursor.fetchone() or (0, 0)
         else:
-            self._writer.remarks.append(
-                f"the key of raw.{table.name} was another: rows that are gone leave no tombstones"
-            )
+            remarks = (f"the key of raw.{table.name} was another: deleted rows leave no tombstones",)
             cursor.execute(statements.count_loaded(table, has_tombstones="_etl_deleted_at" in types))
             loaded, live = cursor.fetchone() or (0, 0)
             gone = max(live - loaded, 0)
         if is_followed and not allow_deletes:
             check_fraction(table, gone, live, "reset")
-        return Counts(deleted=gone if is_followed else 0)
+        return Publication(counts=Counts(deleted=gone if is_followed else 0), remarks=remarks)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
@@ -14,9 +13,9 @@ from psycopg2.extensions import cursor as Cursor
 from etl.errors import TableError
 from etl.ledger import runs
 from etl.ledger.progress import read_built_run, save_counters, save_partial_progress
-from etl.model import META_COLUMNS, Counts, Progress, Table
+from etl.model import Counts, Progress, Snapshot, Table
 from etl.policy.deletes import Counters
-from etl.policy.schema_changes import Plan, RawTable, SchemaChange, describe_changes, plan_changes
+from etl.policy.schema_changes import Fit, fit_new_table
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import transaction
 from etl.target import statements
@@ -29,47 +28,33 @@ IS_AS_IT_WAS = """
     from pg_catalog.pg_class as c
     where c.oid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %s::text))
 """
-# Changes of the source's schema that change the raw table.
-MADE = ("column_added", "column_widened")
 
 
 class Writer:
     """A session that writes one table, each time in a transaction that proves that the run still holds the target."""
 
-    def __init__(self, connection: Connection, table: Table, run_id: int, raw: RawTable) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        table: Table,
+        run_id: int,
+        *,
+        fit: Fit | None = None,
+        progress_of_changes: Progress | None = None,
+    ) -> None:
         self._connection = connection
         self.run_id = run_id
-        self.raw = raw  # as it was when the attempt began
-        self.table = table  # in the form that the raw table wants, once `fit` has been called
-        self.remarks: list[str] = []
-        self.changes: tuple[SchemaChange, ...] = ()  # that the first batch makes, once `fit` has planned them
-        self._progress_of_changes: Progress | None = None
+        self._fit = fit or fit_new_table(table)
+        self.table = self._fit.table
+        self._progress_of_changes = progress_of_changes
+        self._are_changes_made = False
 
-    def fit(self) -> bool:
-        """Tell whether the raw table exists, and plan what it needs to hold the source's rows as they are now.
+    def fitted(self, fit: Fit, progress: Progress) -> Writer:
+        """Return a writer of batches, of which the first changes the raw table as planned.
 
-        Values of a column to which the owner of `raw` gave a type travel as text and are read as its type reads
-        them: what is finer is rounded, and a row that does not fit is refused. Raises TableError when the raw table
-        cannot hold the source's rows, or may not be changed.
+        `progress` is stored with the changes: should the run break after them, the next one reads from there.
         """
-        if not self.raw.exists:
-            return False
-        plan = plan_changes(self.table, self.raw)
-        _refuse_changes(self.table, plan, self.raw.types)
-        self.changes = plan.changes
-        self.table = replace(
-            self.table,
-            columns=tuple(
-                replace(column, is_binary=False) if column.name in plan.changed_by_owner else column
-                for column in self.table.columns
-            ),
-        )
-        self.remarks = [
-            f'raw.{self.table.name} has column "{name}" as {self.raw.types[name]}, which rounds what is finer and '
-            "rejects what does not fit"
-            for name in plan.changed_by_owner
-        ]
-        return True
+        return Writer(self._connection, fit.table, self.run_id, fit=fit, progress_of_changes=progress)
 
     def save_progress(self, progress: Progress) -> None:
         """Store how far a table has come that is not done yet."""
@@ -81,38 +66,27 @@ class Writer:
         """Open the transaction of a batch; it commits at the end of the block, with the batch's ledger."""
         with self.transaction() as cursor:
             cursor.execute("set constraints all immediate")
-            self._make_changes(cursor)
-            batch = Batch(cursor, self.table, self.run_id, self._expected_types())
+            if not self._are_changes_made:
+                self._make_changes(cursor)
+            batch = Batch(cursor, self.table, self.run_id, self._fit.types_after)
             yield batch
             runs.add_batch(cursor, self.run_id, self.table.name, batch.counts)
-        self.raw = replace(self.raw, types=self._expected_types())
-        self.changes = ()
-
-    def _expected_types(self) -> dict[str, str]:
-        """Return the types that the columns of the raw table have for a batch, after the changes that it makes."""
-        made = {change.column_name for change in self.changes if change.kind in MADE}
-        return {
-            column.name: column.raw_type if column.name in made else self.raw.types.get(column.name, column.raw_type)
-            for column in self.table.columns
-        }
-
-    def keep_for_changes(self, progress: Progress) -> None:
-        """Store this progress together with the changes: should the run break, the next one reads from there."""
-        self._progress_of_changes = progress
+        self._are_changes_made = True
 
     def _make_changes(self, cursor: Cursor) -> None:
         """Change the raw table as planned, in the transaction of the first rows that need it."""
-        if not self.changes:
+        changes = self._fit.changes
+        if not changes:
             return
         raw = statements.raw_table(self.table.name)
-        widened = [change for change in self.changes if change.kind == "column_widened"]
+        widened = [change for change in changes if change.kind == "column_widened"]
         with detached_views(cursor, raw, f"raw.{self.table.name}") if widened else contextlib.nullcontext():
             for change in widened:
                 cursor.execute(statements.widen_column(self.table, change.column_name))
-        for change in self.changes:
+        for change in changes:
             if change.kind == "column_added":
                 cursor.execute(statements.add_column(self.table, change.column_name))
-        runs.record_changes(cursor, self.run_id, self.table.name, self.changes)
+        runs.record_changes(cursor, self.run_id, self.table.name, changes)
         if self._progress_of_changes:
             save_partial_progress(cursor, self.run_id, self.table, self._progress_of_changes)
 
@@ -136,7 +110,7 @@ class Writer:
             if run_id is not None:
                 cursor.execute(statements.purge_tombstones(self.table, days, run_id))
 
-    def start_table(self, snapshot: str, watermark: str | None, *, fence_wait_seconds: float = 0.0) -> None:
+    def start_table(self, snapshot: Snapshot, watermark: str | None, *, fence_wait_seconds: float = 0.0) -> None:
         """Record that the work on this table begins, or begins again."""
         with self.session() as cursor:
             runs.start_table(
@@ -144,7 +118,7 @@ class Writer:
                 self.run_id,
                 self.table.name,
                 watermark=watermark,
-                snapshot=snapshot,
+                snapshot=snapshot.name,
                 fence_wait_seconds=fence_wait_seconds,
             )
 
@@ -187,19 +161,3 @@ class Writer:
         ):
             runs.guard_run(cursor, self.run_id)
             yield cursor
-
-
-def _refuse_changes(table: Table, plan: Plan, types: Mapping[str, str]) -> None:
-    faults = list(plan.faults)
-    missing = [name for name in META_COLUMNS if name not in types]
-    faults += [f'expected column "{name}" in raw, found none' for name in missing]
-    if faults:
-        raise TableError(
-            f"raw.{table.name} does not fit {table.label}: {'; '.join(faults)}; load it anew: "
-            f"`etl reset {table.argument}`"
-        )
-    if plan.changes and table.config.on_schema_change == "freeze":
-        raise TableError(
-            f"{table.label} has changed, which on_schema_change: freeze refuses: {describe_changes(plan.changes)}; "
-            "set it to evolve in tables.yml to follow"
-        )

@@ -19,10 +19,9 @@ from psycopg2.extensions import connection as Connection
 import etl
 from etl.config import Settings, parse_tables
 from etl.database_url import DatabaseUrl
-from etl.errors import EtlError
 from etl.model import Event, Point, RunOptions, RunResult, Table, TableResult
 from etl.source.reader import Reader
-from etl.source.session import Source
+from etl.source.session import Points, Source
 
 pytest.register_assert_rewrite("tests.integration.etl.faults")
 
@@ -245,7 +244,7 @@ def watermark_is_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Source, "take_points", _take_max_points)
 
 
-def _take_max_points(source: Source, tables: Sequence[Table]) -> tuple[dict[str, Point], dict[str, EtlError]]:
+def _take_max_points(source: Source, tables: Sequence[Table]) -> Points:
     points = {}
     for table in tables:
         statement = sql.SQL("select max({})::text, pg_postmaster_start_time() from {}").format(
@@ -259,7 +258,7 @@ def _take_max_points(source: Source, tables: Sequence[Table]) -> tuple[dict[str,
                 transactions=frozenset(),
                 server_started_at=started_at,
             )
-    return points, {}
+    return Points(by_table=points)
 
 
 @pytest.fixture

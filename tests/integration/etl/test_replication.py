@@ -227,10 +227,11 @@ def test_a_table_truncated_after_the_snapshot_is_read_again(orders, monkeypatch)
     truncated = []
 
     def export_and_truncate(self, names):
-        export(self, names)
+        snapshot = export(self, names)
         if not truncated:
             truncated.append(True)
             orders.on_source("truncate orders; insert into orders (total, note) values (1, 'after')")
+        return snapshot
 
     monkeypatch.setattr(Source, "export_snapshot", export_and_truncate)
 
