@@ -6,6 +6,8 @@ Begin at `read_url`. No I/O.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from urllib.parse import quote, urlencode
 
 import psycopg2
 import psycopg2.extensions
@@ -36,6 +38,21 @@ class DatabaseUrl(str):
         """Host, port and database name, for messages."""
         parts = psycopg2.extensions.parse_dsn(str(self))
         return f"{parts.get('host', 'localhost')}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
+
+
+def make_url(parts: Mapping[str, object]) -> DatabaseUrl:
+    """Return the URL of a database from its parts by libpq's names; parts that are empty are left out.
+
+    Parts other than user, password, host, port and dbname become parameters, such as sslmode.
+    """
+    given = {name: str(value) for name, value in parts.items() if value not in (None, "")}
+    place = {name: given.pop(name, "") for name in ("user", "password", "host", "port", "dbname")}
+    login = quote(place["user"], safe="") + (f":{quote(place['password'], safe='')}" if place["password"] else "")
+    host = f"[{place['host']}]" if ":" in place["host"] else quote(place["host"], safe="")
+    return DatabaseUrl(
+        f"postgresql://{login}{'@' if login else ''}{host}{':' if place['port'] else ''}{place['port']}"
+        f"/{quote(place['dbname'], safe='')}{'?' if given else ''}{urlencode(given, quote_via=quote)}"
+    )
 
 
 def read_url(text: str, name: str) -> dict[str, str]:

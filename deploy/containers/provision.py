@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
 
 from deploy.containers.entrypoint import read_secret
 from deploy.local.provision import METADATA_NAME, SOURCE_ROLES, TARGET_ROLES, make_metadata, make_source, make_target
+from etl.database_url import make_url, read_url
 from etl.errors import ConfigurationError
 
 
@@ -20,16 +20,15 @@ class GivenServer:
 
     @property
     def host(self) -> str:
-        return urlsplit(self.admin_url).hostname or ""
+        return read_url(self.admin_url, "admin_url").get("host", "")
 
     def url(self, database: str = "postgres", user: str | None = None, password: str | None = None) -> str:
         """Return the URL with another database, and another role where one is given."""
-        parts = urlsplit(self.admin_url)
-        netloc = parts.netloc
+        parts = read_url(self.admin_url, "admin_url") | {"dbname": database}
         if user is not None:
-            secret = f":{quote(password, safe='')}" if password else ""
-            netloc = f"{quote(user, safe='')}{secret}@{netloc.rpartition('@')[2]}"
-        return urlunsplit(parts._replace(netloc=netloc, path=f"/{database}"))
+            parts = {name: value for name, value in parts.items() if name != "password"}
+            parts |= {"user": user, "password": password or ""}
+        return make_url(parts)
 
 
 def provision_given(environment: Mapping[str, str], secrets: Path) -> list[str]:

@@ -18,8 +18,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
+from etl.database_url import make_url
 from etl.errors import UnavailableError
 
 HOST = "127.0.0.1"
@@ -100,7 +100,7 @@ class Server:
     def url(self, database: str = "postgres", user: str = SUPERUSER, password: str | None = None) -> str:
         """Return a libpq URL for a database of this server."""
         found = self.password() if password is None else password
-        return f"postgresql://{quote(user, safe='')}:{quote(found, safe='')}@{HOST}:{self.port}/{database}"
+        return make_url({"user": user, "password": found, "host": HOST, "port": self.port, "dbname": database})
 
     def password(self) -> str:
         """Return the superuser's password, made at random with the server."""

@@ -7,10 +7,9 @@ is told with the statement that makes it. Nothing is written. Begin at `discover
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
 from etl.config import Settings
@@ -19,6 +18,7 @@ from etl.model import WatermarkKind
 from etl.postgres import sessions
 from etl.postgres.catalog_sql import KEY_COLUMNS, LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
 from etl.postgres.error_translation import errors_of
+from etl.postgres.sql import quote_name
 from etl.source.catalog import KINDS, WATERMARK_KINDS, base_type
 
 # Names by which people call the column, the likelier ones first.
@@ -85,8 +85,6 @@ LIST_CANDIDATE_COLUMNS = f"""
     order by a.attrelid, a.attnum
 """
 
-_Namer = Callable[..., str]  # quotes the parts of a name
-
 
 @dataclass(frozen=True)
 class SourceColumn:
@@ -150,7 +148,7 @@ def discover(settings: Settings, table_names: Sequence[str] = ()) -> tuple[Propo
                 )
             chosen = [relations[name] for name in (table_names or relations)]
             columns = _read_columns(cursor, [row[0] for row in chosen])
-            return tuple(_propose(cursor, schema, _Candidate(*row[1:]), columns.get(row[0], [])) for row in chosen)
+            return tuple(_propose(schema, _Candidate(*row[1:]), columns.get(row[0], [])) for row in chosen)
     finally:
         connection.close()
 
@@ -178,11 +176,8 @@ def _read_columns(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[SourceC
     return columns
 
 
-def _propose(cursor: Cursor, schema: str, candidate: _Candidate, columns: Sequence[SourceColumn]) -> Proposal:
-    def name(*parts: str) -> str:
-        return sql.Identifier(*parts).as_string(cursor)
-
-    label = name(schema, candidate.name)
+def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn]) -> Proposal:
+    label = quote_name(schema, candidate.name)
     remedies: list[tuple[str, str]] = []
     skipped = None
     if candidate.kind in KINDS:
@@ -192,7 +187,7 @@ def _propose(cursor: Cursor, schema: str, candidate: _Candidate, columns: Sequen
         remedies.append(("no privilege", f"grant select on {label} to replicator"))
     elif not candidate.key:
         skipped = "it has no primary key, by which rows are merged"
-        remedies.append(("no key", _key_statement(label, name, candidate)))
+        remedies.append(("no key", _key_statement(label, candidate)))
     if skipped:
         return Proposal(
             name=candidate.name, rows=candidate.rows, bytes=candidate.bytes, remedies=tuple(remedies), skipped=skipped
@@ -200,7 +195,7 @@ def _propose(cursor: Cursor, schema: str, candidate: _Candidate, columns: Sequen
     column = _choose(candidate, columns)
     reasons = _reasons(candidate, column, columns)
     if column is not None:
-        remedies += _remedies(label, name, candidate, column)
+        remedies += _remedies(label, candidate, column)
     return Proposal(
         name=candidate.name,
         rows=candidate.rows,
@@ -268,8 +263,8 @@ def _reasons(candidate: _Candidate, column: SourceColumn | None, columns: Sequen
     return reasons
 
 
-def _remedies(label: str, name: _Namer, candidate: _Candidate, column: SourceColumn) -> list[tuple[str, str]]:
-    quoted, remedies = name(column.name), []
+def _remedies(label: str, candidate: _Candidate, column: SourceColumn) -> list[tuple[str, str]]:
+    quoted, remedies = quote_name(column.name), []
     if not column.has_index:
         concurrently = "" if candidate.kind == "p" else "concurrently "
         remedies.append(("each run searches the whole table", f"create index {concurrently}on {label} ({quoted})"))
@@ -279,7 +274,7 @@ def _remedies(label: str, name: _Namer, candidate: _Candidate, column: SourceCol
         )
     is_time = column.kind is not WatermarkKind.INTEGER
     if is_time and not column.trigger and (candidate.updates or column.name.lower() in CHANGED_AT):
-        function = name("touch_" + column.name)
+        function = quote_name("touch_" + column.name)
         value = "now()" if column.kind is WatermarkKind.TIMESTAMPTZ else f"now()::{base_type(column.type)}"
         remedies.append(
             (
@@ -292,6 +287,6 @@ def _remedies(label: str, name: _Namer, candidate: _Candidate, column: SourceCol
     return remedies
 
 
-def _key_statement(label: str, name: _Namer, candidate: _Candidate) -> str:
-    columns = ", ".join(name(column) for column in candidate.unique) if candidate.unique else "..."
+def _key_statement(label: str, candidate: _Candidate) -> str:
+    columns = ", ".join(map(quote_name, candidate.unique)) if candidate.unique else "..."
     return f"alter table {label} add primary key ({columns})"

@@ -16,7 +16,7 @@ import yaml
 from etl.commands.discover import Proposal
 from etl.config import Settings
 from etl.errors import ConfigurationError
-from etl.postgres.sql import PLAIN_NAME, quoted
+from etl.postgres.sql import PLAIN_NAME, quote_name
 
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # or a line's end, to YAML
@@ -172,7 +172,7 @@ def _sentence(text: str) -> str:
 
 def _quoted(name: str) -> str:
     """A column as a model has it; what is not plain is a string of Jinja, so that none of it is a template."""
-    return name if PLAIN_NAME.fullmatch(name) else f"{{{{ {_jinja(quoted(name))} }}}}"
+    return name if PLAIN_NAME.fullmatch(name) else f"{{{{ {_jinja(quote_name(name))} }}}}"
 
 
 def _jinja(name: str) -> str:

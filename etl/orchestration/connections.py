@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote, urlencode
 
+from etl.database_url import make_url
 from etl.errors import ConfigurationError
 from etl.orchestration.failures import final_errors
 
@@ -55,12 +55,14 @@ def without_urls(environment: Mapping[str, str]) -> dict[str, str]:
 
 def connection_url(connection: Any) -> str:
     """Return the libpq URL of an Airflow connection; its extra becomes libpq parameters, such as sslmode."""
-    login = quote(connection.login or "", safe="")
-    password = f":{quote(connection.password, safe='')}" if connection.password else ""
-    at = "@" if login or password else ""
-    host = connection.host or ""
-    address = f"[{host}]" if ":" in host else quote(host, safe="")
-    port = f":{connection.port}" if connection.port else ""
     extra = {name: value for name, value in connection.extra_dejson.items() if name not in NOT_FOR_LIBPQ}
-    parameters = f"?{urlencode(extra, quote_via=quote)}" if extra else ""
-    return f"postgresql://{login}{password}{at}{address}{port}/{quote(connection.schema or '', safe='')}{parameters}"
+    return make_url(
+        {
+            **extra,
+            "user": connection.login,
+            "password": connection.password,
+            "host": connection.host,
+            "port": connection.port,
+            "dbname": connection.schema,
+        }
+    )

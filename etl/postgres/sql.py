@@ -11,16 +11,30 @@ from etl.model import Table
 
 SECONDS_PER_DAY = 86_400
 PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+# Words that are no names of tables or columns without quotes ("SQL Key Words", appendix C of the manual).
+RESERVED = frozenset([
+    "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "asymmetric", "authorization", "binary",
+    "both", "case", "cast", "check", "collate", "collation", "column", "concurrently", "constraint", "create",
+    "cross", "current_catalog", "current_date", "current_role", "current_schema", "current_time",
+    "current_timestamp", "current_user", "default", "deferrable", "desc", "distinct", "do", "else", "end",
+    "except", "false", "fetch", "for", "foreign", "freeze", "from", "full", "grant", "group", "having", "ilike",
+    "in", "initially", "inner", "intersect", "into", "is", "isnull", "join", "lateral", "leading", "left", "like",
+    "limit", "localtime", "localtimestamp", "natural", "not", "notnull", "null", "offset", "on", "only", "or",
+    "order", "outer", "overlaps", "placing", "primary", "references", "returning", "right", "select",
+    "session_user", "similar", "some", "symmetric", "system_user", "table", "tablesample", "then", "to",
+    "trailing", "true", "union", "unique", "user", "using", "variadic", "verbose", "when", "where", "window",
+    "with",
+])  # fmt: skip
 
 
-def written(*names: str) -> str:
-    """Return a name as statements that people paste have it: in quotes, unless it is plain."""
-    return ".".join(name if PLAIN_NAME.fullmatch(name) else quoted(name) for name in names)
+def quote_name(*names: str) -> str:
+    """Return a qualified name as statements that people paste have it: in quotes where it needs them."""
+    return ".".join(name if is_plain(name) else '"{}"'.format(name.replace('"', '""')) for name in names)
 
 
-def quoted(name: str) -> str:
-    """Return a name in quotes; sql.Identifier does the same where there is a connection."""
-    return '"{}"'.format(name.replace('"', '""'))
+def is_plain(name: str) -> bool:
+    """Tell whether a name means the same with and without quotes."""
+    return PLAIN_NAME.fullmatch(name) is not None and name not in RESERVED
 
 
 def copy_format(table: Table) -> sql.SQL:

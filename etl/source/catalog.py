@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
 from etl.config import TablesConfig
@@ -17,7 +16,7 @@ from etl.errors import ConfigurationError
 from etl.model import OWN_PREFIX, Column, Table, WatermarkKind
 from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_type
 from etl.postgres.catalog_sql import LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
-from etl.postgres.sql import written
+from etl.postgres.sql import quote_name
 from etl.source.storage import FILENODES
 
 WATERMARK_KINDS = {
@@ -148,7 +147,7 @@ def read_catalog(cursor: Cursor, config: TablesConfig, target: TargetTypes, name
         reason = _refuse(relation, own, config)
         if reason is None:
             tables.append(_describe(relation, own, types, target, config))
-            notices += _notices(cursor, tables[-1], relation, own)
+            notices += _notices(tables[-1], relation, own)
         elif relation.name in config.tables or relation.name in names:
             refusals[relation.name] = reason
         elif relation.kind in "rp":
@@ -199,7 +198,7 @@ def _read_types(cursor: Cursor, attributes: Mapping[int, Sequence[_Attribute]]) 
 
 def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: TablesConfig) -> str | None:
     """Return why a relation cannot be replicated, with the next step; None when it can."""
-    label, name = f"{config.schema}.{relation.name}", written(config.schema, relation.name)
+    label, name = f"{config.schema}.{relation.name}", quote_name(config.schema, relation.name)
     if relation.kind in KINDS:
         return f"{label} is {KINDS[relation.kind]}: only tables are replicated; name the tables under it"
     if not relation.is_readable:
@@ -292,18 +291,15 @@ def _describe_column(attribute: _Attribute, types: Mapping[int, SourceType], tar
     )
 
 
-def _notices(cursor: Cursor, table: Table, relation: _Relation, attributes: Sequence[_Attribute]) -> list[str]:
+def _notices(table: Table, relation: _Relation, attributes: Sequence[_Attribute]) -> list[str]:
     if table.watermark is None:
         wanted = table.config.watermark
         return [f"{table.label} has no column {wanted!r}: the whole table is read each run"] if wanted else []
     if any(attribute.has_index for attribute in attributes if attribute.name == table.watermark):
         return []
-    statement = sql.SQL("create index {}on {} ({})").format(
-        sql.SQL("concurrently " if relation.kind == "r" else ""),  # a partitioned table has no such form
-        sql.Identifier(table.schema, table.name),
-        sql.Identifier(table.watermark),
-    )
+    concurrently = "concurrently " if relation.kind == "r" else ""  # a partitioned table has no such form
+    relation_name, column_name = quote_name(table.schema, table.name), quote_name(table.watermark)
     return [
         f'column "{table.watermark}" of {table.label}, its watermark, has no index: the whole table is searched each '
-        f"run; run on the source: {statement.as_string(cursor)}"
+        f"run; run on the source: create index {concurrently}on {relation_name} ({column_name})"
     ]

@@ -15,7 +15,7 @@ from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import TableError
-from etl.postgres.sql import quoted
+from etl.postgres.sql import quote_name
 
 # Views that read a relation, directly or through others; those at a larger depth first.
 LIST_VIEWS = """
@@ -193,9 +193,9 @@ def _list_views(cursor: Cursor, relation: sql.Identifier, label: str) -> list[Vi
         cursor.execute("select pg_catalog.pg_has_role(%s, 'member')", (owner,))
         if cursor.fetchone() != (True,):
             raise TableError(
-                f"{label} has to be changed, and {schema}.{name}, which reads it, belongs to {owner}: run on the "
-                f"target: grant {quoted(owner)} to the role of TARGET_DATABASE_URL; or drop the view, run again, then "
-                "make it"
+                f"{label} has to be changed, and {schema}.{name}, which reads it, belongs to {owner}: run on "
+                f"the target: grant {quote_name(owner)} to the role of TARGET_DATABASE_URL; or drop the view, run "
+                "again, then create it"
             )
         identifier = sql.Identifier(schema, name)
         views.append(

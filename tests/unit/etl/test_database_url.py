@@ -2,7 +2,7 @@
 
 import pytest
 
-from etl.database_url import DatabaseUrl, read_url
+from etl.database_url import DatabaseUrl, make_url, read_url
 from etl.errors import ConfigurationError
 
 
@@ -57,3 +57,23 @@ def test_a_url_is_told_by_its_address(text, address):
 
     assert DatabaseUrl(text).address == address
     assert "s3c" not in repr(DatabaseUrl(text))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"user": "loader", "password": "p@ss:/word %", "host": "db.example", "port": "5434", "dbname": "warehouse"},
+        {"user": "user@tenant", "password": "?#&=", "host": "::1", "port": "5432", "dbname": "my base"},
+        {
+            "user": "loader",
+            "host": "/var/run",
+            "dbname": "a/b",
+            "sslmode": "verify-full",
+            "sslrootcert": "/a b/root.crt",
+        },
+        {"host": "db.example", "dbname": "w"},
+        {},
+    ],
+)
+def test_a_url_is_made_of_its_parts_and_read_back(parts):
+    assert read_url(make_url(parts), "SOURCE") == parts
