@@ -126,6 +126,7 @@ lint: setup  ## ruff, mypy, bandit, sqlfluff; schemas and pitfalls of workflows
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy -p etl -p deploy -p source_db -p bench
 	@.venv/bin/bandit -q -c pyproject.toml -r etl deploy source_db bench airflow
 	@.venv/bin/sqlfluff lint dbt/models dbt/tests/*.sql source_db/sql
+	@.venv/bin/sqlfluff lint --templater placeholder etl
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 	@.venv/bin/zizmor --offline --quiet .github

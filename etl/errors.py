@@ -8,7 +8,8 @@
         ├── SourceError         what the source answered
         ├── TargetError         what the target answered
         │   └── RowRefusedError a row that the target cannot hold
-        └── SourceChangedError  the table was truncated or rewritten during the read
+        ├── SourceChangedError  the table was truncated or rewritten during the read
+        └── TargetChangedError  the raw table was changed during the run
 
 `is_transient` says whether the same call may succeed later.
 Messages say what was expected, what was found, where, and the next step; they never hold a password.

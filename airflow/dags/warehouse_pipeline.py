@@ -9,7 +9,6 @@ from etl.orchestration.choices import read_dbt_runner
 from etl.orchestration.connections import read_environment
 from etl.orchestration.defaults import (
     AFTER_EITHER_WAY,
-    CONNECTIONS_OF_A_TABLE,
     DBT_LIMIT,
     DEFAULT_ARGUMENTS,
     EXTRACT_LIMIT,
@@ -17,10 +16,10 @@ from etl.orchestration.defaults import (
     PIPELINE_LIMIT,
     RAW,
     SCHEDULE,
-    SOURCE_POOL,
     START,
     deadline,
 )
+from etl.orchestration.pools import CONNECTIONS_OF_A_TABLE, SOURCE_POOL
 
 DAG_ID = "warehouse_pipeline"
 

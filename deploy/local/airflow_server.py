@@ -24,14 +24,13 @@ from typing import Any
 from deploy.local.databases import CHECKOUT, Databases, provision_metadata, read_port
 from deploy.local.servers import Server, choose_home, is_listening
 from etl.errors import UnavailableError
+from etl.orchestration.pools import SOURCE_POOL, SOURCE_POOL_SLOTS
 
 START_SECONDS = 240  # seen: 30 on two cores, most of it the making of the metadata database
 STOP_SECONDS = 20
 POLL_SECONDS = 0.5
 ANSWER_SECONDS = 5
 LOGIN = "admin"
-SOURCE_POOL = "tidemark_source"  # for tasks that replicate one table each; the DAG names it
-SOURCE_POOL_SLOTS = 4  # connections to the source, of which a table takes two
 ALREADY_THERE = 409
 
 

@@ -31,8 +31,6 @@ START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 SCHEDULE = os.environ.get("PIPELINE_SCHEDULE") or "@hourly"
 PIPELINE_LIMIT = dt.timedelta(minutes=read_number("PIPELINE_DEADLINE_MINUTES", 120))
 EXTRACT_LIMIT = dt.timedelta(hours=6)  # a first load of a large source
-SOURCE_POOL = "tidemark_source"  # bounds how many tables are read at once, where each has a task of its own
-CONNECTIONS_OF_A_TABLE = 2  # on the source: one holds the snapshot, one reads; as many slots of the pool
 AFTER_EITHER_WAY = "none_failed_min_one_success"  # of the two ways to replicate, one is skipped
 DBT_LIMIT = dt.timedelta(hours=2)
 DEFAULT_ARGUMENTS: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from importlib import resources
 
 from psycopg2 import sql
 
@@ -35,6 +36,11 @@ def quote_name(*names: str) -> str:
 def is_plain(name: str) -> bool:
     """Tell whether a name means the same with and without quotes."""
     return PLAIN_NAME.fullmatch(name) is not None and name not in RESERVED
+
+
+def read_sql(package: str, name: str) -> str:
+    """Return a statement that is a file of its own, NAME.sql, in a package."""
+    return resources.files(package).joinpath(f"{name}.sql").read_text(encoding="utf-8")
 
 
 def copy_format(table: Table) -> sql.SQL:

@@ -16,7 +16,7 @@ from etl.errors import ConfigurationError
 from etl.model import OWN_PREFIX, Column, Table, WatermarkKind
 from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_type
 from etl.postgres.catalog_sql import LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
-from etl.postgres.sql import quote_name
+from etl.postgres.sql import quote_name, read_sql
 from etl.source.storage import FILENODES
 
 WATERMARK_KINDS = {
@@ -55,32 +55,7 @@ LIST_COLUMNS = f"""
     where a.attrelid = any (%s) and a.attnum > 0 and not a.attisdropped
     order by a.attrelid, a.attnum
 """
-LIST_TYPES = """
-    with recursive used as (
-        select unnest(%s::oid[]) as oid
-        union
-        select r.oid
-        from used as u
-        join pg_catalog.pg_type as t on t.oid = u.oid
-        cross join lateral (values (t.typbasetype), (t.typelem)) as r (oid)
-        where r.oid <> 0
-    )
-    select
-        t.oid, pg_catalog.format_type(t.oid, null), t.typtype::text,
-        t.typcategory = 'A' and t.typlen = -1, t.typelem,
-        t.typbasetype, pg_catalog.format_type(t.typbasetype, t.typtypmod),
-        t.typsend <> 0 and t.typreceive <> 0,
-        exists (
-            select from pg_catalog.pg_depend as d
-            where d.classid = 'pg_catalog.pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
-        ),
-        exists (
-            select from pg_catalog.pg_cast as c
-            where c.castsource = t.oid and c.casttarget = 'pg_catalog.text'::regtype
-        )
-    from used as u
-    join pg_catalog.pg_type as t on t.oid = u.oid
-"""
+LIST_TYPES = read_sql(__package__, "list_types")
 KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
 
@@ -178,7 +153,7 @@ def _read_attributes(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[_Att
 
 def _read_types(cursor: Cursor, attributes: Mapping[int, Sequence[_Attribute]]) -> dict[int, SourceType]:
     oids = sorted({attribute.type_oid for own in attributes.values() for attribute in own})
-    cursor.execute(LIST_TYPES, (oids,))
+    cursor.execute(LIST_TYPES, {"oids": oids})
     return {
         oid: SourceType(
             oid=oid,

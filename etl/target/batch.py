@@ -47,10 +47,9 @@ class Batch:
 
     def reject(self, key: Sequence[str], text: bytes, refusal: RowRefusedError) -> None:
         """Keep a row that the target refused; raises TableError when it is one more than the table may have."""
-        with errors_of("target", self._table.label):
-            refused_by = rejects.add_reject(
-                self._cursor, self._run_id, self._table.name, key=key, text=text, refusal=refusal
-            )
+        refused_by = rejects.add_reject(
+            self._cursor, self._run_id, self._table.name, key=key, text=text, refusal=refusal
+        )
         self._refusals[tuple(key)] = refusal
         if refused_by != self._run_id:  # a row that a run reads twice counts once
             self.counts += Counts(read=1, rejected=1)
@@ -62,19 +61,16 @@ class Batch:
 
         Raises TableError when more are left than the table may have.
         """
-        with errors_of("target", self._table.label):
-            rejects.clear_rejects(self._cursor, self._table.name, set(retried) - self._refusals.keys())
+        rejects.clear_rejects(self._cursor, self._table.name, set(retried) - self._refusals.keys())
         self._check_rejects()
 
     def save_progress(self, progress: Progress) -> None:
         """Store the progress of a table that is done with this batch."""
-        with errors_of("target", self._table.label):
-            save_progress(self._cursor, self._run_id, self._table, progress)
+        save_progress(self._cursor, self._run_id, self._table, progress)
 
     def _check_rejects(self) -> None:
         limit = self._table.config.max_rejected_rows
-        with errors_of("target", self._table.label):
-            is_within = rejects.count_rejects(self._cursor, self._table.name) <= limit
+        is_within = rejects.count_rejects(self._cursor, self._table.name) <= limit
         if is_within or not self._refusals:
             return
         key, refusal = list(self._refusals.items())[-1]

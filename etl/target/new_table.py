@@ -17,40 +17,13 @@ from etl.model import META_COLUMNS, Counts, LoadState, Progress
 from etl.policy.deletes import check_fraction
 from etl.policy.schema_changes import is_widened
 from etl.postgres.copy_pipe import CopyOut, copy_in, stream
+from etl.postgres.sql import read_sql
 from etl.target import raw_tables, statements
 from etl.target.batch import copy_rows
 from etl.target.views import check_views, detached_views, give_extras, read_extras
 from etl.target.writer import Writer
 
-# What somebody attached to a raw table, that a table made anew does not have.
-LIST_ATTACHED = r"""
-    with raw as (select c.* from pg_catalog.pg_class as c
-        where c.oid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %(name)s::text)))
-    select 'row-level security', 'policies' from raw where relrowsecurity
-        or exists (select from pg_catalog.pg_policy as p where p.polrelid = raw.oid)
-    union all
-    select 'foreign key of', k.conrelid::regclass::text from raw join pg_catalog.pg_constraint as k
-        on k.confrelid = raw.oid and k.contype = 'f' and k.conrelid <> raw.oid
-    union all
-    select 'column', a.attname from raw join pg_catalog.pg_attribute as a on a.attrelid = raw.oid
-    where a.attnum > 0 and not a.attisdropped and a.attname <> all (%(columns)s)
-    union all
-    select 'constraint', k.conname from raw join pg_catalog.pg_constraint as k on k.conrelid = raw.oid
-    where k.contype in ('c', 'u', 'x', 'f')
-    union all
-    select 'trigger', t.tgname from raw join pg_catalog.pg_trigger as t on t.tgrelid = raw.oid and not t.tgisinternal
-    union all
-    select 'index', i.indexrelid::regclass::text from raw join pg_catalog.pg_index as i on i.indrelid = raw.oid
-    where not exists (select from pg_catalog.pg_constraint as k where k.conindid = i.indexrelid)
-        and pg_catalog.pg_get_indexdef(i.indexrelid) !~ ' USING btree \(_etl_run_id\)( WHERE \(_etl_run_id > .*\))?$'
-    union all
-    select 'option', unnest(reloptions) from raw
-    union all
-    select 'membership of publication', p.pubname from raw
-    join pg_catalog.pg_publication_rel as m on m.prrelid = raw.oid
-    join pg_catalog.pg_publication as p on p.oid = m.prpubid
-    order by 1, 2
-"""
+LIST_ATTACHED = read_sql(__package__, "list_attached")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,37 +15,9 @@ from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import TableError
-from etl.postgres.sql import quote_name
+from etl.postgres.sql import quote_name, read_sql
 
-# Views that read a relation, directly or through others; those at a larger depth first.
-LIST_VIEWS = """
-    with recursive readers as (
-        select %(oid)s::oid as oid, 0 as depth
-        union
-        select w.ev_class, r.depth + 1
-        from readers as r
-        join pg_catalog.pg_depend as d
-            on d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = r.oid
-            and d.classid = 'pg_catalog.pg_rewrite'::regclass
-        join pg_catalog.pg_rewrite as w on w.oid = d.objid and w.ev_class <> r.oid
-    )
-    select
-        c.oid, n.nspname, c.relname, c.relkind::text, pg_catalog.pg_get_userbyid(c.relowner),
-        pg_catalog.pg_get_viewdef(c.oid), coalesce(c.reloptions, '{}'),
-        exists (
-            select from pg_catalog.pg_trigger as t where t.tgrelid = c.oid and not t.tgisinternal
-            union all
-            select from pg_catalog.pg_rewrite as w where w.ev_class = c.oid and w.rulename <> '_RETURN'
-            union all
-            select from pg_catalog.pg_attrdef as f where f.adrelid = c.oid
-        )
-    from readers as r
-    join pg_catalog.pg_class as c on c.oid = r.oid
-    join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
-    where r.depth > 0
-    group by c.oid, n.nspname
-    order by max(r.depth) desc, c.oid
-"""
+LIST_VIEWS = read_sql(__package__, "list_views")
 LIST_GRANTS = """
     select null, g.privilege_type, g.is_grantable, nullif(g.grantee, 0)::regrole::text
     from pg_catalog.pg_class as c

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deploy.local.airflow_server import SOURCE_POOL
+from etl.orchestration.pools import SOURCE_POOL
 
 from .conftest import DAGS, read
 

@@ -13,7 +13,7 @@ import yaml
 from deploy.containers import commands
 from deploy.containers.entrypoint import ALERTS
 from deploy.containers.secret_files import CHOICES, make_secrets
-from deploy.local.airflow_server import SOURCE_POOL, SOURCE_POOL_SLOTS
+from etl.orchestration.pools import SOURCE_POOL, SOURCE_POOL_SLOTS
 
 CHECKOUT = Path(__file__).parents[3]
 COMPOSE = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())
