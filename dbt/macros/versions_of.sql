@@ -56,6 +56,15 @@
     where valid_to is null or valid_from < valid_to
 {%- endmacro %}
 
+{# Collect the keys of which a snapshot has versions that the last build has not seen; at the head of a history. #}
+{% macro collect_touched_versions(snapshot, key) -%}
+    {%- call collect_touched_keys() %}
+    select distinct versions.{{ key | join(', versions.') }}
+    from {{ snapshot }} as versions
+    where {{ is_touched('versions') }}
+    {%- endcall %}
+{%- endmacro %}
+
 {# The condition that a version, or one that it follows, was valid at an instant; the first answers for all before. #}
 {% macro had_begun(version, instant) -%}
     ({{ version }}.version_number = 1 or {{ version }}.valid_from <= {{ instant }})

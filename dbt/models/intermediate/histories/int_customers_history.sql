@@ -5,11 +5,7 @@
     )
 }}
 
-{%- call collect_touched_keys() %}
-select distinct versions.customer_id
-from {{ ref('snap_customers') }} as versions
-where {{ is_touched('versions') }}
-{%- endcall %}
+{{- collect_touched_versions(ref('snap_customers'), key=['customer_id']) }}
 
 with
 

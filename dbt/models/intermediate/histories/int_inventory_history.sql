@@ -8,11 +8,7 @@
     )
 }}
 
-{%- call collect_touched_keys() %}
-select distinct versions.product_id, versions.warehouse_code
-from {{ ref('snap_inventory_levels') }} as versions
-where {{ is_touched('versions') }}
-{%- endcall %}
+{{- collect_touched_versions(ref('snap_inventory_levels'), key=['product_id', 'warehouse_code']) }}
 
 with
 

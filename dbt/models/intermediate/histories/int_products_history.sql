@@ -5,11 +5,7 @@
     )
 }}
 
-{%- call collect_touched_keys() %}
-select distinct versions.product_id
-from {{ ref('snap_products') }} as versions
-where {{ is_touched('versions') }}
-{%- endcall %}
+{{- collect_touched_versions(ref('snap_products'), key=['product_id']) }}
 
 with
 
