@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 
 import psycopg2
 from psycopg2 import sql
@@ -39,12 +38,16 @@ class SourceDatabaseError(Exception):
 @contextmanager
 def session(url: str) -> Iterator[Connection]:
     """Open a session whose block is one transaction, committed at its end."""
-    connection = psycopg2.connect(url, application_name="source_db")
+    connection = _connect(url)
     try:
         with connection:
             yield connection
     finally:
         connection.close()
+
+
+def _connect(url: str) -> Connection:
+    return psycopg2.connect(url, application_name="source_db")
 
 
 def apply(url: str) -> None:
@@ -54,11 +57,9 @@ def apply(url: str) -> None:
     """
     if is_applied(url):
         raise SourceDatabaseError("the schema is there already: load it with `python -m source_db seed`")
-    folder = resources.files("source_db").joinpath("sql")
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
-    with session(url) as connection, connection.cursor() as cursor:
-        for file in files:
-            cursor.execute(file.read_text(encoding="utf-8"))
+    from source_db import creation  # noqa: PLC0415 it imports SQLAlchemy, which nothing else here needs
+
+    creation.create(lambda: _connect(url))
 
 
 def is_applied(url: str) -> bool:
