@@ -86,7 +86,7 @@ class PaymentMethod(enum.StrEnum):
 
 
 class PaymentStatus(enum.StrEnum):
-    """States of a payment; a refund is a payment of its own with a negative amount."""
+    """States of a payment; a refund is a separate payment with a negative amount."""
 
     AUTHORIZED = "authorized"
     CAPTURED = "captured"
@@ -95,7 +95,7 @@ class PaymentStatus(enum.StrEnum):
 
 
 class EventType(enum.StrEnum):
-    """Steps of a shop visit, widest first."""
+    """Steps of a visit to the shop, in the order of the funnel."""
 
     PAGE_VIEW = "page_view"
     PRODUCT_VIEW = "product_view"
@@ -134,12 +134,12 @@ def _enum_type(kind: type[enum.StrEnum], name: str) -> Enum:
 
 
 def _identity() -> Mapped[int]:
-    """Return a key that the database numbers, unless a row brings its own number as the seed's do."""
-    return mapped_column(Identity(), primary_key=True, comment="Identity.")
+    """Return a key that the database numbers; rows of the seed bring their own numbers."""
+    return mapped_column(Identity(), primary_key=True, comment="Key, numbered by the database.")
 
 
 class Base(DeclarativeBase):
-    """What all tables share: where they are registered, and the database type of each Python type."""
+    """Base of all tables: their registry, and the database type of each Python type."""
 
     metadata = metadata
     type_annotation_map: ClassVar[dict[Any, Any]] = {
@@ -157,15 +157,15 @@ class Base(DeclarativeBase):
 
 
 class Stamped:
-    """Two columns at the end of a table; its trigger keeps `updated_at`, which replication reads by."""
+    """Two columns at the end of a table. A trigger sets `updated_at`, by which replication finds changed rows."""
 
     created_at: Mapped[dt.datetime] = mapped_column(
-        server_default=func.now(), comment="When the row was made.", sort_order=1
+        server_default=func.now(), comment="When the row was created.", sort_order=1
     )
     updated_at: Mapped[dt.datetime] = mapped_column(
         server_default=func.now(),
         index=True,
-        comment="Start of the transaction that changed the row last.",
+        comment="Start of the transaction that last changed the row.",
         sort_order=2,
     )
 
@@ -184,7 +184,7 @@ class Customer(Stamped, Base):
     email: Mapped[str] = mapped_column(
         CheckConstraint("email like '%_@_%'", name="email_check"),
         unique=True,
-        comment="Address, unique; the login name.",
+        comment="Email address, unique; the login name.",
     )
     first_name: Mapped[str] = mapped_column(comment="Given name.")
     last_name: Mapped[str] = mapped_column(comment="Family name.")
@@ -196,7 +196,7 @@ class Customer(Stamped, Base):
         server_default=false(), comment="Whether the customer agreed to marketing mail."
     )
     attributes: Mapped[dict[str, Any]] = mapped_column(
-        server_default="{}", comment="Free attributes: language, source of the sign-up."
+        server_default="{}", comment="Other attributes: language, source of the sign-up."
     )
 
 
@@ -211,14 +211,14 @@ class Product(Stamped, Base):
     name: Mapped[str] = mapped_column(comment="Name shown in the shop.")
     category: Mapped[str] = mapped_column(comment="Category shown in the shop.")
     price: Mapped[Price] = mapped_column(
-        CheckConstraint("price >= 0", name="price_check"), comment="List price now, USD."
+        CheckConstraint("price >= 0", name="price_check"), comment="Current list price, USD."
     )
     cost: Mapped[Price] = mapped_column(
-        CheckConstraint("cost >= 0", name="cost_check"), comment="Purchase cost now, USD."
+        CheckConstraint("cost >= 0", name="cost_check"), comment="Current purchase cost, USD."
     )
-    is_active: Mapped[bool] = mapped_column(server_default=true(), comment="Whether it is sold.")
+    is_active: Mapped[bool] = mapped_column(server_default=true(), comment="Whether the product is for sale.")
     attributes: Mapped[dict[str, Any]] = mapped_column(
-        server_default="{}", comment="Free attributes: colour, weight in grams."
+        server_default="{}", comment="Other attributes: colour, weight in grams."
     )
 
 
@@ -229,16 +229,16 @@ class Campaign(Stamped, Base):
     __table_args__ = (CheckConstraint("ends_on >= starts_on", name="check"), _check_stamps("check1"))
 
     campaign_id: Mapped[int] = _identity()
-    name: Mapped[str] = mapped_column(unique=True, comment="Name, unique.")
-    channel: Mapped[CampaignChannel] = mapped_column(comment="Where it runs.")
+    name: Mapped[str] = mapped_column(unique=True, comment="Name of the campaign, unique.")
+    channel: Mapped[CampaignChannel] = mapped_column(comment="Where the campaign runs.")
     budget: Mapped[Amount] = mapped_column(
         CheckConstraint("budget >= 0", name="budget_check"), comment="Planned spend, USD."
     )
     spend: Mapped[Amount] = mapped_column(
         CheckConstraint("spend >= 0", name="spend_check"), server_default=ZERO, comment="Spend so far, USD."
     )
-    starts_on: Mapped[dt.date] = mapped_column(comment="First day.")
-    ends_on: Mapped[dt.date] = mapped_column(comment="Last day.")
+    starts_on: Mapped[dt.date] = mapped_column(comment="First day of the campaign.")
+    ends_on: Mapped[dt.date] = mapped_column(comment="Last day of the campaign.")
 
 
 class Order(Stamped, Base):
@@ -254,15 +254,17 @@ class Order(Stamped, Base):
     )
 
     order_id: Mapped[int] = _identity()
-    customer_id: Mapped[int] = mapped_column(ForeignKey("customers.customer_id"), index=True, comment="Who ordered.")
+    customer_id: Mapped[int] = mapped_column(
+        ForeignKey("customers.customer_id"), index=True, comment="Customer who ordered."
+    )
     campaign_id: Mapped[int | None] = mapped_column(
         ForeignKey("campaigns.campaign_id"), index=True, comment="Campaign that the order is credited to, if any."
     )
     status: Mapped[OrderStatus] = mapped_column(server_default=OrderStatus.CART, comment="State of the order.")
     channel: Mapped[SalesChannel] = mapped_column(comment="Where the order came from.")
-    ordered_at: Mapped[dt.datetime | None] = mapped_column(comment="When it was placed; null for a cart.")
-    shipped_at: Mapped[dt.datetime | None] = mapped_column(comment="When it left the warehouse.")
-    delivered_at: Mapped[dt.datetime | None] = mapped_column(comment="When it arrived.")
+    ordered_at: Mapped[dt.datetime | None] = mapped_column(comment="When the order was placed; null for a cart.")
+    shipped_at: Mapped[dt.datetime | None] = mapped_column(comment="When the order left the warehouse.")
+    delivered_at: Mapped[dt.datetime | None] = mapped_column(comment="When the order arrived.")
     subtotal: Mapped[Amount] = mapped_column(
         CheckConstraint("subtotal >= 0", name="subtotal_check"),
         server_default=ZERO,
@@ -293,10 +295,14 @@ class OrderItem(Stamped, Base):
 
     order_item_id: Mapped[int] = _identity()
     order_id: Mapped[int] = mapped_column(
-        ForeignKey("orders.order_id", ondelete="CASCADE"), index=True, comment="The order."
+        ForeignKey("orders.order_id", ondelete="CASCADE"), index=True, comment="Order that the line belongs to."
     )
-    product_id: Mapped[int] = mapped_column(ForeignKey("products.product_id"), index=True, comment="The product.")
-    quantity: Mapped[Units] = mapped_column(CheckConstraint("quantity > 0", name="quantity_check"), comment="Units.")
+    product_id: Mapped[int] = mapped_column(
+        ForeignKey("products.product_id"), index=True, comment="Product that was ordered."
+    )
+    quantity: Mapped[Units] = mapped_column(
+        CheckConstraint("quantity > 0", name="quantity_check"), comment="Number of units."
+    )
     unit_price: Mapped[Price] = mapped_column(
         CheckConstraint("unit_price >= 0", name="unit_price_check"), comment="Price of a unit when ordered, USD."
     )
@@ -314,9 +320,9 @@ class Payment(Stamped, Base):
 
     payment_id: Mapped[int] = _identity()
     order_id: Mapped[int] = mapped_column(
-        ForeignKey("orders.order_id", ondelete="CASCADE"), index=True, comment="The order paid."
+        ForeignKey("orders.order_id", ondelete="CASCADE"), index=True, comment="Order that is paid or refunded."
     )
-    method: Mapped[PaymentMethod] = mapped_column(comment="How it was paid.")
+    method: Mapped[PaymentMethod] = mapped_column(comment="How the payment was made.")
     status: Mapped[PaymentStatus] = mapped_column(comment="State of the payment.")
     amount: Mapped[Amount] = mapped_column(comment="Amount, USD; negative for a refund.")
     paid_at: Mapped[dt.datetime | None] = mapped_column(
@@ -325,12 +331,14 @@ class Payment(Stamped, Base):
 
 
 class InventoryLevel(Stamped, Base):
-    """One row per product and warehouse: the stock now."""
+    """One row per product and warehouse: the current stock."""
 
     __tablename__ = "inventory_levels"
     __table_args__ = (_check_stamps("check"),)
 
-    product_id: Mapped[int] = mapped_column(ForeignKey("products.product_id"), primary_key=True, comment="The product.")
+    product_id: Mapped[int] = mapped_column(
+        ForeignKey("products.product_id"), primary_key=True, comment="Product in stock."
+    )
     warehouse_code: Mapped[str] = mapped_column(
         CheckConstraint("warehouse_code ~ '^[A-Z]{3}$'", name="warehouse_code_check"),
         primary_key=True,
@@ -342,28 +350,30 @@ class InventoryLevel(Stamped, Base):
     reserved: Mapped[Units] = mapped_column(
         CheckConstraint("reserved >= 0", name="reserved_check"),
         server_default=ZERO,
-        comment="Units of these promised to orders.",
+        comment="Units in the warehouse that are reserved for orders.",
     )
     reorder_point: Mapped[Units] = mapped_column(
-        CheckConstraint("reorder_point >= 0", name="reorder_point_check"), comment="Stock at which to order more."
+        CheckConstraint("reorder_point >= 0", name="reorder_point_check"), comment="Stock at which more is ordered."
     )
 
 
 # No foreign keys: a visit outlives the customer and the product that it names.
 class Event(Base):
-    """One row per step of a shop visit; append-only."""
+    """One row per step of a visit to the shop; append-only."""
 
     __tablename__ = "events"
 
-    event_id: Mapped[int] = mapped_column(Identity(), primary_key=True, comment="Identity, handed out in order.")
-    session_id: Mapped[uuid.UUID] = mapped_column(comment="The visit.")
-    customer_id: Mapped[int | None] = mapped_column(comment="Customer, if logged in.")
-    event_type: Mapped[EventType] = mapped_column(comment="The step.")
-    product_id: Mapped[int | None] = mapped_column(comment="Product looked at or bought, if any.")
-    campaign_id: Mapped[int | None] = mapped_column(comment="Campaign that led here, if any.")
+    event_id: Mapped[int] = mapped_column(
+        Identity(), primary_key=True, comment="Key, numbered in order by the database."
+    )
+    session_id: Mapped[uuid.UUID] = mapped_column(comment="Visit that the step belongs to.")
+    customer_id: Mapped[int | None] = mapped_column(comment="Customer, if signed in.")
+    event_type: Mapped[EventType] = mapped_column(comment="Step of the visit.")
+    product_id: Mapped[int | None] = mapped_column(comment="Product that was viewed or bought, if any.")
+    campaign_id: Mapped[int | None] = mapped_column(comment="Campaign that led to the visit, if any.")
     channel: Mapped[SalesChannel] = mapped_column(comment="Where the visit came from.")
-    occurred_at: Mapped[dt.datetime] = mapped_column(server_default=func.now(), comment="When it happened.")
-    properties: Mapped[dict[str, Any]] = mapped_column(server_default="{}", comment="Free properties: path, device.")
+    occurred_at: Mapped[dt.datetime] = mapped_column(server_default=func.now(), comment="When the step happened.")
+    properties: Mapped[dict[str, Any]] = mapped_column(server_default="{}", comment="Other properties: device.")
 
 
 class SchemaMigration(Base):
@@ -371,12 +381,12 @@ class SchemaMigration(Base):
 
     __tablename__ = "schema_migrations"
 
-    version: Mapped[str] = mapped_column(primary_key=True, comment="Version.")
-    applied_at: Mapped[dt.datetime] = mapped_column(server_default=func.now(), comment="When it was applied.")
+    version: Mapped[str] = mapped_column(primary_key=True, comment="Version of the schema.")
+    applied_at: Mapped[dt.datetime] = mapped_column(server_default=func.now(), comment="When the version was applied.")
 
 
 @event.listens_for(metadata, "after_create")
 def _comment_types(_: MetaData, connection: Connection, **__: Any) -> None:
-    """Give the enum types their comments, which SQLAlchemy has no word for."""
+    """Set the comments of the enum types, which SQLAlchemy does not create itself."""
     for kind, name in ENUM_TYPES.items():
         connection.exec_driver_sql(f"comment on type {name} is %s", (kind.__doc__,))
