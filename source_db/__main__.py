@@ -1,4 +1,4 @@
-"""`python -m source_db`: make, fill and exercise the example source."""
+"""`python -m source_db`: create, fill and exercise the example source."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ USAGE, UNAVAILABLE, FAILED = 2, 3, 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 refused, 2 usage, 3 the database is away."""
+    """Run one command; return 0 when done, 1 when refused, 2 for wrong usage, 3 when the database is unreachable."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     name = "SOURCE_ADMIN_DATABASE_URL" if os.environ.get("SOURCE_ADMIN_DATABASE_URL") else "SOURCE_DATABASE_URL"
     url = os.environ.get(name)
-    if not url:  # never an argument: every user of the machine sees those, and the password among them
-        parser.error("no database: set SOURCE_ADMIN_DATABASE_URL")
+    if not url:  # not an argument, because every user of the machine can read those
+        parser.error("expected the URL of a database, found none: set SOURCE_ADMIN_DATABASE_URL")
     try:
         read_url(url, name)
         _COMMANDS[arguments.command](url, arguments)
@@ -32,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except schema.SourceDatabaseError as error:
         return _fail(str(error), FAILED)
     except psycopg2.OperationalError as error:
-        return _fail(f"the database is away: {' '.join(str(error).split())}", UNAVAILABLE)
+        return _fail(f"cannot reach the database: {' '.join(str(error).split())}", UNAVAILABLE)
     except psycopg2.Error as error:
-        return _fail(f"the database answered: {' '.join(str(error).split())}", FAILED)
+        return _fail(f"the database refused: {' '.join(str(error).split())}", FAILED)
     return 0
 
 
@@ -69,15 +69,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m source_db",
         description="The example e-commerce source.",
-        epilog="SOURCE_ADMIN_DATABASE_URL names the database, or else SOURCE_DATABASE_URL.",
+        epilog="SOURCE_ADMIN_DATABASE_URL names the database; without it, SOURCE_DATABASE_URL does.",
     )
-    parser.add_argument("command", choices=_COMMANDS, help="create the tables, fill them, or play activity on them")
+    parser.add_argument("command", choices=_COMMANDS, help="create the tables, fill them, or simulate activity")
     parser.add_argument("--scale", type=_positive, default=1, help="seed: 1 is 20,000 orders (default: 1)")
-    parser.add_argument("--seed", type=int, default=42, help="number that all chance comes from (default: 42)")
-    parser.add_argument("--if-empty", action="store_true", help="seed: leave tables that hold rows as they are")
-    parser.add_argument("--seconds", type=_positive, default=20, help="simulate: how long (default: 20)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of all random numbers (default: 42)")
+    parser.add_argument("--if-empty", action="store_true", help="seed: do nothing when a table holds rows")
+    parser.add_argument("--seconds", type=_positive, default=20, help="simulate: duration in seconds (default: 20)")
     parser.add_argument("--rate", type=_positive, default=50, help="simulate: transactions a second (default: 50)")
-    parser.add_argument("--writers", type=int, choices=range(1, 65), default=4, metavar="N", help="simulate: sessions")
+    parser.add_argument(
+        "--writers",
+        type=int,
+        choices=range(1, 65),
+        default=4,
+        metavar="N",
+        help="simulate: sessions at a time (default: 4)",
+    )
     return parser
 
 

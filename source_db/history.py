@@ -1,7 +1,7 @@
-"""Invents the history of a shop: deterministic rows for a seed, a scale and a last day. No I/O.
+"""Generates the history of an invented shop: the same seed, scale and last day give the same rows. No I/O.
 
 Days get weights for growth, weekdays and seasons; customers and products are skewed; money is in cents until it is
-written. Rows are tuples in the order of the `*_COLUMNS` of `seed`. Begin at `Shop`.
+written. Rows are tuples in the order of `seed.COLUMNS`. Begin at `Shop`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from faker import Faker
 DAYS = 730
 CUSTOMERS, PRODUCTS, ORDERS, SESSIONS = 2_000, 500, 20_000, 26_000  # at scale 1
 CUSTOMERS_BEFORE_OPENING = 0.1  # share of customers that signed up on the first day
-CUSTOMER_SKEW = 2.2  # of the customers that exist, the oldest order the most
+CUSTOMER_SKEW = 2.2  # the oldest customers order the most
 PRODUCT_SKEW = 0.9  # exponent of Zipf's law
 DEAD_STOCK = 0.08  # share of products that nobody buys
 TAX_PERCENT = 8
@@ -57,7 +57,7 @@ class OrderRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
-    """A campaign, and how many of the orders on its days it brings."""
+    """A campaign, and the share of the orders on its days that are credited to it."""
 
     campaign_id: int
     starts: dt.datetime
@@ -67,7 +67,7 @@ class Campaign:
 
 @dataclass
 class Shop:
-    """The history of one shop; iterate each kind of row once, in the order of the methods."""
+    """The history of one shop. Iterate each kind of row once, in the order of the methods."""
 
     scale: float
     seed: int
@@ -163,7 +163,7 @@ class Shop:
             )
 
     def order_rows(self) -> Iterator[OrderRows]:
-        """Yield the orders by day, so that their ids grow with time."""
+        """Yield the orders by time, so that their ids grow with it."""
         popularity = self._popularity()
         item_ids, payment_ids = itertools.count(1), itertools.count(1)
         moments = self._moments(round(ORDERS * self.scale))
@@ -181,7 +181,7 @@ class Shop:
                 yield (product_id, warehouse, on_hand, reserved, point, self.start, changed)
 
     def event_rows(self) -> Iterator[Row]:
-        """Yield the steps of visits; each step is taken by fewer visitors than the one before."""
+        """Yield the steps of visits; fewer visitors take each step than the one before."""
         chance = self._random
         popularity = self._popularity()
         event_ids = itertools.count(1)
@@ -250,7 +250,7 @@ class Shop:
         return product, quantity, price, quantity * price * percent // 100
 
     def _fate(self, placed: dt.datetime) -> tuple[str, dt.datetime | None, dt.datetime | None]:
-        """Return what became of an order by now: status, shipped at, delivered at."""
+        """Return what an order has reached by `until`: its status, when it was shipped, when it was delivered."""
         chance = self._random
         if chance.random() < 0.05:
             return "cancelled", None, None
@@ -281,7 +281,7 @@ class Shop:
         return rows
 
     def _moments(self, count: int) -> Iterator[dt.datetime]:
-        """Yield that many instants, growing, denser on busy days and in the evening."""
+        """Yield `count` instants in order, more of them on busy days and in the evening."""
         days = [self.start + dt.timedelta(days=day) for day in range(DAYS)]
         weights = [_day_weight(day, place) for place, day in enumerate(days)]
         whole, done, reached = sum(weights), 0, 0.0
@@ -293,12 +293,12 @@ class Shop:
             yield from (day + dt.timedelta(seconds=second) for second in seconds)
 
     def _signed_up(self, number: int) -> dt.datetime:
-        """Return when a customer signed up; later numbers later, ever more a day."""
+        """Return when a customer signed up: in the order of the numbers, and more of them each day."""
         share = max(0.0, number / self.customers - CUSTOMERS_BEFORE_OPENING) / (1 - CUSTOMERS_BEFORE_OPENING)
         return self.start + dt.timedelta(days=DAYS * share**0.8 * 0.999)
 
     def _customer_at(self, moment: dt.datetime) -> int:
-        """Pick one of the customers that had signed up; the early ones order most."""
+        """Pick one of the customers who had signed up by then; early ones are more likely."""
         elapsed = max(0.0, (moment - self.start) / dt.timedelta(days=DAYS) / 0.999)
         share = CUSTOMERS_BEFORE_OPENING + (1 - CUSTOMERS_BEFORE_OPENING) * min(elapsed ** (1 / 0.8), 1.0)
         known = max(1, math.floor(share * self.customers) - 1)
@@ -311,7 +311,7 @@ class Shop:
         return None
 
     def _popularity(self) -> list[float]:
-        """Return cumulative weights of the products that sell; the last ones are dead stock."""
+        """Return the cumulative weights of the products that sell; the others are dead stock."""
         selling = max(1, round(self.products * (1 - DEAD_STOCK)))
         return list(itertools.accumulate(1 / rank**PRODUCT_SKEW for rank in range(1, selling + 1)))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 
 import psycopg2
 from psycopg2 import sql
@@ -14,7 +13,7 @@ from psycopg2.extensions import encrypt_password
 # Parents before children: the order of loading, and of deleting backwards.
 TABLES = ("customers", "products", "campaigns", "orders", "order_items", "payments", "inventory_levels", "events")
 
-# Temporary tables and large objects everybody may make by default: revoked, so that replicator writes nothing at all.
+# By default every role may create temporary tables and large objects. Both are revoked: the replicator writes nothing.
 GRANTS = """
     do $$
     begin
@@ -39,7 +38,7 @@ class SourceDatabaseError(Exception):
 @contextmanager
 def session(url: str) -> Iterator[Connection]:
     """Open a session whose block is one transaction, committed at its end."""
-    connection = psycopg2.connect(url, application_name="source_db")
+    connection = _connect(url)
     try:
         with connection:
             yield connection
@@ -47,22 +46,24 @@ def session(url: str) -> Iterator[Connection]:
         connection.close()
 
 
+def _connect(url: str) -> Connection:
+    return psycopg2.connect(url, application_name="source_db")
+
+
 def apply(url: str) -> None:
     """Create types, tables, triggers, indexes and comments, all or nothing.
 
-    Raises SourceDatabaseError when they are there already.
+    Raises SourceDatabaseError when they exist already.
     """
     if is_applied(url):
-        raise SourceDatabaseError("the schema is there already: load it with `python -m source_db seed`")
-    folder = resources.files("source_db").joinpath("sql")
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
-    with session(url) as connection, connection.cursor() as cursor:
-        for file in files:
-            cursor.execute(file.read_text(encoding="utf-8"))
+        raise SourceDatabaseError("the schema exists already: fill it with `python -m source_db seed`")
+    from source_db import creation  # noqa: PLC0415 it imports SQLAlchemy, which nothing else needs
+
+    creation.create(lambda: _connect(url))
 
 
 def is_applied(url: str) -> bool:
-    """Tell whether the database has the tables."""
+    """Return whether the database has the tables of the shop."""
     with session(url) as connection, connection.cursor() as cursor:
         cursor.execute("select pg_catalog.to_regclass('public.schema_migrations') is not null")
         row = cursor.fetchone()
@@ -70,14 +71,14 @@ def is_applied(url: str) -> bool:
 
 
 def password_verifier(connection: Connection, role: str, password: str) -> sql.Composable:
-    """Return what the server keeps for a password, so that the password itself is in no statement that it may log."""
+    """Return the verifier that the server keeps of a password, so that no statement in its log shows the password."""
     return sql.Literal(encrypt_password(password, role, connection, "scram-sha-256"))
 
 
 def create_replicator(url: str, password: str) -> None:
-    """Create the role that reads for replication, or set its password; it can write nothing.
+    """Create the role that replication reads as, or set its password. The role can write nothing.
 
-    `pg_read_all_stats` shows it the start of other transactions, which lets the fence settle sooner and surer.
+    `pg_read_all_stats` shows it when other transactions began, so that watermarks advance sooner and more safely.
     """
     with session(url) as connection, connection.cursor() as cursor:
         cursor.execute("select from pg_catalog.pg_roles where rolname = 'replicator'")

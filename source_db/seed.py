@@ -27,7 +27,7 @@ COLUMNS = {
     "events": "event_id session_id customer_id event_type product_id campaign_id channel occurred_at properties",
 }
 IDENTITIES = tuple(table for table in TABLES if table != "inventory_levels")
-# What COPY text gives a meaning to.
+# Characters that have a meaning in the text format of COPY.
 ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 Progress = Callable[[str, int], None]
@@ -45,7 +45,7 @@ def load(
     """Fill an empty schema and return the rows of each table; all or nothing.
 
     The history covers the two years before `until` (default: today 00:00 UTC); the same seed, scale and `until`
-    give the same rows. `on_progress` is called with a table and the rows it has so far. Raises SourceDatabaseError
+    give the same rows. `on_progress` is called with a table and its number of rows so far. Raises SourceDatabaseError
     when the tables hold rows.
     """
     if not is_empty(url):
@@ -67,7 +67,7 @@ def load(
 
 
 def is_empty(url: str) -> bool:
-    """Tell whether no table holds a row."""
+    """Return whether every table is empty."""
     with session(url) as connection, connection.cursor() as cursor:
         for table in TABLES:
             cursor.execute(sql.SQL("select exists (select from public.{})").format(sql.Identifier(table)))
@@ -118,7 +118,7 @@ def _field(value: object) -> str:
 
 
 def _move_identity(cursor: Cursor, table: str) -> None:
-    """Let the next row get the number after the largest."""
+    """Set the sequence so that the next row gets the number after the largest."""
     key = COLUMNS[table].split()[0]
     cursor.execute(
         sql.SQL("select pg_catalog.setval(pg_get_serial_sequence(%s, %s), greatest(max({}), 1)) from public.{}").format(

@@ -1,4 +1,4 @@
-"""Plays the daily work of the shop against its database: concurrent writers with real transactions.
+"""Simulates the daily work of the shop in its database: concurrent writers with real transactions.
 
 Each writer draws activities by weight. Some transactions stay open for a while, and some roll back. Begin at `run`.
 """
@@ -17,11 +17,11 @@ from psycopg2.extensions import cursor as Cursor
 
 from source_db.schema import SourceDatabaseError, is_applied
 
-Activity = Callable[[Cursor, random.Random], bool]  # False: there was nothing to do it to
+Activity = Callable[[Cursor, random.Random], bool]  # False: it found no row to work on
 STAY_OPEN_SHARE, STAY_OPEN_SECONDS = 0.02, 1.5
 ROLL_BACK_SHARE = 0.05
 
-# One row picked cheaply and without waiting for other writers.
+# Picks one row cheaply, without waiting for other writers.
 PICK_ORDER = """
     select order_id, total from orders
     where order_id >= (select %s * max(order_id) from orders) and status = %s
@@ -53,13 +53,14 @@ ADD_EVENT = """
 
 
 def run(url: str, *, seconds: float, rate: float = 50, writers: int = 4, seed: int = 42) -> dict[str, int]:
-    """Work for that long at `rate` transactions a second over all writers; return how often each thing was done.
+    """Run `rate` transactions a second over all writers for `seconds`; return how often each activity was done.
 
-    Counts hold the activities that committed, and `rolled_back`, `stayed_open` and `conflicts` (deadlocks and the
-    like, given up). Raises SourceDatabaseError when the schema is missing, and the first error of a writer.
+    The counts are of activities that committed, and of `rolled_back`, `stayed_open` and `conflicts` (transactions that
+    ended with a deadlock or a broken constraint). Raises SourceDatabaseError when the schema is missing, and the first
+    error of a writer.
     """
     if not is_applied(url):
-        raise SourceDatabaseError("the schema is missing: make it with `python -m source_db seed`")
+        raise SourceDatabaseError("the schema is missing: create and fill it with `python -m source_db seed`")
     deadline = time.monotonic() + seconds
     counts: Counter[str] = Counter()
     errors: list[BaseException] = []
@@ -99,7 +100,7 @@ def _write(url: str, deadline: float, rate: float, chance: random.Random) -> Cou
 def _transact(
     connection: psycopg2.extensions.connection, cursor: Cursor, chance: random.Random, name: str
 ) -> list[str]:
-    """Do one activity in one transaction; return what to count."""
+    """Run one activity in one transaction; return the names to count."""
     try:
         is_done = ACTIVITIES[name](cursor, chance)
         notes = []
@@ -264,7 +265,7 @@ def _visit(cursor: Cursor, chance: random.Random) -> bool:
 
 
 def _pick(cursor: Cursor, chance: random.Random, status: str) -> tuple[int | None, float]:
-    """Lock one order in a state, near the newest; (None, 0) when there is none to be had."""
+    """Lock one order in a state, near the newest; (None, 0) when there is none."""
     cursor.execute(PICK_ORDER, (1 - chance.random() ** 2 * 0.5, status))
     row = cursor.fetchone()
     if row is None:

@@ -199,11 +199,7 @@ def test_a_table_that_may_not_be_read_is_left_out_with_the_grant(rentals, read_a
 def test_the_example_shop_is_proposed_by_its_triggers(replication):
     from source_db import schema
 
-    schema_url = replication.source_url
-    for path in sorted(Path(schema.__file__).with_name("sql").glob("*.sql")):
-        with psycopg2.connect(schema_url) as connection, connection.cursor() as cursor:
-            cursor.execute(path.read_text())
-        connection.close()
+    schema.apply(replication.source_url)
 
     found = proposals_of(replication)
 

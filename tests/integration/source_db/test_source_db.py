@@ -1,4 +1,4 @@
-"""The example source: what a DBA would check, a repeatable seed, and work that keeps the books right."""
+"""The example source: a repeatable seed, a role that only reads, and activity that keeps the books right."""
 
 import datetime as dt
 
@@ -139,43 +139,14 @@ def test_a_seed_that_fails_leaves_nothing(source_url):
     assert seed.is_empty(source_url)
 
 
-def test_every_table_and_column_has_a_comment(shop):
-    uncommented = query(
-        shop,
-        "select c.relname, a.attname from pg_class as c join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 "
-        "where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and not a.attisdropped "
-        "and col_description(c.oid, a.attnum) is null "
-        "union all select relname, null from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r' "
-        "and obj_description(oid) is null",
-    )
-
-    assert len(query(shop, "select tablename from pg_tables where schemaname = 'public'")) == 9
-    assert uncommented == []
-
-
-def test_every_table_but_events_stamps_its_changes_and_has_the_index(shop):
-    stamped = {
-        row[0]
-        for row in query(
-            shop,
-            "select c.relname from pg_class as c "
-            "join pg_trigger as t on t.tgrelid = c.oid and t.tgname = 'touch_updated_at' "
-            "join pg_index as i on i.indrelid = c.oid join pg_attribute as a on a.attrelid = c.oid "
-            "and a.attnum = i.indkey[0] and a.attname = 'updated_at' and a.attnotnull",
-        )
-    }
-
-    assert stamped == set(schema.TABLES) - {"events"}
-
-
 @pytest.fixture(scope="module")
 def replicated(source_server):
-    """A shop with a replicator whose session may write as far as it decides that itself: its connection."""
+    """A seeded shop, and a connection of its replicator in a session set to read and write."""
     with open_database(source_server) as url:
         schema.apply(url)
         seed.load(url, scale=0.02, until=UNTIL)
         schema.create_replicator(url, "it's")
-        schema.create_replicator(url, "secret")  # sets the password anew
+        schema.create_replicator(url, "secret")  # sets another password
         reader = psycopg2.connect(**{**psycopg2.extensions.parse_dsn(url), "user": "replicator", "password": "secret"})
         reader.autocommit = True
         query_on(reader, "set default_transaction_read_only = off")
@@ -234,7 +205,7 @@ def test_the_replicator_reads_every_table_and_what_other_sessions_do(replicated)
     ],
 )
 def test_the_replicator_writes_and_changes_nothing(replicated, statement):
-    """Also where its session is not read-only any more: a default that the role can change protects nothing."""
+    """Even in a session set to read and write, because the role can change that default itself."""
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
         query_on(replicated, statement)
 

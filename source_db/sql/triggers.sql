@@ -6,7 +6,7 @@ begin
     return new;
 end;
 $$;
-comment on function touch_updated_at() is 'Stamps a changed row with the start of its transaction.';
+comment on function touch_updated_at() is 'Sets updated_at of a changed row to the start of its transaction.';
 
 create trigger touch_updated_at before update on customers
 for each row execute function touch_updated_at();
