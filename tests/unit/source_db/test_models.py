@@ -9,7 +9,7 @@ from sqlalchemy import CheckConstraint, ForeignKeyConstraint
 from source_db import models, schema, seed
 
 TABLES = models.metadata.tables
-WITHOUT_SQLALCHEMY = ("source_db.__main__", "source_db.seed", "source_db.simulate", "etl.local.provision", "etl.cli")
+WITHOUT_SQLALCHEMY = ("source_db.__main__", "source_db.seed", "source_db.simulate", "deploy.local.provision", "etl.cli")
 
 
 def test_every_table_column_and_type_is_described():
