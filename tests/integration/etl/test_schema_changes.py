@@ -183,7 +183,7 @@ def test_a_dropped_column_stays_with_its_values(items):
 
     assert result.rows_inserted == 1
     assert items.on_target("select note, count(*) from raw.items group by 1 order by 1") == [("note", 20), (None, 1)]
-    assert changes_of(items) == [("column_dropped", "note", "gone from the source; raw keeps its values")]
+    assert changes_of(items) == [("column_dropped", "note", "dropped from the source; raw keeps its values")]
 
 
 def test_a_renamed_column_is_said_to_be_gone_and_new_and_is_filled(items):
@@ -197,7 +197,7 @@ def test_a_renamed_column_is_said_to_be_gone_and_new_and_is_filled(items):
         ("column_dropped", "note"),
     ]
     told = [event.message for event in items.events if event.kind == "notice"]
-    assert any('column "remark" added' in text and "if it was renamed" in text for text in told), told
+    assert any('column "remark" added' in text and "if a column was renamed" in text for text in told), told
 
 
 def test_a_column_dropped_and_made_again_under_its_name_is_filled_anew(items):
@@ -308,7 +308,7 @@ REFUSED = {
     ),
     "a column made again as another type": (
         "drop column note, add column note int",
-        'column "note" was made anew under a name that was there before, as integer instead of character varying(20)',
+        'column "note" was replaced by another column of the same name, with type integer instead of character varying',
     ),
 }
 
@@ -357,7 +357,7 @@ def test_a_value_added_to_an_enum_arrives(replication):
 
 FROZEN = {
     "added": ("add column extra int", 'column "extra" added as integer'),
-    "dropped": ("drop column note", 'column "note" gone from the source'),
+    "dropped": ("drop column note", 'column "note" dropped from the source'),
     "widened": ("alter column amount type bigint", 'column "amount" from integer to bigint'),
 }
 
@@ -582,7 +582,7 @@ def test_a_reset_of_an_emptied_table_asks_for_confirmation(items):
     confirmed = items.command("reset", "--allow-deletes", "items")
 
     assert refused.returncode == 1
-    assert "20 of 20 rows are gone from the source" in refused.stderr
+    assert "20 of 20 rows are missing from the source" in refused.stderr
     assert kept == [(20,)]
     assert confirmed.returncode == 0, confirmed.stderr
     assert items.on_target("select count(*) from raw.items where _etl_deleted_at is null") == [(0,)]
@@ -684,7 +684,7 @@ def test_rows_gone_under_another_key_are_counted_before_a_reset_drops_them(items
     refused = reset(items).error
     confirmed = reset(items, allow_deletes=True)
 
-    assert "20 of 20 rows are gone from the source" in refused
+    assert "20 of 20 rows are missing from the source" in refused
     assert "`etl reset --allow-deletes items`" in refused
     assert confirmed.status == "succeeded", confirmed.error
 

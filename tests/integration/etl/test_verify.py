@@ -172,7 +172,7 @@ def test_a_repair_does_not_bury_a_whole_table(verified):
 
     found = compare(verified, is_repair=True)["orders"]
 
-    assert "1,000 of 1,000 rows are gone from the source" in found.error
+    assert "1,000 of 1,000 rows are missing from the source" in found.error
     assert verified.on_target("select count(*) from raw.orders where _etl_deleted_at is null") == [(1000,)]
 
 
