@@ -396,7 +396,7 @@ def test_a_type_that_the_owner_of_raw_changes_amid_a_run_bends_no_value(items, w
 
     assert (result.status, result.retries) == ("succeeded", 1)
     assert items.on_target("select amount from raw.items where item_id = 3") == [(7.0,)]
-    assert "raw.items was changed by somebody while the run was at work (amount)" in error
+    assert "raw.items was changed by another session during the run (amount)" in error
 
 
 def test_a_column_that_the_owner_of_raw_drops_amid_a_run_comes_back(items, wait_until):
@@ -404,7 +404,7 @@ def test_a_column_that_the_owner_of_raw_drops_amid_a_run_comes_back(items, wait_
 
     assert (result.status, result.retries) == ("succeeded", 1)
     assert_equal(items)
-    assert "raw.items was changed by somebody while the run was at work (note)" in error
+    assert "raw.items was changed by another session during the run (note)" in error
 
 
 def test_verify_says_to_run_after_a_change(items):
@@ -425,7 +425,7 @@ def test_a_materialized_view_refuses_the_change(items):
 
     error = failure_of(items)
 
-    assert "staging.kept, a materialized view, reads it and cannot be made again" in error
+    assert "staging.kept, a materialized view, reads it and cannot be recreated" in error
     assert raw_type(items, "amount") == "integer"
 
 
@@ -626,8 +626,8 @@ def test_a_reset_is_refused_before_the_load_when_something_would_be_lost_for_goo
     items.on_source("alter table items drop column note")
     with_view = reset(items).error
 
-    assert "raw.items is to be loaded anew, and would lose row-level security" in with_policy
-    assert 'without column "note", which is gone from the source, and notes reads it' in with_view.replace(
+    assert "reloading raw.items would lose row-level security" in with_policy
+    assert 'would drop column "note", which the source no longer has, and notes reads it' in with_view.replace(
         "public.", ""
     )
     assert scans_of_source == []
@@ -659,7 +659,7 @@ def test_a_reset_tells_what_somebody_added_to_the_table_and_the_new_one_lacks(it
 
     told = [event.message for event in items.events if event.kind == "notice"]
     assert result.status == "succeeded", result.error
-    assert any("without what somebody added to it: column mine, index raw.by_note" in text for text in told), told
+    assert any("without what was added to it: column mine, index raw.by_note" in text for text in told), told
     assert items.on_target(
         "select conname from pg_constraint where conrelid = 'raw.items'::regclass and contype = 'p'"
     ) == [("items_pkey",)]
