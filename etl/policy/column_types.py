@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
-# The first oid that initdb does not assign (FirstNormalObjectId): types below are the same on every server.
+# The first oid that initdb does not assign (FirstNormalObjectId): types with smaller oids are the same on every server.
 FIRST_USER_OID = 16384
 TEXT = "text"
-# Values of these, and of the reg* types, name objects of one server, or have no input function that accepts them.
+# Values of these types, and of the reg* types, refer to objects of one server, or no input function accepts them.
 BOUND_TO_A_SERVER = frozenset(
     {
         "aclitem",
@@ -25,16 +25,16 @@ BOUND_TO_A_SERVER = frozenset(
         "pg_node_tree",
     }
 )
-# Older servers read the binary form of an infinite interval as 178,956,970 years; as text they refuse it. Newer ones
-# take that very interval of an older server for an infinite one, in either form.
+# Servers before this version read the binary form of an infinite interval as 178,956,970 years, and refuse its text.
+# Newer servers read exactly that interval from an older server as infinite, in both forms.
 INFINITE_INTERVALS_SINCE = 17
-# Input functions that refuse the binary form of some values that exist: those that are empty, or hold a NULL.
+# Servers refuse the binary form of some valid values of these types: of empty ones, or of ones that contain a NULL.
 READ_AS_TEXT_ONLY = frozenset({"int2vector", "oidvector", "tsquery"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceType:
-    """One row of pg_type on the source, with what it refers to."""
+    """One row of pg_type on the source, with the types that it refers to."""
 
     oid: int
     name: str  # as format_type() writes it without modifier, schema-qualified
@@ -44,15 +44,15 @@ class SourceType:
     base_oid: int  # of a domain, else 0
     base_name: str  # of a domain: its base type with the modifier that the domain states
     has_binary: bool
-    is_extension: bool  # made by an extension, so that the same name means the same on another server
-    has_own_cast: bool  # somebody defined what a cast to text does
+    is_extension: bool  # part of an extension, so the same name means the same type on another server
+    has_own_cast: bool  # a user defined its cast to text
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetTypes:
-    """What the target can hold."""
+    """The types that the target can hold."""
 
-    names: Set[str]  # built in or made by an extension, as format_type() writes them
+    names: Set[str]  # built-in or part of an extension, as format_type() writes them
     major: int  # version of the server
 
 
@@ -63,8 +63,8 @@ class RawType:
     name: str
     is_cast: bool
     is_binary: bool
-    remark: str = ""  # why it became text, where a person should know
-    has_own_cast: bool = False  # the cast would not give the value's text
+    remark: str = ""  # why it became text, if users should know
+    has_own_cast: bool = False  # a plain cast would not return the value's text
 
 
 def map_type(oid: int, formatted: str, types: Mapping[int, SourceType], target: TargetTypes) -> RawType:
@@ -85,7 +85,7 @@ def map_type(oid: int, formatted: str, types: Mapping[int, SourceType], target: 
 
 def _map_array(element: SourceType, formatted: str, types: Mapping[int, SourceType], target: TargetTypes) -> RawType:
     mapped = map_type(element.oid, element.name, types, target)
-    if mapped.name.endswith("[]"):  # the array of an array would be one array of more dimensions
+    if mapped.name.endswith("[]"):  # an array of arrays would be one array with more dimensions
         return RawType(name=TEXT, is_cast=True, is_binary=True, remark="arrays of domains over arrays become text")
     if not mapped.is_cast:
         return RawType(name=formatted, is_cast=False, is_binary=False)
@@ -93,15 +93,15 @@ def _map_array(element: SourceType, formatted: str, types: Mapping[int, SourceTy
 
 
 def _why_text(found: SourceType, target: TargetTypes) -> str | None:
-    """Return why values of a type are kept as text, empty for enums, of which nobody wonders; None if they are not."""
+    """Return why a type becomes text, or None if it does not; an empty string for enums, which need no explanation."""
     if found.kind == "e":
         return ""
     if found.kind == "c":
         return "composite types become text"
     if _is_bound(found):
-        return "its values mean objects of one server"
+        return "its values refer to objects of one server"
     if found.oid >= FIRST_USER_OID and not found.is_extension:
-        return f"{found.name} is a type of the source's own"
+        return f"{found.name} is a user-defined type of the source"
     return None if found.name in target.names else f"the target has no type {found.name}"
 
 
@@ -110,7 +110,7 @@ def _is_bound(found: SourceType) -> bool:
 
 
 def _is_same(found: SourceType, target: TargetTypes) -> bool:
-    """Tell whether both servers read the binary form alike; that of xml depends on its encoding."""
+    """Return whether both servers read the binary form in the same way; that of xml depends on its encoding."""
     element = found.name.removesuffix("[]")
     if element == "interval":
         return target.major >= INFINITE_INTERVALS_SINCE

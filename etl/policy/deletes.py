@@ -1,8 +1,8 @@
-"""Decides whether rows may have gone from a source table since it was last reconciled, and how many may. Pure.
+"""Decides whether a source table may have lost rows since it was last reconciled, and how many it may lose. Pure.
 
-The counters of pg_stat_user_tables lag behind by up to some seconds, and stand still during a long procedure. They are
-therefore listed before the snapshot: what they do not show yet, they show in a later run. An update of a key leaves
-them as they are, so a table is reconciled once in a while all the same.
+The counters of pg_stat_user_tables can lag by some seconds, and do not change during a long procedure. They are
+therefore listed before the snapshot: what they do not show yet, they show in a later run. An update of a key does not
+count as a delete, so each table is also reconciled at a regular interval.
 """
 
 from __future__ import annotations
@@ -16,36 +16,37 @@ from etl.model import Table
 
 @dataclass(frozen=True, kw_only=True)
 class Counters:
-    """What the source counts of a table and its partitions, and what would make these counts start anew."""
+    """What the source has counted for a table and its partitions, and what shows that the counts were reset."""
 
     inserted: int
     updated: int
     deleted: int
     filenodes: str  # TRUNCATE and rewrites change them
-    stats_reset: str  # when statistics of the database were last reset, and those of the server, as after a crash
+    stats_reset: str  # when the statistics of the database and of the server were last reset, as after a crash
     server_started_at: dt.datetime
     listed_at: dt.datetime  # by the source's clock
 
 
-def check_fraction(table: Table, gone: int, rows: int, command: str = "run") -> None:
-    """Raise TableError when more of a table's rows are gone from the source than may go in one run.
+def check_fraction(table: Table, missing: int, rows: int, command: str = "run") -> None:
+    """Raise TableError when more of a table's rows are missing from the source than one run may delete.
 
-    `command` is the one that confirms it.
+    The message names `command`, the etl command that can confirm the deletes.
     """
     limit = table.config.max_delete_fraction
-    if gone > limit * rows:
+    if missing > limit * rows:
         raise TableError(
-            f"{table.label}: {gone:,} of {rows:,} rows are gone from the source, more than "
-            f"max_delete_fraction = {limit:g} of them; nothing was deleted: if that is meant, confirm it with "
-            f"`etl {command} --allow-deletes {table.argument}`, else mend the source"
+            f"{table.label}: {missing:,} of {rows:,} rows are missing from the source, more than "
+            f"max_delete_fraction = {limit:g} allows; nothing was deleted: if this is intended, confirm it with "
+            f"`etl {command} --allow-deletes {table.argument}`, otherwise restore the rows on the source"
         )
 
 
 def may_lack_rows(before: Counters | None, now: Counters, max_hours: float) -> bool:
-    """Tell whether rows may have gone from a source table, or others taken their place, since `before`.
+    """Return whether rows may have been deleted from a source table, or replaced by others, since `before`.
 
-    `before` are the counters listed before the snapshot at which the table was last reconciled, or loaded; None when
-    it never was. A clock that was set back, a restart and reset statistics may hide deletes.
+    `before` holds the counters that were listed before the snapshot at which the table was last reconciled or loaded;
+    None if it never was. A clock that was set back, a restart, or reset statistics may hide deletes, so the result is
+    then True.
     """
     if before is None:
         return True

@@ -1,9 +1,9 @@
-"""Decides how far a watermark may advance. Pure: listing what is open is the work of `activity`.
+"""Decides how far a watermark may advance. Pure: `etl.source.open_transactions` lists the open transactions.
 
-`updated_at = now()` is the time at which the writing transaction began, so a row can become visible long after
-a larger value has. A point is a value together with the transactions open when it was taken; it is *settled*
-when all of them had ended before the snapshot, for then no row below it can still appear.
-Begin reading at `advance`.
+`updated_at = now()` is the time at which the writing transaction began, so a row can become visible long after a row
+with a larger value. A point is a value together with the transactions that were open when it was taken. It is
+*settled* when all of them ended before the snapshot, because then no row below it can still appear.
+Begin at `advance`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import replace
 
 from etl.model import Activity, Point, Progress
 
-# A table held back by one transaction collects a point a run. Dropping one in the middle only makes the
-# watermark advance in larger steps, so a bounded number is kept: the oldest, and the newest.
+# While one transaction holds a table back, each run adds a point. Dropping points in the middle only makes the
+# watermark advance in larger steps, so only the oldest point and the newest ones are kept.
 MAX_KEPT_POINTS = 50
 
 
 def is_settled(point: Point, activity: Activity) -> bool:
-    """Tell whether no transaction can still commit a row below the point.
+    """Return whether no transaction can still commit a row below the point.
 
-    `activity` has to be listed before the snapshot that the run reads at. A prepared transaction has lost its
-    virtual id and its start time, so while any exists nothing is known.
+    `activity` must be listed before the snapshot at which the run reads. A prepared transaction has lost its virtual
+    id and its start time, so no point is settled while one exists.
     """
     if activity.has_prepared:
         return False
@@ -35,10 +35,10 @@ def is_settled(point: Point, activity: Activity) -> bool:
 
 
 def advance(progress: Progress, new_point: Point | None, activity: Activity) -> Progress:
-    """Return the progress after a run: the newest settled point, and the points that stay for later runs.
+    """Return the progress after a run: the newest settled point as watermark, and later points for the next runs.
 
-    Points are ordered as they were taken. The watermark never moves back: with nothing settled it stays.
-    `new_point` is None where the table had no value to take, an integer column without rows.
+    Points are in the order in which they were taken. The watermark never moves back: if no point is settled, it stays.
+    `new_point` is None if there was no value to take, as in an integer column without rows.
     """
     points = (*progress.points, new_point) if new_point else progress.points
     settled = [index for index, point in enumerate(points) if is_settled(point, activity)]
@@ -50,24 +50,24 @@ def advance(progress: Progress, new_point: Point | None, activity: Activity) -> 
 
 
 def seconds_set_back(progress: Progress, point: Point) -> float:
-    """Return by how much the source's clock was set back since the last point, 0 when it was not.
+    """Return how many seconds the source's clock was set back since the last point; 0 if it was not.
 
-    Rows stamped by a clock that was set back can be below the watermark.
+    Rows stamped after the clock was set back can be below the watermark.
     """
     latest = progress.latest_as_of
     return 0.0 if latest is None else max((latest - point.as_of).total_seconds(), 0.0)
 
 
 def is_drained(points: Sequence[Point], activity: Activity) -> bool:
-    """Tell whether waiting longer for open transactions would settle nothing more."""
+    """Return whether all points are settled, so that there is nothing to wait for."""
     return all(is_settled(point, activity) for point in points)
 
 
 def set_back(instant: dt.datetime, margin_seconds: float) -> dt.datetime:
     """Return the instant less the margin.
 
-    A backend takes the time that now() will return a moment before its transaction shows in pg_locks; the
-    margin covers that moment. A naive instant is refused.
+    A backend reads the time that now() will return a moment before its transaction appears in pg_locks; the margin
+    covers that moment. Raises ValueError for an instant without a time zone.
     """
     if instant.tzinfo is None:
         raise ValueError("expected an instant with a time zone, found a naive one")

@@ -1,6 +1,6 @@
-"""Decides what a changed source table asks of its raw table. Pure.
+"""Decides how a raw table follows the changes of its source table. Pure.
 
-What cannot bend a value is done: columns are added, types widened. The rest is refused, with the next step.
+Changes that keep every value exact are made: columns are added, types widened. Others are refused, with the next step.
 Begin at `fit_table`.
 """
 
@@ -18,7 +18,7 @@ ChangeKind = Literal["column_added", "column_replaced", "column_widened", "colum
 # Changes of the source's schema that change the raw table.
 MADE: tuple[ChangeKind, ...] = ("column_added", "column_widened")
 
-# Each holds every value of those before it.
+# Each type holds every value of the types before it.
 INTEGERS = ("smallint", "integer", "bigint")
 FORMATTED = re.compile(r"(?P<name>[^(]*)(\((?P<modifier>[0-9, -]+)\))?(?P<rest>.*)")
 SETS_OF_CHARACTERS = ("character varying", "bit varying")
@@ -27,12 +27,12 @@ TIMES = ("timestamp", "time", "interval")
 
 @dataclass(frozen=True, kw_only=True)
 class RawTable:
-    """What a raw table looks like, and what was known of its source when it was last replicated."""
+    """A raw table as it is now, and what was known of its source table when it was last replicated."""
 
     types: Mapping[str, str] = field(default_factory=dict)  # of its columns, as format_type() writes them
     key: tuple[str, ...] = ()
-    loaded_types: Mapping[str, str] = field(default_factory=dict)  # that the source's columns had in `raw`
-    loaded_numbers: Mapping[str, int] = field(default_factory=dict)  # attnum of the source's columns
+    loaded_types: Mapping[str, str] = field(default_factory=dict)  # raw types of the source's columns, as loaded
+    loaded_numbers: Mapping[str, int] = field(default_factory=dict)  # attnum of the source's columns, as loaded
     has_load: bool = False  # a load of it is unfinished
     rejected_keys: tuple[tuple[str, ...], ...] = ()  # of rows that the target refused, as text
 
@@ -43,12 +43,12 @@ class RawTable:
 
 @dataclass(frozen=True, kw_only=True)
 class SchemaChange:
-    """One change of a raw table, or one of the source's that leaves it as it is."""
+    """One change of the raw table, or a change of the source table that leaves the raw table as it is."""
 
     kind: ChangeKind
     column_name: str
     detail: str
-    needs_old_rows: bool = False  # rows written before have another value now
+    needs_old_rows: bool = False  # rows that are already in `raw` may have other values now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +56,18 @@ class Plan:
     """What to do before rows can be merged."""
 
     changes: tuple[SchemaChange, ...] = ()
-    faults: tuple[str, ...] = ()  # why nothing can be done; none of the changes is then made
-    changed_by_owner: tuple[str, ...] = ()  # columns whose raw type is the choice of the owner of `raw`
+    faults: tuple[str, ...] = ()  # why the raw table cannot follow; if any, no change is made
+    changed_by_owner: tuple[str, ...] = ()  # columns whose raw type the owner of `raw` has changed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """How a source table is written into its raw table: in which form, and after which changes."""
 
-    table: Table  # columns of a type that the owner of `raw` chose travel as text
+    table: Table  # columns whose type the owner of `raw` changed are copied as text
     types: Mapping[str, str]  # of the raw table's columns, before the changes
     changes: tuple[SchemaChange, ...] = ()
-    remarks: tuple[str, ...] = ()  # that a person should know
+    remarks: tuple[str, ...] = ()  # notices for the user
 
     @property
     def types_after(self) -> dict[str, str]:
@@ -80,16 +80,16 @@ class Fit:
 
 
 def fit_new_table(table: Table) -> Fit:
-    """Return the fit of a raw table that has been created, or will be, just as the source's table is."""
+    """Return the fit of a raw table that has just been created, or will be, with the columns of the source table."""
     return Fit(table=table, types={column.name: column.raw_type for column in table.columns})
 
 
 def fit_table(table: Table, raw: RawTable) -> Fit:
-    """Return how a source table is written into the raw table that exists.
+    """Return how a source table is written into its existing raw table.
 
-    Values of a column to which the owner of `raw` gave a type travel as text and are read as its type reads them:
-    finer values are rounded, and a row that does not fit is refused. Raises TableError when the raw table cannot hold
-    the source's rows, or may not be changed.
+    If the owner of `raw` changed the type of a column, its values are copied as text and parsed by that type: finer
+    values are rounded, and rows that do not fit are rejected. Raises TableError when the raw table cannot hold the
+    source's rows, or may not be changed.
     """
     plan = plan_changes(table, raw)
     _refuse_changes(table, plan, raw.types)
@@ -110,18 +110,17 @@ def _refuse_changes(table: Table, plan: Plan, types: Mapping[str, str]) -> None:
     faults += [f'expected column "{name}" in raw, found none' for name in missing]
     if faults:
         raise TableError(
-            f"raw.{table.name} does not fit {table.label}: {'; '.join(faults)}; load it anew: "
-            f"`etl reset {table.argument}`"
+            f"raw.{table.name} does not fit {table.label}: {'; '.join(faults)}; reload it: `etl reset {table.argument}`"
         )
     if plan.changes and table.config.on_schema_change == "freeze":
         raise TableError(
-            f"{table.label} has changed, which on_schema_change: freeze refuses: {describe_changes(plan.changes)}; "
-            "set it to evolve in tables.yml to follow"
+            f"{table.label} has changed, which on_schema_change: freeze forbids: {describe_changes(plan.changes)}; "
+            "to apply the changes to raw, set it to evolve in tables.yml"
         )
 
 
 def plan_changes(table: Table, raw: RawTable) -> Plan:
-    """Compare a source table with its raw table; `raw.types` has the columns that raw tables add as well."""
+    """Compare a source table with its raw table; `raw.types` also has the columns that Tidemark adds."""
     changes: list[SchemaChange] = []
     faults: list[str] = []
     changed_by_owner: list[str] = []
@@ -131,11 +130,11 @@ def plan_changes(table: Table, raw: RawTable) -> Plan:
             detail = f"added as {column.raw_type}"
             changes.append(_added("column_added", column, detail))
         elif _is_replaced(column, raw):
-            detail = "made anew under a name that was there before"
+            detail = "replaced by another column of the same name"
             if found == column.raw_type:
                 changes.append(_added("column_replaced", column, detail))
             else:
-                faults.append(f'column "{column.name}" was {detail}, as {column.raw_type} instead of {found}')
+                faults.append(f'column "{column.name}" was {detail}, with type {column.raw_type} instead of {found}')
         elif found == column.raw_type:
             continue
         elif raw.loaded_types.get(column.name) == column.raw_type and column.name in table.key:
@@ -148,13 +147,13 @@ def plan_changes(table: Table, raw: RawTable) -> Plan:
                     kind="column_widened",
                     column_name=column.name,
                     detail=f"from {found} to {column.raw_type}",
-                    needs_old_rows=True,  # the statement may have computed them anew
+                    needs_old_rows=True,  # ALTER TABLE may have computed new values
                 )
             )
         else:
             faults.append(f'column "{column.name}" changed from {found} to {column.raw_type}')
     changes += [
-        SchemaChange(kind="column_dropped", column_name=name, detail="gone from the source; raw keeps its values")
+        SchemaChange(kind="column_dropped", column_name=name, detail="dropped from the source; raw keeps its values")
         for name in raw.loaded_types
         if name in raw.types and name not in {column.name for column in table.columns}
     ]
@@ -164,14 +163,15 @@ def plan_changes(table: Table, raw: RawTable) -> Plan:
 
 
 def describe_changes(changes: Sequence[SchemaChange]) -> str:
-    """Return one line; a column gone and another new may be one that was renamed, which nobody can tell."""
+    """Return the changes in one line; a dropped and an added column may be one that was renamed."""
     text = "; ".join(f'column "{change.column_name}" {change.detail}' for change in changes)
     kinds = {change.kind for change in changes}
-    return f"{text} (if it was renamed: the values are copied)" if {"column_added", "column_dropped"} <= kinds else text
+    note = " (if a column was renamed, its values are copied)" if {"column_added", "column_dropped"} <= kinds else ""
+    return text + note
 
 
 def is_widened(old: str, new: str) -> bool:
-    """Tell whether every value of a type is one of another, so that converting keeps it."""
+    """Return whether the new type holds every value of the old one, so that converting keeps it exact."""
     if old.endswith("[]") and new.endswith("[]"):
         return is_widened(old.removesuffix("[]"), new.removesuffix("[]"))
     if old in INTEGERS:
@@ -186,7 +186,7 @@ def is_widened(old: str, new: str) -> bool:
 
 
 def _holds_numbers(limits: tuple[int, ...] | None, new_limits: tuple[int, ...] | None) -> bool:
-    """Tell whether numeric(precision, scale) holds the numbers of another; None is numeric without limits."""
+    """Return whether numeric with the new precision and scale holds every number of the old; None means no limits."""
     if limits is None or new_limits is None:
         return new_limits is None
     (precision, scale), (new_precision, new_scale) = (*limits, 0)[:2], (*new_limits, 0)[:2]
@@ -198,7 +198,7 @@ def _added(kind: ChangeKind, column: Column, detail: str) -> SchemaChange:
 
 
 def _is_replaced(column: Column, raw: RawTable) -> bool:
-    """Tell whether raw's column of this name belongs to another one of the source, perhaps gone long ago."""
+    """Return whether raw's column holds another source column that had this name, perhaps dropped long ago."""
     return bool(raw.loaded_numbers) and raw.loaded_numbers.get(column.name) != column.number
 
 

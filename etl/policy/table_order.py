@@ -1,6 +1,6 @@
-"""Decides in which order tables are read that do not share a snapshot: those that refer before those referred to.
+"""Decides the order of tables that are read at different snapshots: children before the parents they refer to. Pure.
 
-A row that is read earlier than its parent can only refer to parents that the later read sees. No I/O.
+A child row is read before its parents, so the later read of the parents sees all that it refers to.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ class TableOrder:
     """The tables, children before parents."""
 
     names: tuple[str, ...]
-    cycles: tuple[tuple[str, ...], ...]  # tables that refer to each other, which have no order among themselves
+    cycles: tuple[tuple[str, ...], ...]  # tables that refer to each other, so they have no valid order
 
 
 def order_children_first(names: Iterable[str], references: Collection[Reference]) -> TableOrder:
-    """Order tables so that each goes before all that it refers to, over any number of references, where that can be.
+    """Order tables so that each precedes all tables that it refers to, directly or through others, where possible.
 
-    A child reaches all that its parent reaches, and itself: more tables than the parent does, unless the parent
-    reaches the child as well.
+    Tables that reach more tables come first: a child reaches all that its parent reaches, and itself, so it reaches
+    more than the parent, unless the parent also reaches the child.
     """
     known = set(names)
     parents: dict[str, set[str]] = {name: set() for name in known}
@@ -39,13 +39,13 @@ def order_children_first(names: Iterable[str], references: Collection[Reference]
 
 
 def related_tables(names: Collection[str], references: Iterable[Reference]) -> tuple[str, ...]:
-    """Return those of the tables that refer to another of them, or to which another refers."""
+    """Return the tables that refer to another one of them, or that another one refers to."""
     pairs = [pair for pair in references if pair[0] != pair[1] and set(pair) <= set(names)]
     return tuple(sorted({name for pair in pairs for name in pair}))
 
 
 def _reach(start: str, parents: Mapping[str, set[str]]) -> set[str]:
-    """Return a table and all to which its references lead."""
+    """Return a table and all tables that it refers to, directly or through others."""
     found, waiting = {start}, [start]
     while waiting:
         new = parents[waiting.pop()] - found

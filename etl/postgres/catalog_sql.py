@@ -1,4 +1,4 @@
-"""Parts of catalog queries that several modules ask with. No I/O."""
+"""Fragments of catalog queries that several modules share. No I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEAVES = """
     )
     select leaf.* from parts join pg_catalog.pg_class as leaf on leaf.oid = parts.oid and leaf.relkind <> 'p'
 """
-# The columns of an index i, in its order; the part after WHERE picks the index.
+# The columns of an index i, in index order; {condition} selects the index.
 KEY_COLUMNS = """
     select array_agg(a.attname::text order by k.place)
     from pg_catalog.pg_index as i
@@ -22,7 +22,7 @@ KEY_COLUMNS = """
     where k.place <= i.indnkeyatts and {condition}
 """
 PRIMARY_KEY = KEY_COLUMNS.format(condition="i.indrelid = {oid} and i.indisprimary")
-# Whether an index serves a search by the column a alone.
+# Whether an index supports a search by the column a alone.
 LEADS_AN_INDEX = """
     exists (
         select from pg_catalog.pg_index as i

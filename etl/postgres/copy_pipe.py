@@ -11,17 +11,17 @@ from typing import IO
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.sql import Composable
 
-# psycopg2 asks for 8 kB at a time unless told otherwise; a pipe holds 64 kB.
+# By default psycopg2 reads 8 kB at a time; a pipe holds 64 kB.
 CHUNK_BYTES = 1 << 16
 CopyOut = Callable[[IO[bytes]], None]
 
 
 @contextlib.contextmanager
 def stream(write: CopyOut) -> Iterator[Stream]:
-    """Run `write` in a thread, and give what it writes to the block.
+    """Run `write` in a thread, and yield a stream of what it writes.
 
-    When `write` fails, the block sees an error instead of an end, so that a half stream is never taken for a whole
-    one; when the block fails, `write` sees a broken pipe. The first cause is raised.
+    If `write` fails, reading raises an error instead of reaching the end, so a partial stream never looks complete. If
+    the block fails, `write` gets a broken pipe. The failure that came first is raised.
     """
     read_end, write_end = os.pipe()
     failures: list[BaseException] = []
@@ -33,8 +33,8 @@ def stream(write: CopyOut) -> Iterator[Stream]:
             write(file)
             file.flush()
         except BaseException as error:
-            failures.append(error)  # before the end of the stream can be seen
-        with contextlib.suppress(OSError):  # what a broken pipe left in the buffer
+            failures.append(error)  # before the reader can see the end of the stream
+        with contextlib.suppress(OSError):  # after a broken pipe, the rest of the buffer cannot be written
             file.close()
 
     feeder = threading.Thread(target=feed, name="copy-out")
@@ -55,30 +55,30 @@ def stream(write: CopyOut) -> Iterator[Stream]:
 
 
 def copy_in(cursor: Cursor, statement: Composable, rows: Stream) -> int:
-    """Run a COPY FROM STDIN that takes what is left of a stream; return the number of rows."""
-    # It reads, and never by lines.
+    """Run a COPY FROM STDIN that reads the rest of a stream; return the number of rows."""
+    # copy_expert() calls read(), never readline().
     cursor.copy_expert(statement, rows, CHUNK_BYTES)  # type: ignore[arg-type]
     return cursor.rowcount
 
 
 class Stream:
-    """The reading end of a pipe: counts bytes, and fails where the writer failed."""
+    """The reading end of a pipe: counts bytes, and raises an error at the place where the writer failed."""
 
     def __init__(self, descriptor: int, failures: list[BaseException]) -> None:
         self._descriptor = descriptor
         self._failures = failures
-        self._ahead = b""  # looked at, and not read yet
+        self._ahead = b""  # received, but not read yet
         self.size = 0
         self.has_failed = False
 
     def read(self, size: int = CHUNK_BYTES) -> bytes:
-        """Return what there is, up to `size` bytes; nothing at the end."""
+        """Return the bytes that are available, at most `size`; empty at the end."""
         limit = size if size > 0 else CHUNK_BYTES
         chunk, self._ahead = self._ahead[:limit], self._ahead[limit:]
         return chunk or self._receive(limit)
 
     def ends_within(self, size: int) -> bool:
-        """Tell whether no more than so many bytes are left; they stay to be read."""
+        """Return whether at most `size` bytes are left; they can still be read."""
         while len(self._ahead) <= size:
             chunk = self._receive(CHUNK_BYTES)
             if not chunk:
@@ -90,6 +90,6 @@ class Stream:
         chunk = os.read(self._descriptor, size)
         if not chunk and self._failures:
             self.has_failed = True
-            raise BrokenPipeError("the reading side of the copy failed")
+            raise BrokenPipeError("the writer of the stream failed")
         self.size += len(chunk)
         return chunk

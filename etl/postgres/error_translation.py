@@ -9,7 +9,7 @@ import psycopg2
 
 from etl.errors import EtlError, RowRefusedError, SourceError, TargetError
 
-# Classes of the manual's appendix A in which the same statement may succeed later.
+# SQLSTATE classes (appendix A of the manual) after which the same statement may succeed later.
 TRANSIENT_CLASSES = ("08", "40", "53")
 TRANSIENT_STATES = (
     "55P03",  # lock_not_available
@@ -18,17 +18,17 @@ TRANSIENT_STATES = (
     "57P03",  # cannot_connect_now
     "25P03",  # idle_in_transaction_session_timeout
 )
-# Classes that blame a row: data exceptions, constraints, a view's check, and a trigger that raises.
+# SQLSTATE classes of errors that a row causes: data exceptions, constraints, a view's check option, raising triggers.
 ROW_CLASSES = ("22", "23", "44", "P0")
 ROW_STATES = ("54000",)  # program_limit_exceeded: a value too large for an index
 HINTS: Mapping[str, str] = {
-    "42501": "grant the role what it lacks (docs/configuration.md)",
+    "42501": "grant the missing privilege to the role (docs/configuration.md)",
     "53100": "free or add disk space on the {side}",
     "53300": "raise max_connections of the {side}, or lower ETL_PARALLEL_TABLES",
     "55P03": "see what holds the lock on the {side} in pg_locks, or raise ETL_LOCK_TIMEOUT_SECONDS",
-    "57014": "raise ETL_STATEMENT_TIMEOUT_SECONDS, or see what slows the {side}",
+    "57014": "raise ETL_STATEMENT_TIMEOUT_SECONDS, or find what slows the {side} down",
 }
-# Functions of the server whose 42501 is about a policy, not a grant: the message is in the server's language.
+# Functions of the server whose 42501 concerns a policy, not a grant; the message depends on the server's language.
 ASKS_POLICIES = ("check_enable_rls", "ExecWithCheckOptions")
 
 
@@ -42,9 +42,9 @@ def errors_of(side: str, where: str) -> Iterator[None]:
 
 
 def translate(error: psycopg2.Error, side: str, where: str) -> EtlError:
-    """Return our error for a driver's: its text, its SQLSTATE, and whether a retry may help."""
+    """Return our error for a driver's error, with its text, its SQLSTATE, and whether a retry may help."""
     state = error.pgcode
-    text = "the connection was lost amid COPY" if _is_lost_in_copy(error) else one_line(str(error))
+    text = "the connection was lost during COPY" if _is_lost_in_copy(error) else one_line(str(error))
     kind = SourceError if side == "source" else TargetError
     if kind is TargetError and _blames_a_row(state):
         kind = RowRefusedError
@@ -60,7 +60,7 @@ def translate(error: psycopg2.Error, side: str, where: str) -> EtlError:
 
 
 def is_transient(error: psycopg2.Error) -> bool:
-    """Tell whether the same statement may succeed later; a lost connection has no SQLSTATE."""
+    """Return whether the same statement may succeed later; a lost connection has no SQLSTATE."""
     state = error.pgcode
     if state is None:
         return _is_lost_in_copy(error) or isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
@@ -68,7 +68,7 @@ def is_transient(error: psycopg2.Error) -> bool:
 
 
 def _is_lost_in_copy(error: psycopg2.Error) -> bool:
-    """Tell the error that psycopg2 raises when a connection ends amid COPY: of no kind, without SQLSTATE."""
+    """Return whether the connection was lost during COPY: psycopg2 then raises its base class, without SQLSTATE."""
     return error.pgcode is None and type(error) is psycopg2.DatabaseError
 
 

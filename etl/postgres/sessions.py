@@ -1,6 +1,7 @@
-"""Opens every connection, bounds every session, and translates the driver's errors once.
+"""Opens, limits and pools the sessions of both sides, and refuses poolers in transaction mode.
 
-Sessions on both sides pin the settings that decide how values look as text, so that text COPY is exact.
+Every session pins the settings that decide how values are written as text, so that text COPY is exact.
+Begin at `connect_source` and `connect_target`.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from etl.database_url import DatabaseUrl
 
 CONNECT_ATTEMPTS = 3
-# A server that was killed or whose network is gone is noticed after idle + interval * count seconds.
+# A killed server or a lost network is noticed after idle + interval * count seconds.
 KEEPALIVE_IDLE_SECONDS = 30
 KEEPALIVE_INTERVAL_SECONDS = 10
 KEEPALIVE_COUNT = 3
-MAX_TIMEOUT_MILLISECONDS = 2**31 - 1  # what the server takes
-# Both sides must write and read values alike (https://www.postgresql.org/docs/current/runtime-config-client.html).
+MAX_TIMEOUT_MILLISECONDS = 2**31 - 1  # the largest value that the server accepts
+# Both sides must write and read values in the same way (https://www.postgresql.org/docs/current/runtime-config-client.html).
 PINNED: Mapping[str, str] = {
     "DateStyle": "ISO, YMD",
     "IntervalStyle": "postgres",
@@ -44,19 +45,19 @@ PINNED: Mapping[str, str] = {
     "quote_all_identifiers": "off",
     "search_path": "",
 }
-# Set in every session of this process: a session that does not have it has lost the settings above as well.
+# Set in every session of this process: a session without it has lost the settings above as well.
 MARK_NAME = "tidemark.session"
 MARK = secrets.token_hex(8)
-# Answers of a server that is there but not ready, or full, when a connection is opened.
+# Words in the answer of a server that is running, but not ready or out of connections.
 NOT_READY = ("starting up", "shutting down", "recovery", "too many", "remaining connection slots")
 
 
 def connect_source(settings: Settings, *, idle_seconds: float | None = None) -> Connection:
     """Open a read-only session on the source, in autocommit, or raise UnavailableError.
 
-    `idle_seconds` bounds how long it may idle inside a transaction; the default is the statement timeout.
+    `idle_seconds` limits how long it may be idle in a transaction; the default is the statement timeout.
     """
-    # Rows that a policy hides would be lost in silence: with row_security off, the server refuses to read instead.
+    # Rows that a policy hides would be lost silently: with row_security off, the server raises an error instead.
     session = _bounds(settings, idle_seconds) | {"default_transaction_read_only": "on", "row_security": "off"}
     return _connect(settings.source_url, "source", settings, session)
 
@@ -64,7 +65,7 @@ def connect_source(settings: Settings, *, idle_seconds: float | None = None) -> 
 def connect_target(settings: Settings) -> Connection:
     """Open a session on the target, in autocommit, or raise UnavailableError.
 
-    The server looks for a vanished client twice a second, so that a killed run frees its locks.
+    The server checks twice a second whether its client still exists, so that a killed run frees its locks.
     """
     connection = _connect(settings.target_url, "target", settings, _bounds(settings, None))
     if connection.server_version >= 140000:
@@ -74,16 +75,17 @@ def connect_target(settings: Settings) -> Connection:
 
 
 def refuse_transaction_pooler(connection: Connection, side: str, connect: Callable[[], Connection]) -> None:
-    """Raise UnavailableError when a pooler hands this session's transactions to changing server sessions.
+    """Raise UnavailableError when a pooler runs the transactions of this session in different server sessions.
 
-    A pooler shows in the process id: it tells its clients one of its own. While another session holds the server
-    session that we used last, only a pooler in session mode finds our settings again. `connect` opens that session.
+    A pooler shows in the process id, because it reports one of its own to its clients. To find its mode, a second
+    session, opened with `connect`, starts a transaction: only in session mode does this session then keep its server
+    session, with its settings.
     """
     with errors_of(side, "looking for a pooler"), connection.cursor() as cursor:
         first = _server_pid(cursor)
         if first == connection.info.backend_pid:
             return
-        if _server_pid(cursor) != first:  # a pool that takes its server sessions in turn
+        if _server_pid(cursor) != first:  # a pool that uses its server sessions in turn
             raise _transaction_pooler(side)
         with contextlib.closing(connect()) as other, other.cursor() as holding:
             holding.execute("begin")
@@ -113,9 +115,9 @@ def _transaction_pooler(side: str) -> UnavailableError:
 
 
 class Sessions:
-    """Sessions of one side that serve one table after another: opening one costs more than reading what changed.
+    """A pool of sessions of one side, reused from table to table: opening one costs more than reading what changed.
 
-    Threads share it. One that was in use when an error was raised is not used again.
+    Threads may share the pool. A session that was in use when an error was raised is not used again.
     """
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
@@ -124,7 +126,7 @@ class Sessions:
 
     @contextlib.contextmanager
     def take(self) -> Iterator[Connection]:
-        """Lend a session, in autocommit; raises UnavailableError when none can be opened."""
+        """Lend a session in autocommit to the block; raises UnavailableError when none can be opened."""
         connection = self._idle.pop() if self._idle else self._connect()
         try:
             yield connection
@@ -191,7 +193,7 @@ def _connect_once(url: DatabaseUrl, side: str, settings: Settings, session: Mapp
 def _away(url: DatabaseUrl, side: str, text: str) -> UnavailableError:
     refusal = tls.find_next_step(text)
     has_answered = refusal is not None or "FATAL" in text
-    next_step = refusal or f"check that it runs and that {side.upper()}_DATABASE_URL is right"
+    next_step = refusal or f"check that it is running and that {side.upper()}_DATABASE_URL is right"
     return UnavailableError(
         f"cannot connect to the {side} at {url.address}: {tls.without_advice(text)}; {next_step}",
         is_transient=not has_answered or any(word in text for word in NOT_READY),

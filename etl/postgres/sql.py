@@ -1,4 +1,4 @@
-"""Composes parts of statements that are the same on both sides. No I/O."""
+"""Composes fragments of statements that both sides share, and reads statements from files. Uses no database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from etl.model import Table
 
 SECONDS_PER_DAY = 86_400
 PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
-# Words that are no names of tables or columns without quotes ("SQL Key Words", appendix C of the manual).
+# Words that cannot name a table or column without quotes ("SQL Key Words", appendix C of the manual).
 RESERVED = frozenset([
     "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "asymmetric", "authorization", "binary",
     "both", "case", "cast", "check", "collate", "collation", "column", "concurrently", "constraint", "create",
@@ -29,25 +29,27 @@ RESERVED = frozenset([
 
 
 def quote_name(*names: str) -> str:
-    """Return a qualified name as statements that people paste have it: in quotes where it needs them."""
+    """Return a qualified name for statements that people paste, with quotes only where they are needed."""
     return ".".join(name if is_plain(name) else '"{}"'.format(name.replace('"', '""')) for name in names)
 
 
 def is_plain(name: str) -> bool:
-    """Tell whether a name means the same with and without quotes."""
+    """Return whether a name means the same with and without quotes."""
     return PLAIN_NAME.fullmatch(name) is not None and name not in RESERVED
 
 
 def read_sql(package: str, name: str) -> str:
-    """Return a statement that is a file of its own, NAME.sql, in a package."""
+    """Return the statement in the file NAME.sql of a package."""
     return resources.files(package).joinpath(f"{name}.sql").read_text(encoding="utf-8")
 
 
 def copy_format(table: Table) -> sql.SQL:
+    """Return the COPY format of a table: binary where every column allows it."""
     return sql.SQL("binary" if table.is_binary else "text")
 
 
 def same_key(table: Table, one: str, other: str) -> sql.Composable:
+    """Compose the condition that the rows of two aliases have the same key."""
     return sql.SQL(" and ").join(
         sql.SQL("{} = {}").format(sql.Identifier(one, name), sql.Identifier(other, name)) for name in table.key
     )

@@ -1,4 +1,4 @@
-"""Bounds how fast rows are read off the source, over all tables that are read at the same time. Begin at `Throttle`."""
+"""Limits how fast rows are read from the source, over all tables read at the same time. Begin at `Throttle`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, Any
 
 
 class Throttle:
-    """A rate in bytes a second that several threads share; whoever takes bytes waits until they are due."""
+    """A rate in bytes per second that threads share; each thread waits until its bytes are within the rate."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Throttle:
         self._due = clock()  # when all bytes taken so far are within the rate
 
     def take(self, size: int) -> None:
-        """Wait until so many bytes more are within the rate; time that nobody used is not made up for."""
+        """Wait until `size` more bytes are within the rate; unused time is not saved up."""
         with self._lock:
             now = self._clock()
             self._due = max(self._due, now) + size / self._bytes_per_second
@@ -34,7 +34,7 @@ class Throttle:
         self._sleep(wait)
 
     def file(self, into: IO[bytes], chunk_bytes: int) -> io.BufferedWriter:
-        """Return a file that passes what is written on, chunk by chunk, at this rate; closing it leaves `into` open."""
+        """Return a file that writes to `into` in chunks, at this rate; closing it leaves `into` open."""
         return io.BufferedWriter(_Slowed(into, self), chunk_bytes)
 
 

@@ -14,14 +14,14 @@ from etl.errors import EtlError
 
 
 def single(cursor: Cursor) -> Any:
-    """Return the value of a statement that answers one row of one column."""
+    """Return the value of a statement that returns one row with one column."""
     row = cursor.fetchone()
     assert row is not None
     return row[0]
 
 
 def export_snapshot(cursor: Cursor) -> str:
-    """Open a transaction that only reads, whose snapshot others can share while it stays open; return its name."""
+    """Open a read-only transaction; return the name of its snapshot, which others can share while it stays open."""
     cursor.execute("begin isolation level repeatable read, read only")
     cursor.execute("select pg_catalog.pg_export_snapshot()")
     return str(single(cursor))
@@ -29,12 +29,12 @@ def export_snapshot(cursor: Cursor) -> str:
 
 @contextlib.contextmanager
 def savepoint(cursor: Cursor, name: str) -> Iterator[None]:
-    """Run a block that may fail inside a transaction: on any error of the database, undo the block alone."""
+    """Run a block inside a transaction; if it raises EtlError, undo only the block and raise the error again."""
     cursor.execute(f"savepoint {name}")
     try:
         yield
     except EtlError:
-        with contextlib.suppress(psycopg2.Error):  # a lost connection: its error is on the way
+        with contextlib.suppress(psycopg2.Error):  # if the connection is lost, the first error is raised
             cursor.execute(f"rollback to savepoint {name}")
         raise
     cursor.execute(f"release savepoint {name}")

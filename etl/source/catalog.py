@@ -61,7 +61,7 @@ KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
 @dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """The tables that can be replicated, the reasons why others cannot, and what a person should know."""
+    """The tables that can be replicated, the reasons why others cannot, and notices for the user."""
 
     tables: tuple[Table, ...]
     refusals: dict[str, str]
@@ -100,7 +100,7 @@ class _Attribute:
 
 
 def read_catalog(cursor: Cursor, config: TablesConfig, target: TargetTypes, names: Sequence[str]) -> Catalog:
-    """Describe the configured tables; `names`, when given, picks among them.
+    """Describe the configured tables; `names`, if given, selects some of them.
 
     Raises ConfigurationError when a name in `names` is neither configured nor found.
     """
@@ -138,7 +138,7 @@ def _choose(found: Mapping[str, _Relation], config: TablesConfig, names: Sequenc
     if unknown:
         raise ConfigurationError(
             f"expected names of tables in schema {config.schema} of the source, found {', '.join(unknown)}; "
-            f"known are {', '.join(sorted(known)) or 'none'}"
+            f"known names: {', '.join(sorted(known)) or 'none'}"
         )
     return sorted(set(names) or known)
 
@@ -175,18 +175,18 @@ def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: Table
     """Return why a relation cannot be replicated, with the next step; None when it can."""
     label, name = f"{config.schema}.{relation.name}", quote_name(config.schema, relation.name)
     if relation.kind in KINDS:
-        return f"{label} is {KINDS[relation.kind]}: only tables are replicated; name the tables under it"
+        return f"{label} is {KINDS[relation.kind]}: only tables are replicated; name the tables behind it"
     if not relation.is_readable:
         return f"{label} cannot be read: run on the source: grant select on {name} to the role of SOURCE_DATABASE_URL"
     if not relation.key:
         return (
-            f"{label} has no primary key, by which rows are merged: run on the source: "
+            f"{label} has no primary key, which merging its rows requires: run on the source: "
             f"alter table {name} add primary key (...); or skip it in tables.yml"
         )
     taken = [attribute.name for attribute in attributes if attribute.name.startswith(OWN_PREFIX)]
     if taken:
         return (
-            f"{label} has a column {taken[0]}, and names that begin with {OWN_PREFIX} are those of raw tables: "
+            f"{label} has a column {taken[0]}, and names that begin with {OWN_PREFIX} are reserved for raw tables: "
             "rename it, or skip the table"
         )
     return _refuse_watermark(relation.name, label, attributes, config)
@@ -220,7 +220,7 @@ def _refuse_watermark(name: str, label: str, attributes: Sequence[_Attribute], c
 
 
 def base_type(formatted: str) -> str:
-    """Strip the precision: timestamp(3) with time zone is a timestamp with time zone."""
+    """Return a type without its precision: timestamp(3) with time zone is a timestamp with time zone."""
     head, _, rest = formatted.partition("(")
     return head + rest.partition(")")[2] if rest else head
 
@@ -272,7 +272,7 @@ def _notices(table: Table, relation: _Relation, attributes: Sequence[_Attribute]
         return [f"{table.label} has no column {wanted!r}: the whole table is read each run"] if wanted else []
     if any(attribute.has_index for attribute in attributes if attribute.name == table.watermark):
         return []
-    concurrently = "concurrently " if relation.kind == "r" else ""  # a partitioned table has no such form
+    concurrently = "concurrently " if relation.kind == "r" else ""  # impossible for a partitioned table
     relation_name, column_name = quote_name(table.schema, table.name), quote_name(table.watermark)
     return [
         f'column "{table.watermark}" of {table.label}, its watermark, has no index: the whole table is searched each '

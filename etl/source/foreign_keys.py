@@ -1,4 +1,4 @@
-"""Reads which tables of the source refer to which, from pg_catalog: information_schema hides it from a reader."""
+"""Reads the foreign keys of the source from pg_catalog: information_schema hides them from a read-only role."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from psycopg2.extensions import cursor as Cursor
 from etl.model import Table
 from etl.policy.table_order import Reference
 
-# Partitions stand for the table that they are parts of: a foreign key may be that of a partition, or lead to one.
+# A partition counts as its partitioned table: a foreign key may belong to a partition, or refer to one.
 LIST_REFERENCES = """
     with recursive parts as (
         select given.oid, given.oid as table_oid from unnest(%s::oid[]) as given (oid)
@@ -28,7 +28,7 @@ LIST_REFERENCES = """
 
 
 def read_references(cursor: Cursor, tables: Sequence[Table]) -> tuple[Reference, ...]:
-    """Return each pair of these tables of which the first has a foreign key to the second, itself included."""
+    """Return the pairs of these tables where the first has a foreign key to the second, which may be itself."""
     names = {table.oid: table.name for table in tables}
     cursor.execute(LIST_REFERENCES, (list(names),))
     return tuple(sorted((names[child], names[parent]) for child, parent in cursor))

@@ -1,4 +1,4 @@
--- The types of some columns, and those that they refer to.
+-- The given types, and the types that they refer to.
 with recursive used as (
     select type_oid as oid from unnest(%(oids)s::oid[]) as given (type_oid)
     union

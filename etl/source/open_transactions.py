@@ -1,4 +1,4 @@
-"""What is open on the source: the listing that the fence decides by, and who holds a watermark back.
+"""Lists the open transactions of the source: for the fence, and to show which ones hold a watermark back.
 
 Begin at `list_activity`.
 """
@@ -12,8 +12,8 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.model import Activity, Progress
 
-# A virtual transaction whose session has just ended stays on the list: not knowing counts as open. Sessions of
-# other databases cannot write here; autovacuum workers have no user.
+# A virtual transaction whose session has just ended still counts as open, because nothing more is known of it. Sessions
+# of other databases cannot write here; autovacuum workers have no user.
 LIST_TRANSACTIONS = """
     select l.virtualxid
     from pg_catalog.pg_locks as l
@@ -22,7 +22,7 @@ LIST_TRANSACTIONS = """
         and l.pid <> pg_catalog.pg_backend_pid()
         and (a.pid is null or (a.usesysid is not null and a.datname = pg_catalog.current_database()))
 """
-# A walsender is active from the start of its stream on, without a transaction of its own; it counts by xact_start.
+# A walsender is active for as long as it streams, without a transaction: only its xact_start counts.
 LIST_STARTS = """
     select
         exists (select from pg_catalog.pg_prepared_xacts where database = pg_catalog.current_database()),
@@ -60,19 +60,19 @@ NAME_HOLDERS = """
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """A transaction that holds a watermark back; unknown parts need pg_read_all_stats."""
+    """A transaction that holds a watermark back; without pg_read_all_stats, some values are unknown."""
 
     pid: int | None  # None: a prepared transaction
     user: str | None
-    application: str | None  # of a prepared transaction its global id
+    application: str | None  # for a prepared transaction, its global id
     state: str | None
-    age_seconds: float | None  # of a prepared transaction since it was prepared
+    age_seconds: float | None  # for a prepared transaction, since it was prepared
 
 
 def list_activity(cursor: Cursor, *, is_standby: bool) -> Activity:
-    """List what is open: virtual transactions first, so that one that prepares meanwhile shows in either.
+    """List the open transactions: virtual ones first, so that one that is prepared meanwhile is in one of the lists.
 
-    A standby cannot tell what is open on its primary: there the declared lookback has to cover it.
+    A standby cannot list the transactions of its primary: there, the declared lookback must cover them.
     """
     transactions = frozenset() if is_standby else list_transactions(cursor)
     has_prepared, oldest_start, server_started_at = list_starts(cursor)
@@ -85,11 +85,13 @@ def list_activity(cursor: Cursor, *, is_standby: bool) -> Activity:
 
 
 def list_transactions(cursor: Cursor) -> frozenset[str]:
+    """Return the virtual ids of the open transactions that may write here."""
     cursor.execute(LIST_TRANSACTIONS)
     return frozenset(row[0] for row in cursor)
 
 
 def list_starts(cursor: Cursor) -> tuple[bool, dt.datetime | None, dt.datetime]:
+    """Return whether a transaction is prepared, the oldest start that is known, and when the server started."""
     cursor.execute(LIST_STARTS)
     row = cursor.fetchone()
     assert row is not None
@@ -97,7 +99,7 @@ def list_starts(cursor: Cursor) -> tuple[bool, dt.datetime | None, dt.datetime]:
 
 
 def name_holders(cursor: Cursor, progress: Progress) -> list[Holder]:
-    """Name the transactions that keep the points of a table from settling."""
+    """Return the transactions that keep the points of a table from settling."""
     if not progress.points:
         return []
     held = sorted(set().union(*(point.transactions for point in progress.points)))

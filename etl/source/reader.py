@@ -23,7 +23,7 @@ from etl.source.statements import BlockRange, Window
 
 
 class Reader:
-    """One table at one snapshot."""
+    """A session that reads one table at one snapshot."""
 
     def __init__(
         self,
@@ -42,14 +42,14 @@ class Reader:
         self._on_close = on_close
 
     def close(self) -> None:
-        """Leave the snapshot and the lock on the table."""
+        """Release the snapshot and the lock on the table."""
         self._is_closed = True
-        with suppress(psycopg2.Error), self._connection.cursor() as cursor:  # lost: it holds nothing any more
+        with suppress(psycopg2.Error), self._connection.cursor() as cursor:  # a lost session holds nothing
             cursor.execute("rollback")
         self._on_close()
 
     def copy_out(self, table: Table, rows: Window | BlockRange, into: IO[bytes]) -> None:
-        """Write rows to a file in COPY format; `table` says in which form, as the target wants it."""
+        """Write rows to a file in COPY format; `table` decides the types and the format, as `raw` needs them."""
         self.copy(statements.copy_out(table, rows), into)
 
     def copy_out_keys(self, rows: Window | BlockRange, into: IO[bytes]) -> None:
@@ -63,19 +63,19 @@ class Reader:
         return buffer.getvalue()
 
     def window_end(self, window: Window) -> tuple[str, ...]:
-        """Return the order values of the last row of a window that was full."""
+        """Return the sort values, as text, of the last row of a full window."""
         return self._row(statements.window_end(self._table, window))
 
     def key_of(self, window: Window) -> tuple[str, ...]:
-        """Return the key, as text, of the last row of a window that was full."""
+        """Return the key, as text, of the last row of a full window."""
         return self._row(statements.last_key(self._table, window))
 
     def lesser_watermark(self, one: str, other: str) -> str:
-        """Return the lesser of two values of the watermark column."""
+        """Return the lesser of two values of the watermark column, as text."""
         return str(self._row(statements.lesser_watermark(self._table, one, other))[0])
 
     def last_sequence_value(self) -> int | None:
-        """Return the last number of the watermark's sequence; None without one, or without the privilege."""
+        """Return the last number of the watermark's sequence; None without a sequence, or without the privilege."""
         statement = (
             "select case when pg_catalog.has_sequence_privilege(%s::oid, 'select, usage')"
             " then pg_catalog.pg_sequence_last_value(%s::oid) end"
@@ -86,11 +86,11 @@ class Reader:
         return last
 
     def has_values(self, names: Sequence[str]) -> bool:
-        """Tell whether any row has a value in any of these columns."""
+        """Return whether any row has a value in any of these columns."""
         return bool(self._row(statements.has_values(self._table, names))[0])
 
     def has_null_watermark(self) -> bool:
-        """Tell whether any row has no watermark."""
+        """Return whether the watermark column is NULL in any row."""
         return bool(self._row(statements.has_null_watermark(self._table))[0])
 
     def block_counts(self) -> list[int]:
@@ -106,11 +106,11 @@ class Reader:
 
     @property
     def encoding(self) -> str | None:
-        """The encoding of the source's database, in which hashes of text are taken."""
+        """The encoding of the source's database, in which text is hashed."""
         return self._connection.info.parameter_status("server_encoding")
 
     def copy(self, statement: Composable, into: IO[bytes]) -> None:
-        """Write what a COPY statement gives to a file, no faster than the source may be read."""
+        """Write the output of a COPY statement to a file, no faster than the throttle allows."""
         with self._session() as cursor:
             if self._throttle is None:
                 cursor.copy_expert(statement, into)
@@ -120,9 +120,9 @@ class Reader:
 
     @contextmanager
     def _session(self) -> Iterator[Cursor]:
-        """Give a cursor at the snapshot; raises SourceChangedError when that has been left."""
+        """Yield a cursor at the snapshot; raises SourceChangedError when the reader is closed."""
         if self._is_closed:
-            raise SourceChangedError(f"{self._table.label}: its snapshot was left before all was done; read again")
+            raise SourceChangedError(f"{self._table.label}: its snapshot was released too early; read again")
         with errors_of("source", self._table.label), self._connection.cursor() as cursor:
             yield cursor
 

@@ -1,4 +1,4 @@
-"""The read side: the catalog, the points of the fence and the snapshot that the readers of tables share.
+"""The read side: the catalog, the points of the fence, and the snapshot that the readers of tables share.
 
 Begin at `Source`, the coordinating session of one attempt. Nothing here writes.
 """
@@ -37,8 +37,8 @@ XIDS_OF_SNAPSHOT = """
     select pg_catalog.pg_snapshot_xmin(s)::text, pg_catalog.pg_snapshot_xmax(s)::text
     from pg_catalog.pg_current_snapshot() as s
 """
-# What a server answers to the name of a snapshot whose transaction has ended; the last one since version 17.
-SNAPSHOT_IS_GONE = (
+# Errors for the name of a snapshot whose transaction has ended; servers raise the last one since version 17.
+SNAPSHOT_HAS_ENDED = (
     psycopg2.errors.InvalidParameterValue,
     psycopg2.errors.ObjectNotInPrerequisiteState,
     psycopg2.errors.UndefinedObject,
@@ -54,7 +54,7 @@ POINT_EXPRESSIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """The points of some tables, and the errors of those that could not be read, such as one locked by DDL."""
+    """The points of some tables, and the errors of tables that could not be read, such as one locked by DDL."""
 
     by_table: Mapping[str, Point] = field(default_factory=dict)
     errors: Mapping[str, EtlError] = field(default_factory=dict)
@@ -81,8 +81,8 @@ class Source:
                 self.system_identifier, self.is_standby, self.may_see_all, encoding = _identify(cursor)
             if encoding == "SQL_ASCII":
                 raise UnavailableError(
-                    f"the database {settings.source_url.address} has encoding SQL_ASCII, which does not say what its "
-                    "text means: copy it with pg_dump --encoding into a database with an encoding, and replicate that"
+                    f"the database {settings.source_url.address} has encoding SQL_ASCII, so the encoding of its text "
+                    "is unknown: copy it with pg_dump --encoding into a database with an encoding, and replicate that"
                 )
         except BaseException:
             self._connection.close()
@@ -91,7 +91,7 @@ class Source:
         self._lock = threading.Lock()
         rate = settings.max_source_mb_per_second
         self._throttle = Throttle(rate * BYTES_PER_MB) if rate else None
-        self._sessions = sessions.Sessions(partial(sessions.connect_source, settings))  # that read tables
+        self._sessions = sessions.Sessions(partial(sessions.connect_source, settings))  # for readers of tables
 
     def __enter__(self) -> Source:
         return self
@@ -102,7 +102,7 @@ class Source:
 
     @property
     def margin_seconds(self) -> float:
-        """By how much points are set back, which also covers a clock set back by as much."""
+        """How far points are set back; this also covers a clock that is set back by no more than that."""
         return self._settings.fence_margin_seconds
 
     def read_catalog(self, target: TargetTypes, names: Sequence[str]) -> catalog.Catalog:
@@ -119,7 +119,7 @@ class Source:
     def take_points(self, tables: Sequence[Table]) -> Points:
         """Take a point for each table with a watermark: the values first, then the list of open transactions.
 
-        Outside any transaction: inside one, the list would be as old as its snapshot.
+        This runs outside any transaction: inside one, the list would be as old as its snapshot.
         """
         values: dict[str, str | None] = {}
         errors: dict[str, EtlError] = {}
@@ -147,7 +147,7 @@ class Source:
         return Points(by_table=points, errors=errors)
 
     def read_counters(self, tables: Sequence[Table]) -> dict[str, Counters]:
-        """Return what the source counts of each table."""
+        """Return the counters of each table, by its name."""
         with errors_of("source", "reading the counters"), self._connection.cursor() as cursor:
             return storage.read_counters(cursor, tables)
 
@@ -178,17 +178,17 @@ class Source:
         )
 
     def leave_snapshot(self, table_name: str) -> None:
-        """Say that a table needs the snapshot no more; with the last one, the source is free of it."""
+        """Record that a table no longer needs the snapshot; after the last table, end its transaction."""
         with self._lock:
             is_last = self._readers == {table_name}
             self._readers.discard(table_name)
         if is_last:
-            with suppress(psycopg2.Error), self._connection.cursor() as cursor:  # lost: it holds nothing any more
+            with suppress(psycopg2.Error), self._connection.cursor() as cursor:  # a lost session holds nothing
                 cursor.execute("rollback")
 
     def name_holders(self, progress: Progress) -> list[open_transactions.Holder]:
-        """Name the transactions that keep the points of a table from settling."""
-        with errors_of("source", "naming what holds a watermark"), self._connection.cursor() as cursor:
+        """Return the transactions that keep the points of a table from settling."""
+        with errors_of("source", "finding what holds a watermark back"), self._connection.cursor() as cursor:
             return open_transactions.name_holders(cursor, progress)
 
     def read_clock(self) -> dt.datetime:
@@ -200,7 +200,7 @@ class Source:
 
     @contextmanager
     def open_reader(self, table: Table, snapshot: Snapshot) -> Iterator[Reader]:
-        """Read one table at a snapshot in a session of its own, protected from rewrites until the reader closes.
+        """Open a reader of one table at a snapshot, in its own session, with a lock against rewrites until it closes.
 
         Raises SourceChangedError when the table was truncated or rewritten since its files were listed: such
         statements are not MVCC-safe, and an older snapshot sees the table empty (manual, "Caveats" of MVCC).
@@ -226,15 +226,15 @@ class Source:
             reader.close()
 
     def _connect(self) -> Connection:
-        """Open a session that may idle for as long as it holds the snapshot and tables are read in others."""
+        """Open a session that may stay idle in its transaction while other sessions read tables at its snapshot."""
         idle_seconds = self._settings.max_snapshot_seconds + self._settings.statement_timeout_seconds
         return sessions.connect_source(self._settings, idle_seconds=idle_seconds)
 
     def _read_clock(self, cursor: Cursor) -> dt.datetime | None:
-        """Return the instant of the points to take.
+        """Return the instant of the points to take, with the margin subtracted.
 
-        A standby shows what was committed up to its replay, so its own clock means nothing; None before it has
-        replayed any transaction since its start.
+        A standby shows what was committed up to the last transaction that it replayed, so its own clock does not apply;
+        the result is None if it has replayed no transaction since its start.
         """
         clock = "pg_last_xact_replay_timestamp" if self.is_standby else "clock_timestamp"
         cursor.execute(f"select pg_catalog.{clock}()")
@@ -245,7 +245,7 @@ class Source:
 def _import_snapshot(cursor: Cursor, table: Table, snapshot: Snapshot) -> None:
     try:
         cursor.execute("set transaction snapshot %s", (snapshot.name,))
-    except SNAPSHOT_IS_GONE as error:
+    except SNAPSHOT_HAS_ENDED as error:
         raise SourceChangedError(
             f"{table.label}: the session that held the snapshot has ended on the source; read again"
         ) from error
@@ -259,7 +259,7 @@ def _require_lookback(found: catalog.Catalog) -> catalog.Catalog:
             name = "lookback_rows" if table.watermark_kind is WatermarkKind.INTEGER else "lookback_seconds"
             refusals[table.name] = (
                 f"{table.label}: the source is a standby, which cannot list the transactions open on its primary: "
-                f"declare in tables.yml with {name} how far rows can come late, or point SOURCE_DATABASE_URL at the "
+                f"declare in tables.yml with {name} how late rows can arrive, or point SOURCE_DATABASE_URL at the "
                 "primary"
             )
     tables = tuple(table for table in found.tables if table.name not in refusals)
@@ -280,7 +280,7 @@ def _identify(cursor: Cursor) -> tuple[str, bool, bool, str]:
 def _clock_values(
     cursor: Cursor, tables: Sequence[Table], instant: dt.datetime
 ) -> dict[tuple[WatermarkKind, str], str]:
-    """Return the instant as a value of each kind of time that a table's watermark has, in each time zone."""
+    """Return the instant as a watermark, for each pair of kind and time zone that these tables have."""
     found = {}
     for kind, zone in {(t.watermark_kind, t.config.time_zone) for t in tables if t.watermark_kind}:
         if kind in POINT_EXPRESSIONS:
@@ -293,7 +293,7 @@ def _clock_values(
 
 
 def _point_value(cursor: Cursor, table: Table, by_clock: Mapping[tuple[WatermarkKind, str], str]) -> str | None:
-    """Return the value of a table's point; None without watermark, or for an integer column without rows."""
+    """Return the value of a table's point; None without a watermark, or for an integer column without rows."""
     if table.watermark_kind is None:
         return None
     if table.watermark_kind is not WatermarkKind.INTEGER:

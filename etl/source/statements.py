@@ -1,4 +1,4 @@
-"""Composes the statements that read a table of the source, and what all that name tables have in common. No I/O.
+"""Composes the statements that read a source table, and the fragments that they share. No I/O.
 
 Identifiers are composed with psycopg2.sql and values are literals or parameters; nothing is formatted into SQL.
 """
@@ -17,11 +17,11 @@ from etl.postgres.sql import SECONDS_PER_DAY, comma, copy_format
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Which rows a batch holds: those after `after` in the order of (watermark, key), `limit` at most.
+    """The rows of a batch: those that follow `after` in the order of (watermark, key), at most `limit`.
 
-    `read_from` is the watermark, inclusive and less the table's lookback; None reads rows of any watermark.
-    `is_null_watermark` reads the rows whose watermark column is NULL, `keys` those with one of these keys, both in
-    the order of the key. Values are text, as the source writes them.
+    `read_from` is the watermark at which reading starts, inclusive, less the table's lookback; None reads rows of any
+    watermark, in the order of the key. `is_null_watermark` reads only the rows whose watermark column is NULL, `keys`
+    only the rows with these keys. Values are text, as the source writes them.
     """
 
     read_from: str | None = None
@@ -33,10 +33,10 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockRange:
-    """The rows of the blocks from `start` up to, not including, `end` of a table and of each partition.
+    """The rows in the blocks from `start` to `end`, exclusive, of a table or of each of its partitions.
 
-    With `since_xid`, a 32-bit transaction id, only row versions written by that transaction or a later one;
-    with `before_xid` only those written by an earlier one.
+    With `since_xid`, a 32-bit transaction id, only row versions written by that transaction or a later one; with
+    `before_xid`, only those written by an earlier one.
     """
 
     start: int = 0
@@ -46,17 +46,18 @@ class BlockRange:
 
 
 def source_table(table: Table) -> sql.Composable:
+    """Name the source table, without descendants that are tables of their own."""
     only = sql.SQL("only " if table.has_descendants_apart else "")
     return sql.SQL("{}{}").format(only, sql.Identifier(table.schema, table.name))
 
 
 def source_column(name: str) -> sql.Identifier:
-    """Name a column of the source table, always by its alias: ORDER BY prefers a bare name's output column."""
+    """Name a column of the source table, always with its alias: in ORDER BY, a bare name means an output column."""
     return sql.Identifier("s", name)
 
 
 def copy_out(table: Table, rows: Window | BlockRange) -> sql.Composable:
-    """Read rows as `raw` keeps them, those of a window in its order."""
+    """Read rows in the types that `raw` has; the rows of a window come in its order."""
     return _copy_to_stdout(table, [selected(column) for column in table.columns], rows, copy_format(table))
 
 
@@ -72,7 +73,7 @@ def copy_out_text(table: Table, rows: Window) -> sql.Composable:
 
 
 def window_end(table: Table, window: Window) -> sql.Composable:
-    """Read the order values, as text, of the last row of a full window, at the same snapshot."""
+    """Read the sort values, as text, of the last row of a full window, at the same snapshot."""
     return _last_of(table, window, _order(table, window))
 
 
@@ -82,7 +83,7 @@ def last_key(table: Table, window: Window) -> sql.Composable:
 
 
 def lesser_watermark(table: Table, one: str, other: str) -> sql.Composable:
-    """Answer the lesser of two values of the watermark column, as text."""
+    """Return the lesser of two values of the watermark column, as text."""
     assert table.watermark is not None
     return sql.SQL("select least({}, {})::text").format(
         typed(table, table.watermark, one), typed(table, table.watermark, other)
@@ -90,7 +91,7 @@ def lesser_watermark(table: Table, one: str, other: str) -> sql.Composable:
 
 
 def has_null_watermark(table: Table) -> sql.Composable:
-    """Answer whether any row has no watermark."""
+    """Return whether the watermark column is NULL in any row."""
     assert table.watermark is not None
     return sql.SQL("select exists (select from {} as s where {} is null)").format(
         source_table(table), source_column(table.watermark)
@@ -98,7 +99,7 @@ def has_null_watermark(table: Table) -> sql.Composable:
 
 
 def has_values(table: Table, names: Sequence[str]) -> sql.Composable:
-    """Answer whether any row of the source has a value in any of these columns."""
+    """Return whether any row of the source has a value in any of these columns."""
     is_any = sql.SQL(" or ").join(
         sql.SQL("pg_catalog.num_nonnulls({}) > 0").format(source_column(name)) for name in names
     )
@@ -106,25 +107,28 @@ def has_values(table: Table, names: Sequence[str]) -> sql.Composable:
 
 
 def max_integer(table: Table) -> sql.Composable:
-    """Answer the largest watermark of a table, as text."""
+    """Return the largest watermark of a table, as text."""
     assert table.watermark is not None
     return sql.SQL("select max({})::text from {} as s").format(source_column(table.watermark), source_table(table))
 
 
 def lock_source(table: Table) -> sql.Composable:
+    """Lock the source table against TRUNCATE and rewrites; reads and writes go on."""
     return sql.SQL("lock table {} in access share mode").format(source_table(table))
 
 
 def selected(column: Column) -> sql.Composable:
+    """Compose an output column: a source column in the type that `raw` has, under its own name."""
     if not column.is_cast:
         return source_column(column.name)
     return sql.SQL("{} as {}").format(cast(column), sql.Identifier(column.name))
 
 
 def cast(column: Column) -> sql.Composable:
-    """A source column in the type that `raw` has.
+    """Compose the cast of a source column to the type that `raw` has.
 
-    concat() writes a value with its type's output function, as COPY does, where a cast would do something else.
+    If a user defined the cast to text, concat() replaces it: like COPY, it writes a value with the output function of
+    its type.
     """
     name, raw_type = source_column(column.name), sql.SQL(column.raw_type)
     if column.has_own_cast:
@@ -184,9 +188,9 @@ def _where(table: Table, window: Window) -> sql.Composable:
 
 
 def key_values(table: Table, keys: Sequence[tuple[str, ...]], *, is_source: bool = True) -> sql.Composable:
-    """The right side of IN for keys as text: one array a column, planned at once.
+    """Compose the right side of IN for keys as text: one array per column, which is quick to plan.
 
-    unnest() takes arrays and composite values apart, so keys that may hold such are listed one by one.
+    unnest() takes arrays and composite values apart, so keys that may contain them are listed one by one.
     """
     columns = [table.column(name) for name in table.key]
     types = [column.source_type if is_source else column.raw_type for column in columns]
@@ -208,9 +212,9 @@ def key_values(table: Table, keys: Sequence[tuple[str, ...]], *, is_source: bool
 
 
 def _in_blocks(blocks: BlockRange) -> sql.Composable:
-    """Condition on the physical place and on the age of row versions ("System Columns" in the manual).
+    """Compose the condition on the physical place and the age of row versions ("System Columns" in the manual).
 
-    age() counts from the next transaction id, so that a larger age is an earlier transaction, across the wraparound.
+    age() counts back from the next transaction id, so a larger age means an earlier transaction, even after wraparound.
     """
     conditions: list[sql.Composable] = []
     if blocks.start:
@@ -230,7 +234,7 @@ def _conjunction(conditions: Sequence[sql.Composable]) -> sql.Composable:
 
 
 def _less_lookback(table: Table, watermark: str) -> sql.Composable:
-    """Return the watermark less the lookback that the table declares, as an expression an index serves."""
+    """Return the watermark less the table's lookback, as an expression that can use an index."""
     assert table.watermark is not None
     value, config = typed(table, table.watermark, watermark), table.config
     if not table.has_lookback:
@@ -247,4 +251,5 @@ def _values(table: Table, names: Sequence[str], values: Sequence[str]) -> sql.Co
 
 
 def typed(table: Table, name: str, value: str) -> sql.Composable:
+    """Compose a value, given as text, in the type of a source column."""
     return sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(table.column(name).source_type))

@@ -1,4 +1,4 @@
-"""What the source shows of a table's files: their identity, their size, and what was counted on them."""
+"""Reads what the source shows about a table's files: their identity, their size, and the counters of changes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_block_counts(cursor: Cursor, oid: int) -> list[int]:
 
 
 def read_counters(cursor: Cursor, tables: Sequence[Table]) -> dict[str, Counters]:
-    """Return what the server has counted of each table, summed over its partitions."""
+    """Return the counters of each table, by its name, summed over its partitions."""
     cursor.execute(READ_COUNTERS, ([table.oid for table in tables],))
     found = {row[0]: row[1:] for row in cursor}
     return {

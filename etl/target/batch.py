@@ -1,4 +1,4 @@
-"""The writing of one batch, inside a transaction that the writer opens and commits. Begin at `Batch`."""
+"""Writes one batch, inside a transaction that the writer opens and commits. Begin at `Batch`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ EMPTY_BINARY_BYTES = 21
 
 
 class Batch:
-    """The transaction of one batch: rows are merged in parts, and a part that fails leaves the others."""
+    """One batch in its transaction: rows are merged in parts, and a part that fails is undone without the others."""
 
     def __init__(self, cursor: Cursor, table: Table, run_id: int, types: Mapping[str, str]) -> None:
         self._cursor = cursor
         self._table = table
         self._run_id = run_id
-        self._types = types  # that the columns of the raw table are taken to have
-        self._has_rows = False  # and with them a temporary table
+        self._types = types  # expected types of the raw table's columns
+        self._has_rows = False  # so the temporary table exists
         self._refusals: dict[tuple[str, ...], RowRefusedError] = {}
         self.counts = Counts()
 
@@ -46,7 +46,7 @@ class Batch:
         return counts
 
     def reject(self, key: Sequence[str], text: bytes, refusal: RowRefusedError) -> None:
-        """Keep a row that the target refused; raises TableError when it is one more than the table may have."""
+        """Store a row that the target refused; raises TableError when the table has more than max_rejected_rows."""
         refused_by = rejects.add_reject(
             self._cursor, self._run_id, self._table.name, key=key, text=text, refusal=refusal
         )
@@ -57,15 +57,15 @@ class Batch:
             self._check_rejects()
 
     def clear_rejects(self, retried: Iterable[tuple[str, ...]]) -> None:
-        """Forget those of the rows refused before that this batch has not refused again.
+        """Delete the stored rejects among the `retried` keys that this batch did not refuse again.
 
-        Raises TableError when more are left than the table may have.
+        Raises TableError when more than max_rejected_rows are left.
         """
         rejects.clear_rejects(self._cursor, self._table.name, set(retried) - self._refusals.keys())
         self._check_rejects()
 
     def save_progress(self, progress: Progress) -> None:
-        """Store the progress of a table that is done with this batch."""
+        """Store the progress of a table that this batch completes."""
         save_progress(self._cursor, self._run_id, self._table, progress)
 
     def _check_rejects(self) -> None:
@@ -75,8 +75,8 @@ class Batch:
             return
         key, refusal = list(self._refusals.items())[-1]
         raise TableError(
-            f"{self._table.label}: the target refuses more than max_rejected_rows = {limit} rows, the last one "
-            f"{_describe_key(self._table, key)}: {refusal}; mend the rows or raw.{self._table.name}, or raise "
+            f"{self._table.label}: the target refuses more than max_rejected_rows = {limit} rows, the last one with "
+            f"{_describe_key(self._table, key)}: {refusal}; fix the rows or raw.{self._table.name}, or raise "
             "max_rejected_rows in tables.yml"
         )
 
@@ -93,24 +93,24 @@ class Batch:
         return Counts(read=read, inserted=inserted, updated=updated, bytes=rows.size)
 
     def _check_types(self) -> None:
-        """Raise TargetChangedError when the raw table is not as it was; from here on, it stays."""
+        """Lock the raw table against changes; raise TargetChangedError when its columns are not as expected."""
         self._cursor.execute(statements.lock_raw(self._table))
         found = raw_tables.read_column_types(self._cursor, self._table.name)
         changed = [name for name, kind in self._types.items() if found.get(name) != kind]
         if changed:
             raise TargetChangedError(
-                f"raw.{self._table.name} was changed by somebody while the run was at work ({', '.join(changed)}): "
-                "look at it again"
+                f"raw.{self._table.name} was changed by another session during the run ({', '.join(changed)}): "
+                "run again"
             )
 
 
 def has_rows(table: Table, rows: Stream) -> bool:
-    """Tell whether a stream in the table's COPY format has rows, without taking any from it."""
+    """Return whether a stream in the table's COPY format has rows; they can still be read."""
     return not rows.ends_within(EMPTY_BINARY_BYTES if table.is_binary else 0)
 
 
 def copy_rows(cursor: Cursor, table: Table, copy_out: CopyOut, *, into: Composable, freeze: bool) -> tuple[int, int]:
-    """Copy rows into a table of the target; return how many, and their bytes."""
+    """Copy rows into a table of the target; return the numbers of rows and bytes."""
     statement = statements.copy_in(table, into, freeze=freeze)
     with stream(copy_out) as rows:
         return copy_in(cursor, statement, rows), rows.size

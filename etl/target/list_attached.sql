@@ -1,4 +1,4 @@
--- What was attached to a raw table by hand, and a table that replaces it does not have.
+-- What users attached to a raw table, and a table that replaces it would not have.
 with raw as (
     select c.* from pg_catalog.pg_class as c
     where c.oid = pg_catalog.to_regclass(pg_catalog.format('raw.%%I', %(name)s::text))

@@ -1,4 +1,4 @@
--- Views that read a relation, directly or through others; those at a larger depth first.
+-- Views that read a relation, directly or through other views; the deepest first.
 with recursive readers as (
     select
         %(oid)s::oid as oid,

@@ -1,6 +1,7 @@
-"""The making of a raw table: whole in one transaction, or in ranges out of sight, until it takes its place.
+"""Creates a raw table: in one transaction, or in ranges under a hidden name until it is complete.
 
 The new table may replace one of the same name, in one transaction: readers see the old rows until then.
+Begin at `RawLoad`.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ LIST_ATTACHED = read_sql(__package__, "list_attached")
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """What putting a loaded table in its place did beside it."""
+    """The result of giving a loaded table its final name."""
 
     counts: Counts = field(default_factory=Counts)  # rows that became tombstones
-    remarks: tuple[str, ...] = ()  # that a person should know
+    remarks: tuple[str, ...] = ()  # notices for the user
 
 
 class RawLoad:
-    """The raw table that a load of one table makes, with the writer's session."""
+    """The load of one table into a new raw table, in the writer's session."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -57,9 +58,9 @@ class RawLoad:
         return counts
 
     def start_over(self, discarded: Counts, *, is_replacement: bool) -> None:
-        """Give up a load for one in batches: into the raw table that it was to replace, or else into an empty one.
+        """Drop what was loaded, so that batches can fill the table that was to be replaced, or else a new empty one.
 
-        `discarded`, what this run had loaded of the table, is taken from its ledger.
+        `discarded`, the negated counts of what this run had loaded, is added to its ledger.
         """
         into = statements.raw_table(self.table.name)
         with self._writer.transaction() as cursor:
@@ -74,18 +75,18 @@ class RawLoad:
                 cursor.execute(statements.complete_raw(self.table, into, self._writer.run_id))
 
     def read_state(self) -> LoadState | None:
-        """Return how far a first load in ranges has come; None when there is none."""
+        """Return how far a load in ranges has come; None if there is none."""
         with self._writer.session() as cursor:
             return read_load(cursor, self.table.name)
 
     def discard(self) -> None:
-        """Forget a first load in ranges."""
+        """Drop the table and the stored state of a load in ranges."""
         with self._writer.transaction() as cursor:
             cursor.execute(statements.drop_loading(self.table))
             delete_load(cursor, self.table.name)
 
     def add_range(self, copy_out: CopyOut, load: LoadState, *, is_first: bool) -> Counts:
-        """Add the rows of a range to the table being loaded, and store how far the load has come with it."""
+        """Add the rows of a range to the table being loaded, and store the state of the load, in one transaction."""
         table, into = self.table, statements.loading_table(self.table)
         with self._writer.transaction() as cursor:
             if is_first:
@@ -98,10 +99,11 @@ class RawLoad:
         return counts
 
     def renew(self, copy_out_kept_keys: CopyOut, copy_out_written: CopyOut, load: LoadState) -> Counts:
-        """Bring a table whose ranges were read at several snapshots to the last of them.
+        """Bring a table whose ranges were read at several snapshots up to the last snapshot.
 
-        `copy_out_kept_keys` gives the keys of the rows that are there as they were, `copy_out_written` the rows
-        written since: what is loaded and has no such key was changed, moved or deleted, and goes.
+        `copy_out_kept_keys` writes the keys of the rows that were not written since the first of these snapshots, and
+        `copy_out_written` the rows that were. A loaded row without a kept key was changed, moved or deleted on the
+        source: it is deleted before the written rows are added.
         """
         table, into = self.table, statements.loading_table(self.table)
         with self._writer.transaction() as cursor:
@@ -118,7 +120,7 @@ class RawLoad:
         return counts
 
     def check_replacement(self) -> list[str]:
-        """Raise TableError when the raw table cannot be replaced by a new one; return what to say of what it lacks."""
+        """Return notices of what a new raw table will lack; raises TableError when it must not replace the old one."""
         table, raw = self.table, statements.raw_table(self.table.name)
         columns = [*(column.name for column in table.columns), *META_COLUMNS]
         with self._writer.session() as cursor:
@@ -128,18 +130,17 @@ class RawLoad:
         essential = [text for kind, text in attached if kind in ("row-level security", "foreign key of")]
         if essential:
             raise TableError(
-                f"raw.{table.name} is to be loaded anew, and would lose {', '.join(essential)}: drop that, run again, "
-                "then make it"
+                f"reloading raw.{table.name} would lose {', '.join(essential)}: drop that, run again, then recreate it"
             )
         lost = ", ".join(text for _, text in attached)
-        return [f"raw.{table.name} is made anew, without what somebody added to it: {lost}"] if lost else []
+        return [f"raw.{table.name} is recreated without what was added to it: {lost}"] if lost else []
 
     def publish(self, progress: Progress, *, allow_deletes: bool) -> Publication:
-        """Give a table loaded in ranges its key, metadata and name, and store the progress.
+        """Give a table loaded in ranges its key, metadata and name, and store the progress, in one transaction.
 
-        A raw table of that name is replaced in the same transaction: its rows that the new one lacks become
-        tombstones there, its views and grants stay. Raises TableError when more than `max_delete_fraction` of its
-        rows would, unless that is allowed.
+        An existing raw table is replaced: its rows that the new table lacks become tombstones there, and its views and
+        grants are kept. Raises TableError when more than `max_delete_fraction` of its rows would become tombstones,
+        unless `allow_deletes`.
         """
         table, published = self.table, Publication()
         raw, loading = statements.raw_table(table.name), statements.loading_table(table)
@@ -160,16 +161,16 @@ class RawLoad:
             cursor.execute(statements.analyze_raw(table))
             forget_table(cursor, table.name)
             runs.record_change(
-                cursor, self._writer.run_id, table.name, "table_loaded", "loaded anew" if types else "loaded"
+                cursor, self._writer.run_id, table.name, "table_loaded", "reloaded" if types else "loaded"
             )
             runs.add_batch(cursor, self._writer.run_id, table.name, published.counts)
             save_progress(cursor, self._writer.run_id, table, progress)
         return published
 
     def _carry_tombstones(self, cursor: Cursor, types: Mapping[str, str], *, allow_deletes: bool) -> Publication:
-        """Copy into the table being loaded the tombstones of the raw table, and as such its rows that are gone.
+        """Copy the raw table's tombstones, and its rows that the source has deleted, into the table being loaded.
 
-        Where the source's deletes are not followed, rows that are gone stay as they are.
+        Deleted rows become tombstones; with `deletes: none`, they are copied as they are.
         """
         table = self.table
         is_followed = table.config.deletes == "reconcile"
@@ -181,12 +182,12 @@ class RawLoad:
         remarks: tuple[str, ...] = ()
         if set(table.key) <= set(kept) and set(META_COLUMNS) <= set(types):
             cursor.execute(statements.carry_rows(table, kept, self._writer.run_id, as_tombstones=is_followed))
-            gone, live = cursor.fetchone() or (0, 0)
+            deleted, live = cursor.fetchone() or (0, 0)
         else:
-            remarks = (f"the key of raw.{table.name} was another: deleted rows leave no tombstones",)
+            remarks = (f"the key of raw.{table.name} has changed: deleted rows leave no tombstones",)
             cursor.execute(statements.count_loaded(table, has_tombstones="_etl_deleted_at" in types))
             loaded, live = cursor.fetchone() or (0, 0)
-            gone = max(live - loaded, 0)
+            deleted = max(live - loaded, 0)
         if is_followed and not allow_deletes:
-            check_fraction(table, gone, live, "reset")
-        return Publication(counts=Counts(deleted=gone if is_followed else 0), remarks=remarks)
+            check_fraction(table, deleted, live, "reset")
+        return Publication(counts=Counts(deleted=deleted if is_followed else 0), remarks=remarks)

@@ -1,4 +1,4 @@
-"""Describes the raw tables that the target has, in one set of queries for all of them. Begin at `read_raw_tables`."""
+"""Describes the raw tables of the target, in one set of queries for all of them. Begin at `read_raw_tables`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from etl.policy.schema_changes import RawTable
 from etl.postgres.catalog_sql import PRIMARY_KEY
 from etl.postgres.error_translation import errors_of
 
-# No names are given: one that the target's encoding cannot hold would spoil the query for all tables.
+# No names are passed: one name that the target's encoding cannot hold would fail the query for all tables.
 LIST_RELATIONS = f"""
     select
         c.relname,
@@ -44,7 +44,7 @@ LIST_COLUMNS = """
 
 
 def read_raw_tables(connection: Connection) -> dict[str, RawTable]:
-    """Return, by name, the tables of schema raw, and those that are only known from the ledger."""
+    """Return, by name, the tables of schema raw, and those that are known only from the ledger."""
     with errors_of("target", "reading the raw tables"), connection.cursor() as cursor:
         cursor.execute(LIST_RELATIONS)
         relations = {name: (types, tuple(key or ())) for name, types, key in cursor}
@@ -66,6 +66,6 @@ def read_raw_tables(connection: Connection) -> dict[str, RawTable]:
 
 
 def read_column_types(cursor: Cursor, table_name: str) -> dict[str, str]:
-    """Return the type of each column of a raw table; none when there is no such table."""
+    """Return the type of each column of a raw table; empty if there is no such table."""
     cursor.execute(LIST_COLUMNS, (table_name,))
     return dict(cursor.fetchall())

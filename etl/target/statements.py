@@ -1,6 +1,6 @@
-"""Composes the statements that make, fill and change raw tables. No I/O.
+"""Composes the statements that create, fill and change raw tables. No I/O.
 
-As in `statements`, identifiers are composed with psycopg2.sql and values are literals or parameters.
+As in `etl.source.statements`, identifiers are composed with psycopg2.sql and values are literals or parameters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from psycopg2 import sql
 from etl.model import RAW_SCHEMA, Table
 from etl.postgres.sql import SECONDS_PER_DAY, comma, copy_format, same_key
 
-# Temporary, one a session: the rows of the batch in hand, and keys that a load keeps.
+# Temporary tables of the session: the rows of the current batch, and the keys that a load keeps.
 BATCH = sql.Identifier("pg_temp", "etl_batch")
 KEYS = sql.Identifier("pg_temp", "etl_keys")
 MAX_NAME_BYTES = 63
@@ -24,9 +24,9 @@ def raw_table(table_name: str) -> sql.Identifier:
 
 
 def loading_table(table: Table) -> sql.Identifier:
-    """Name the table that a first load in ranges fills, out of sight until it is whole.
+    """Name the table that a load in ranges fills, hidden until it is complete.
 
-    The name follows from the table's, so that a load is found also after the table was made anew.
+    The name depends only on that of the table, so that a load is also found after the table was recreated.
     """
     return sql.Identifier(RAW_SCHEMA, _loading_name(table))
 
@@ -45,7 +45,7 @@ def copy_in(table: Table, into: sql.Composable, *, freeze: bool) -> sql.Composab
 
 
 def create_raw(table: Table, into: sql.Identifier) -> sql.Composable:
-    """Create a raw table without key and metadata: both are cheaper once it is filled."""
+    """Create a raw table without key and metadata: both are cheaper to add once it is filled."""
     # raw_type is what format_type() wrote: a type expression with its identifiers quoted by the server.
     columns = comma(
         sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.raw_type)) for column in table.columns
@@ -54,10 +54,10 @@ def create_raw(table: Table, into: sql.Identifier) -> sql.Composable:
 
 
 def complete_raw(table: Table, into: sql.Identifier, run_id: int) -> sql.Composable:
-    """Add metadata, key and index to a raw table just filled.
+    """Add metadata, key and index to a raw table that was just filled.
 
     A constant default of a new column is stored once, not per row (ALTER TABLE, Notes, in the manual). The index is
-    for those who look for what later runs have changed, so it leaves out the rows of this one.
+    for queries of what later runs change, so it leaves out the rows of this one.
     """
     return sql.SQL(
         "alter table {raw}"
@@ -96,7 +96,7 @@ def drop_raw(table: Table) -> sql.Composable:
 
 
 def rename_key(table: Table) -> sql.Composable:
-    """Call the key of a table that replaced another as if it had been made under its name."""
+    """Rename the key of a published table to the name that Postgres gives by default, unless that is too long."""
     key = f"{table.name}_pkey"
     if len(key.encode()) > MAX_NAME_BYTES:
         return sql.SQL("select 1")
@@ -106,9 +106,10 @@ def rename_key(table: Table) -> sql.Composable:
 
 
 def carry_rows(table: Table, names: Sequence[str], run_id: int, *, as_tombstones: bool) -> sql.Composable:
-    """Copy these columns of the raw rows that the table being loaded lacks into it, live ones as tombstones if asked.
+    """Copy the raw rows whose keys the table being loaded lacks into it, with the columns `names`.
 
-    Answers one row: how many live ones were carried, and how many rows were live.
+    With `as_tombstones`, live rows become tombstones. Returns one row: how many live rows were copied, and how many
+    live rows the raw table has.
     """
     became = sql.SQL("transaction_timestamp()" if as_tombstones else "null")
     return sql.SQL(
@@ -134,7 +135,7 @@ def carry_rows(table: Table, names: Sequence[str], run_id: int, *, as_tombstones
 
 
 def count_loaded(table: Table, *, has_tombstones: bool) -> sql.Composable:
-    """Answer one row: how many rows the table being loaded has, and how many live ones the raw table."""
+    """Return one row: how many rows the table being loaded has, and how many live rows the raw table has."""
     is_live = sql.SQL("_etl_deleted_at is null" if has_tombstones else "true")
     return sql.SQL("select (select count(*) from {}), (select count(*) from {} where {})").format(
         loading_table(table), raw_table(table.name), is_live
@@ -164,25 +165,25 @@ def analyze_keys() -> sql.Composable:
 
 
 def drop_other_keys(table: Table) -> sql.Composable:
-    """Delete the rows of a table being loaded whose keys are not among etl_keys."""
+    """Delete the rows of the table being loaded whose keys are not in etl_keys."""
     return sql.SQL("delete from {} as r where not exists (select from {} as k where {})").format(
         loading_table(table), KEYS, same_key(table, "k", "r")
     )
 
 
 def create_batch(table: Table) -> sql.Composable:
-    """Create the table of a batch, with the types that `raw` has."""
+    """Create the temporary table of a batch, with the types that `raw` has."""
     return sql.SQL("create temporary table etl_batch on commit drop as select {} from {} with no data").format(
         comma(sql.Identifier(column.name) for column in table.columns), raw_table(table.name)
     )
 
 
 def merge(table: Table, run_id: int) -> sql.Composable:
-    """Bring the batch into `raw`; answers one row: rows inserted, rows updated.
+    """Merge the batch into `raw`; returns one row: how many rows were inserted, and how many updated.
 
-    Rows that are the same byte for byte are left alone: `*<>` compares the images, so that 1.0 and 1.00 differ
-    and json or point need no equality operator ("Composite Type Comparison" in the manual). xmax is 0 only in a
-    row version that this statement inserted.
+    Rows that are the same byte for byte are left alone: `*<>` compares their binary images, so 1.0 and 1.00 differ, and
+    json or point need no equality operator ("Composite Type Comparison" in the manual). xmax is 0 only in a row version
+    that this statement inserted.
     """
     names = [column.name for column in table.columns]
     return sql.SQL(
@@ -215,7 +216,7 @@ def lock_raw(table: Table) -> sql.Composable:
 
 
 def bury_rows(table: Table, keys: sql.Composable, run_id: int) -> sql.Composable:
-    """Make tombstones of the rows whose keys a relation holds."""
+    """Turn the rows whose keys the relation `keys` holds into tombstones."""
     return sql.SQL(
         "update {raw} as r set _etl_deleted_at = transaction_timestamp(), _etl_run_id = {run_id},"
         " _etl_synced_at = transaction_timestamp()"
@@ -224,7 +225,7 @@ def bury_rows(table: Table, keys: sql.Composable, run_id: int) -> sql.Composable
 
 
 def purge_tombstones(table: Table, days: float, run_id: int) -> sql.Composable:
-    """Delete tombstones of that age which a run up to this one made."""
+    """Delete tombstones older than `days` that run `run_id` or an earlier one wrote."""
     return sql.SQL(
         "delete from {} where _etl_deleted_at < pg_catalog.now() - pg_catalog.make_interval(secs => {})"
         " and _etl_run_id <= {}"

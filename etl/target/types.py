@@ -9,7 +9,7 @@ from psycopg2.extensions import cursor as Cursor
 from etl.policy.column_types import FIRST_USER_OID, TargetTypes
 from etl.postgres.error_translation import errors_of
 
-# Built in, or made by an extension: a type that somebody made may mean another thing than its namesake elsewhere.
+# Built-in types and those of extensions: a user-defined type may differ from one of the same name on the source.
 LIST_TYPES = """
     select pg_catalog.format_type(t.oid, null)
     from pg_catalog.pg_type as t
@@ -26,7 +26,7 @@ LIST_TYPES = """
 
 def read_types(connection: Connection) -> TargetTypes:
     """Return which types the target can hold."""
-    with errors_of("target", "reading its types"), connection.cursor() as cursor:
+    with errors_of("target", "reading the types"), connection.cursor() as cursor:
         cursor.execute(LIST_TYPES, (FIRST_USER_OID,))
         names = {row[0] for row in cursor}
         if not _reads_xml(cursor):
@@ -35,7 +35,7 @@ def read_types(connection: Connection) -> TargetTypes:
 
 
 def _reads_xml(cursor: Cursor) -> bool:
-    """Tell whether the server was built with libxml, without which it has the type but reads no value."""
+    """Return whether the server can read xml values: without libxml, it has the type but reads no value."""
     try:
         cursor.execute("select '<a/>'::xml")
     except psycopg2.errors.FeatureNotSupported:

@@ -1,8 +1,8 @@
-"""Takes the views off a raw table while it is changed, and puts them back as they were.
+"""Drops the views on a raw table while it is changed, and recreates them as they were.
 
-PostgreSQL refuses to alter a column, or to drop a table, that a view uses. Views are recorded with their definition,
-options, owner, grants and comments, those on views as well; what cannot be recorded is refused. Everything happens
-in the caller's transaction, so that nobody sees it. Begin at `detached_views`.
+PostgreSQL refuses to alter a column, or to drop a table, that a view uses. Views, and views on these views, are
+recorded with definition, options, owner, grants and comments; what cannot be recorded is refused. Everything happens in
+the caller's transaction, so no other session sees it. Begin at `detached_views`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LIST_GRANTS = """
     cross join lateral pg_catalog.aclexplode(a.attacl) as g
     where a.attrelid = %(oid)s and not a.attisdropped
 """
-# Whom default privileges gave something on a new relation; its owner's own are left as they are.
+# The roles to which default privileges granted something on a new relation; its owner keeps its own privileges.
 LIST_GRANTEES = """
     select distinct nullif(g.grantee, 0)::regrole::text
     from pg_catalog.pg_class as c
@@ -58,7 +58,7 @@ YIELDING_LOCK_TIMEOUT = "900ms"
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A view as the catalog has it."""
+    """A view as the catalog describes it."""
 
     name: sql.Identifier
     owner: str
@@ -69,7 +69,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Grant:
-    """One entry of a relation's or a column's access list; None is everybody, or the whole relation."""
+    """One entry of an access list; without a column it is on the whole relation, without a grantee it is to PUBLIC."""
 
     column: str | None
     privilege: str
@@ -79,7 +79,7 @@ class Grant:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """What a relation has beside its definition."""
+    """The grants and comments of a relation."""
 
     kind: str  # "table" or "view"
     grants: tuple[Grant, ...]  # without the owner's own
@@ -88,11 +88,11 @@ class Extras:
 
 @contextmanager
 def detached_views(cursor: Cursor, relation: sql.Identifier, label: str) -> Iterator[None]:
-    """Drop the views on a table for the length of the block, and make them again, each as its owner.
+    """Drop the views on a table for the length of the block, then recreate them, each as its owner.
 
-    Raises TableError when a view is of a kind that cannot be made again, or this role may not act as its owner.
-    Waiting for readers of the views is given up before the server looks for a deadlock, so that the readers go on
-    and the change is tried again.
+    Raises TableError when a view is of a kind that cannot be recreated, or this role may not act as its owner. The wait
+    for readers of the views times out before the server looks for a deadlock: the readers continue, and the change is
+    tried again.
     """
     views = _list_views(cursor, relation, label)
     if views:
@@ -108,14 +108,14 @@ def detached_views(cursor: Cursor, relation: sql.Identifier, label: str) -> Iter
 
 
 def check_views(cursor: Cursor, relation: sql.Identifier, label: str, columns: Sequence[str]) -> None:
-    """Raise TableError when a view on a table could not be made again on one that has these columns only."""
+    """Raise TableError when a view on a table could not be recreated on a table with only these columns."""
     _list_views(cursor, relation, label)
     cursor.execute(LIST_COLUMNS_IN_VIEWS, {"oid": _oid_of(cursor, relation)})
     for view, column in cursor.fetchall():
         if column not in columns:
             raise TableError(
-                f'{label} is to be loaded anew without column "{column}", which is gone from the source, and {view} '
-                "reads it: change or drop the view, then run again"
+                f'reloading {label} would drop column "{column}", which the source no longer has, and {view} reads it: '
+                "change or drop the view, then run again"
             )
 
 
@@ -125,9 +125,9 @@ def read_extras(cursor: Cursor, table: sql.Identifier) -> Extras:
 
 
 def give_extras(cursor: Cursor, relation: sql.Identifier, extras: Extras, columns: Sequence[str] | None = None) -> None:
-    """Give a new relation the grants and comments of another, in place of what default privileges gave it.
+    """Give a new relation the grants and comments of another, in place of what default privileges granted.
 
-    Those of columns that are not among `columns`, where given, are left out.
+    If `columns` is given, grants and comments on other columns are left out.
     """
     cursor.execute(LIST_GRANTEES, {"oid": _oid_of(cursor, relation)})
     for (grantee,) in cursor.fetchall():
@@ -159,13 +159,13 @@ def _list_views(cursor: Cursor, relation: sql.Identifier, label: str) -> list[Vi
         if kind != "v" or has_more:
             what = "a materialized view" if kind == "m" else "a view with triggers, rules or defaults"
             raise TableError(
-                f"{label} has to be changed, and {schema}.{name}, {what}, reads it and cannot be made again: drop it, "
+                f"{label} must be changed, and {schema}.{name}, {what}, reads it and cannot be recreated: drop it, "
                 "run again, then create it"
             )
         cursor.execute("select pg_catalog.pg_has_role(%s, 'member')", (owner,))
         if cursor.fetchone() != (True,):
             raise TableError(
-                f"{label} has to be changed, and {schema}.{name}, which reads it, belongs to {owner}: run on "
+                f"{label} must be changed, and {schema}.{name}, which reads it, belongs to {owner}: run on "
                 f"the target: grant {quote_name(owner)} to the role of TARGET_DATABASE_URL; or drop the view, run "
                 "again, then create it"
             )

@@ -22,7 +22,7 @@ from etl.target import statements
 from etl.target.batch import Batch
 from etl.target.views import detached_views
 
-# In a snapshot: a table that was replaced or rewritten since looks empty in it.
+# Asked at a snapshot, which shows a table that was replaced or rewritten since as empty.
 IS_AS_IT_WAS = """
     select c.relfilenode = pg_catalog.pg_relation_filenode(c.oid)
     from pg_catalog.pg_class as c
@@ -31,7 +31,7 @@ IS_AS_IT_WAS = """
 
 
 class Writer:
-    """A session that writes one table, each time in a transaction that proves that the run still holds the target."""
+    """A session that writes one table, in transactions that first check that the run still holds the target."""
 
     def __init__(
         self,
@@ -50,20 +50,20 @@ class Writer:
         self._are_changes_made = False
 
     def fitted(self, fit: Fit, progress: Progress) -> Writer:
-        """Return a writer of batches, of which the first changes the raw table as planned.
+        """Return a writer whose first batch changes the raw table as planned.
 
-        `progress` is stored with the changes: should the run break after them, the next one reads from there.
+        `progress` is stored with the changes: if the run fails after them, the next run reads from there.
         """
         return Writer(self._connection, fit.table, self.run_id, fit=fit, progress_of_changes=progress)
 
     def save_progress(self, progress: Progress) -> None:
-        """Store how far a table has come that is not done yet."""
+        """Store the progress of a table that is not complete yet."""
         with self.transaction() as cursor:
             save_partial_progress(cursor, self.run_id, self.table, progress)
 
     @contextmanager
     def open_batch(self) -> Iterator[Batch]:
-        """Open the transaction of a batch; it commits at the end of the block, with the batch's ledger."""
+        """Open the transaction of a batch; it commits at the end of the block, with the counts for the ledger."""
         with self.transaction() as cursor:
             cursor.execute("set constraints all immediate")
             if not self._are_changes_made:
@@ -96,7 +96,7 @@ class Writer:
             save_counters(cursor, self.run_id, self.table.name, counters)
 
     def bury_rows(self, keys: sql.Composable) -> Counts:
-        """Make tombstones of the rows whose keys a relation of this session holds, with the ledger's count."""
+        """Turn the rows whose keys a relation of this session holds into tombstones, and count them in the ledger."""
         with self.transaction() as cursor:
             cursor.execute(statements.bury_rows(self.table, keys, self.run_id))
             counts = Counts(deleted=cursor.rowcount)
@@ -104,7 +104,7 @@ class Writer:
         return counts
 
     def purge_tombstones(self, days: float) -> None:
-        """Delete tombstones older than that, as far as every incremental dbt model has read them."""
+        """Delete tombstones older than `days` that every incremental dbt model has read."""
         with self.transaction() as cursor:
             run_id = read_built_run(cursor)
             if run_id is not None:
@@ -123,13 +123,16 @@ class Writer:
             )
 
     def finish_table(self, watermark: str | None) -> None:
-        """Record that this table's repair is done; its watermark stays."""
+        """Record that the repair of this table is done; its watermark stays."""
         with self.transaction() as cursor:
             runs.finish_table(cursor, self.run_id, self.table.name, watermark)
 
     @contextmanager
     def at_snapshot(self, snapshot: str) -> Iterator[Cursor]:
-        """Open a transaction that reads the target as an exported snapshot shows it; temporary tables stay."""
+        """Open a transaction that reads the target at an exported snapshot; it commits, so temporary tables stay.
+
+        Raises TableError when the snapshot no longer shows the raw table as it is.
+        """
         with (
             errors_of("target", self.table.label),
             transaction(self._connection),
@@ -141,13 +144,13 @@ class Writer:
             cursor.execute(IS_AS_IT_WAS, (self.table.name,))
             if cursor.fetchone() != (True,):
                 raise TableError(
-                    f"raw.{self.table.name} was made anew or changed while tables were compared: compare again"
+                    f"raw.{self.table.name} was recreated or changed while tables were compared: compare again"
                 )
             yield cursor
 
     @contextmanager
     def session(self) -> Iterator[Cursor]:
-        """Give a cursor outside any transaction."""
+        """Yield a cursor outside any transaction."""
         with errors_of("target", self.table.label), self._connection.cursor() as cursor:
             yield cursor
 

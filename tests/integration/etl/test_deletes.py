@@ -352,7 +352,7 @@ def test_too_many_gone_rows_stop_the_table_until_confirmed(items):
     confirmed = items.command("run", "--allow-deletes", "items")
 
     assert (result.table_name, result.status) == ("items", "failed")
-    assert "29 of 31 rows are gone from the source, more than max_delete_fraction = 0.3" in result.error
+    assert "29 of 31 rows are missing from the source, more than max_delete_fraction = 0.3" in result.error
     assert "`etl run --allow-deletes items`" in result.error
     assert notes.status == "succeeded"
     assert kept == set(range(1, 32))

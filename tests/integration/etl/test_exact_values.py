@@ -1287,5 +1287,5 @@ def test_a_column_with_a_name_that_raw_tables_use_is_refused(replication, column
     (result,) = replication.run("clashes").tables
 
     assert result.status == "failed"
-    assert f"public.clashes has a column {column}, and names that begin with _etl_ are those of raw" in result.error
+    assert f"public.clashes has a column {column}, and names that begin with _etl_ are reserved for raw" in result.error
     assert replication.on_target("select to_regclass('raw.clashes')") == [(None,)]

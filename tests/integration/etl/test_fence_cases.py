@@ -724,7 +724,7 @@ def test_a_standby_as_source_is_refused_table_by_table_until_a_lookback_is_decla
     assert (events.status, by_time.status, tags.status) == ("failed", "failed", "succeeded")
     for error, name in ((events.error, "lookback_rows"), (by_time.error, "lookback_seconds")):
         assert "the source is a standby" in error
-        assert f"declare in tables.yml with {name} how far rows can come late" in error
+        assert f"declare in tables.yml with {name} how late rows can arrive" in error
         assert "point SOURCE_DATABASE_URL at the primary" in error
     assert (tables, watermarks) == ([("tags",)], [])
     assert statuses == ["failed", "succeeded", "succeeded"]

@@ -48,7 +48,7 @@ def test_a_server_that_has_no_tls_where_it_is_wanted_exits_3_at_once(replication
 def test_a_table_name_that_is_unknown_exits_2(orders):
     finished = orders.command("run", "ordres")
 
-    assert_refused(finished, 2, "found ordres", "known are orders")
+    assert_refused(finished, 2, "found ordres", "known names: orders")
     assert orders.on_target("select to_regclass('raw.orders')") == [(None,)]
 
 

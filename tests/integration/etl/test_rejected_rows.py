@@ -227,7 +227,7 @@ def test_a_finer_value_is_rounded_as_the_type_that_the_owner_gave_says_and_that_
     assert replication.on_target("select rate_id, rate::text from raw.rates order by 1") == [(1, "1.3"), (2, "2.0")]
     assert rejected_ids(replication, "rates") == [2]
     told = [event.message for event in replication.events if event.kind == "notice"]
-    assert any("as numeric(4,1), which rounds what is finer and rejects what does not fit" in text for text in told)
+    assert any("as numeric(4,1), which rounds finer values and rejects those that do not fit" in text for text in told)
 
 
 def test_a_rejected_row_is_kept_as_one_line_of_escaped_text(items):
@@ -856,7 +856,7 @@ def test_a_source_whose_text_has_no_stated_meaning_is_refused(replicate_from):
     replication = replicate_from("SQL_ASCII")
     make_words(replication, ("a", "plain"))
 
-    with pytest.raises(UnavailableError, match="has encoding SQL_ASCII, which does not say what its text means"):
+    with pytest.raises(UnavailableError, match="has encoding SQL_ASCII, so the encoding of its text is unknown"):
         replication.run()
 
     assert replication.on_target("select count(*) from etl.runs") == [(0,)]

@@ -37,7 +37,7 @@ FOR_GOOD = [
 ]
 BLAMES_A_ROW = ["22003", "22P02", "23502", "23505", "23514", "44000", "54000", "P0001", "P0002"]
 HINTS = {
-    "42501": "grant the role what it lacks",
+    "42501": "grant the missing privilege to the role",
     "53100": "free or add disk space on the target",
     "53300": "raise max_connections of the target",
     "55P03": "raise ETL_LOCK_TIMEOUT_SECONDS",
@@ -480,7 +480,7 @@ def test_a_privilege_lost_in_mid_run_fails_its_table_at_once(items, reader_name,
     assert (found.status, found.retries, waits) == ("failed", 0, [])
     assert found.error == (
         "public.items: the source answered: permission denied for table items (SQLSTATE 42501): "
-        "grant the role what it lacks (docs/configuration.md)"
+        "grant the missing privilege to the role (docs/configuration.md)"
     )
     assert len(raw) == 30
     assert ledger(items, result.run_id, "others").status == "succeeded"

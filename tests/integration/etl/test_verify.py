@@ -172,7 +172,7 @@ def test_a_repair_does_not_bury_a_whole_table(verified):
 
     found = compare(verified, is_repair=True)["orders"]
 
-    assert "1,000 of 1,000 rows are gone from the source" in found.error
+    assert "1,000 of 1,000 rows are missing from the source" in found.error
     assert verified.on_target("select count(*) from raw.orders where _etl_deleted_at is null") == [(1000,)]
 
 
@@ -214,7 +214,7 @@ def test_a_table_made_anew_meanwhile_is_not_called_empty(verified, monkeypatch):
 
     found = compare(verified)["orders"]
 
-    assert "raw.orders was made anew or changed while tables were compared: compare again" in found.error
+    assert "raw.orders was recreated or changed while tables were compared: compare again" in found.error
 
 
 def test_rows_of_a_table_whose_deletes_are_not_followed_stay_and_are_no_difference(verified):

@@ -93,7 +93,7 @@ def shop(url_with, tmp_path_factory):
 REFUSALS = {
     "another authority": ({"authority": "wrong"}, "certificate verify failed", "name the file of the authority that"),
     "another host": ({"host": "127.0.0.1"}, "does not match host name", "connect by a name that is in it"),
-    "no file": ({"authority": None}, "root certificate file", "has to name a file with the authority's certificate"),
+    "no file": ({"authority": None}, "root certificate file", "must name a file with the authority's certificate"),
     "no TLS": ({"sslmode": "disable", "authority": None}, "no encryption", "add sslmode=verify-full and sslrootcert"),
     "a wrong mode": ({"sslmode": "full"}, "sslmode value", "verify-ca and verify-full"),
 }

@@ -102,8 +102,8 @@ def test_an_infinite_interval_travels_as_text_to_a_server_that_has_none():
         (20001, ""),
         (20005, "composite types become text"),
         (20008, "the target has no type public.strange"),
-        (20010, "public.floatrange is a type of the source's own"),
-        (2205, "its values mean objects of one server"),
+        (20010, "public.floatrange is a user-defined type of the source"),
+        (2205, "its values refer to objects of one server"),
         (23, ""),
     ],
 )

@@ -14,11 +14,11 @@ MISSING = (
 @pytest.mark.parametrize(
     ("text", "step"),
     [
-        ("SSL error: certificate verify failed", "its certificate is not signed by an authority of sslrootcert"),
+        ("SSL error: certificate verify failed", "its certificate is not signed by an authority in sslrootcert"),
         ('server certificate for "a" does not match host name "b"', "connect by a name that is in it"),
-        (MISSING, "sslrootcert has to name a file with the authority's certificate"),
-        ('could not read certificate file "/x"', "sslcert and sslkey have to name the files"),
-        ('private key file "/x" has group or world access', "that its owner alone can read"),
+        (MISSING, "sslrootcert must name a file with the authority's certificate"),
+        ('could not read certificate file "/x"', "sslcert and sslkey must name the files"),
+        ('private key file "/x" has group or world access', "that only its owner can read"),
         ("server does not support SSL, but SSL was required", "set ssl = on there"),
         ("FATAL: no pg_hba.conf entry for host, no encryption", "add sslmode=verify-full and sslrootcert"),
         ('invalid sslmode value: "full"', "sslmode is one of"),
