@@ -738,7 +738,7 @@ def test_a_run_says_that_its_source_is_a_standby(standby, orders):
     orders.run("tags")
 
     (notice,) = [notice for notice in notices_of(standby) if "standby" in notice]
-    assert notice == "the source is a standby: rows that come later than the declared lookback are missed"
+    assert notice == "the source is a standby: rows that arrive later than the declared lookback are missed"
     assert not [notice for notice in notices_of(orders) if "standby" in notice]
 
 
