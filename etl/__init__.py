@@ -1,6 +1,6 @@
-"""Tidemark: keeps the raw schemas of a warehouse in step with the databases that feed it.
+"""Tidemark keeps the raw schemas of a warehouse in step with its source databases.
 
-This is the face for Python; the command line is `etl.cli`. A run that prints its result::
+This package is the Python interface; the command line is `etl.cli`. To run once and print the results::
 
     import etl
 
@@ -8,7 +8,7 @@ This is the face for Python; the command line is `etl.cli`. A run that prints it
     for table in result.tables:
         print(table.table_name, table.status, table.rows_inserted)
 
-`load_settings` reads the environment and tables.yml. Errors are below `EtlError`, drawn as a tree in `etl.errors`.
+`load_settings` reads the environment and tables.yml. Every error is an `EtlError`; `etl.errors` shows the tree.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _HOMES = {name: f"etl.{module}" for module, names in _MODULES.items() for name i
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: a DAG file that names one room must not pay for the driver and for YAML."""
+    """Import a public name on first use, so that importing one module does not load the driver and YAML."""
     if name not in _HOMES:
         raise AttributeError(f"module 'etl' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""`python -m etl`."""
+"""Runs the command line as `python -m etl`."""
 
 import sys
 

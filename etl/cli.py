@@ -1,7 +1,7 @@
-"""The command line: arguments, progress, results and exit codes. The only floor that prints.
+"""The command line: arguments, progress, results and exit codes.
 
 Exit codes: 0 every table succeeded (run) or is equal (verify); 1 a table failed or differs; 2 wrong usage or
-configuration; 3 the command could not run, or a table not be compared. Status and progress go to standard error,
+configuration; 3 the command could not run, or a table could not be compared. Progress and errors go to standard error,
 results to standard output.
 """
 
@@ -28,8 +28,8 @@ from etl.display import choose_progress, print_aligned, result_record
 from etl.errors import EtlError
 from etl.model import RunOptions, RunResult
 
-INTERRUPTED = 130  # as shells report a process that SIGINT ended
-WHERE = {"missing": "missing in raw", "extra": "in raw only", "changed": "not the same"}
+INTERRUPTED = 130  # the exit code that shells report after SIGINT
+WHERE = {"missing": "missing in raw", "extra": "in raw only", "changed": "different in raw"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"etl: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("etl: interrupted; what was committed stays, the next run goes on from there", file=sys.stderr)
+        print("etl: interrupted; committed work is kept, and the next run continues from there", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -53,7 +53,7 @@ def execute_run(
     log_format: str = "text",
     options: RunOptions | None = None,
 ) -> RunResult:
-    """Replicate with progress on standard error; raises EtlError as `pipeline.run` does."""
+    """Replicate with progress on standard error. Raises EtlError as `etl.commands.run.run` does."""
     with choose_progress(log_format) as display:
         return run(settings, table_names, observe=display, options=options)
 
@@ -62,42 +62,52 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="etl",
         description="Keep the raw schema of a warehouse in step with an OLTP Postgres.",
-        epilog="SOURCE_DATABASE_URL and TARGET_DATABASE_URL name the databases; docs/configuration.md has the rest.",
+        epilog="SOURCE_DATABASE_URL and TARGET_DATABASE_URL name the databases; docs/configuration.md has the other "
+        "settings.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="replicate what changed", description="Replicate what changed.")
     run.add_argument("tables", nargs="*", metavar="TABLE", help="tables to replicate (default: all configured)")
-    run.add_argument("--reconcile", action="store_true", help="look for deleted rows also where none were counted")
-    run.add_argument("--full-refresh", action="store_true", help="load the tables anew, as reset does")
+    run.add_argument("--reconcile", action="store_true", help="look for deleted rows even where none were counted")
+    run.add_argument("--full-refresh", action="store_true", help="reload the tables, as reset does")
     _add_run_options(run)
     run.set_defaults(command=_run)
     reset = commands.add_parser(
         "reset",
-        help="load tables anew",
-        description="Load tables anew. Readers of raw see the old rows until the new ones are there; rows that are "
-        "gone from the source become tombstones.",
+        help="reload tables",
+        description="Reload tables. Readers of raw see the old rows until the reload is complete; rows deleted on the "
+        "source become tombstones.",
     )
-    reset.add_argument("tables", nargs="+", metavar="TABLE", help="tables to load anew")
+    reset.add_argument("tables", nargs="+", metavar="TABLE", help="tables to reload")
     _add_run_options(reset)
     reset.set_defaults(command=_run, full_refresh=True, reconcile=False)
-    status = commands.add_parser("status", help="show watermarks and what holds them back")
+    status = commands.add_parser(
+        "status",
+        help="show watermarks and what holds them back",
+        description="Show the last run and the watermark of each table, and what holds the watermark back.",
+    )
     status.add_argument("--json", action="store_true", help="print the status as JSON")
     status.set_defaults(command=_status)
-    compare = commands.add_parser("verify", help="compare source and raw by content")
+    compare = commands.add_parser(
+        "verify",
+        help="compare source and raw by content",
+        description="Compare source and raw by content. A run may be in progress: rows that the next run reads anyway "
+        "are reported as pending, not as different.",
+    )
     compare.add_argument("tables", nargs="*", metavar="TABLE", help="tables to compare (default: all configured)")
-    compare.add_argument("--repair", action="store_true", help="load again what differs, and compare once more")
+    compare.add_argument("--repair", action="store_true", help="repair rows that differ, then compare again")
     _add_output_options(compare)
     compare.set_defaults(command=_verify)
     look = commands.add_parser(
         "discover",
         help="propose a tables.yml for a source",
-        description="Look at a source and print a tables.yml for it, with a reason for each choice and the statements "
-        "that mend what is wrong. Needs SOURCE_DATABASE_URL only, and writes nothing to it.",
+        description="Inspect a source and print a proposed tables.yml, with the reasons for each choice and statements "
+        "that fix what is wrong. Needs only SOURCE_DATABASE_URL, and does not write to the source.",
     )
-    look.add_argument("tables", nargs="*", metavar="TABLE", help="tables to look at (default: all of the schema)")
+    look.add_argument("tables", nargs="*", metavar="TABLE", help="tables to inspect (default: all in the schema)")
     look.add_argument("--schema", default="public", help="schema of the source (default: public)")
-    look.add_argument("--json", action="store_true", help="print the proposals as JSON instead")
-    look.add_argument("--dbt", type=Path, metavar="FOLDER", help="also write dbt sources and staging models there")
+    look.add_argument("--json", action="store_true", help="print the proposals as JSON instead of YAML")
+    look.add_argument("--dbt", type=Path, metavar="FOLDER", help="also write dbt sources and staging models to FOLDER")
     look.set_defaults(command=_discover)
     return parser
 
@@ -106,7 +116,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-deletes",
         action="store_true",
-        help="confirm that more rows are gone from the source than max_delete_fraction",
+        help="accept that more rows were deleted than max_delete_fraction allows",
     )
     _add_output_options(parser)
 
@@ -197,7 +207,9 @@ def _discover(arguments: argparse.Namespace) -> int:
             print(f"wrote {path}", file=sys.stderr)
         for proposal in proposals:
             if is_beyond_dbt(proposal.name):
-                print(f"{proposal.name!r} has no model: dbt cannot name it safely, make a view on it", file=sys.stderr)
+                print(
+                    f"{proposal.name!r} has no model: dbt cannot name it safely; create a view on it", file=sys.stderr
+                )
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Reads the environment and `tables.yml`, and is the only module that does.
+"""Reads and validates the settings of a run: environment variables and `tables.yml`. No other module reads them.
 
-Everything is validated at once: one ConfigurationError lists every fault found. Begin at `load_settings`.
+One ConfigurationError lists every fault found. Begin at `load_settings`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from etl.database_url import DatabaseUrl, read_url
 from etl.errors import ConfigurationError
 from etl.model import Deletes, NullWatermarks, OnSchemaChange, TableConfig
 
-MAX_SPAN = 1_000_000  # of hours or days: what date arithmetic on both sides can hold
-MIN_SOURCE_CONNECTIONS = 2  # one that holds the snapshot, one that reads
+MAX_SPAN = 1_000_000  # in hours or days: both sides can still add it to a date
+MIN_SOURCE_CONNECTIONS = 2  # one holds the snapshot, another reads
 BYTES_PER_MB = 1_000_000
-BLOCK_BYTES = 8192  # of a source as it comes
+BLOCK_BYTES = 8192  # the default block size of PostgreSQL
 DEFAULT_TABLES_PATH = Path(__file__).with_name("tables.yml")
 
 
@@ -33,13 +33,13 @@ class TablesConfig:
     discover: bool = True
     defaults: TableConfig = field(default_factory=TableConfig)
     tables: Mapping[str, TableConfig] = field(default_factory=dict)
-    watermarks_by_name: frozenset[str] = frozenset()  # tables that name a watermark column of their own
+    watermarks_by_name: frozenset[str] = frozenset()  # tables with a watermark column of their own
 
     def table(self, name: str) -> TableConfig:
         return self.tables.get(name, self.defaults)
 
     def with_tombstone_days(self, days: float) -> TablesConfig:
-        """Return the same with tombstones of every table purged at this age."""
+        """Return a copy in which tombstones of every table are purged at this age."""
         return replace(
             self,
             defaults=replace(self.defaults, tombstone_days=days),
@@ -49,34 +49,32 @@ class TablesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All that a run needs to know; every field but the first three has an ETL_ variable of its name."""
+    """The settings of a run; fields after the first three have an environment variable, ETL_ and the field's name."""
 
     source_url: DatabaseUrl
     target_url: DatabaseUrl
     tables: TablesConfig
     parallel_tables: int = 2
     max_connections_source: int = 3
-    max_source_mb_per_second: float = (
-        0.0  # of rows in COPY format, over all tables; 0: as fast as the target takes them
-    )
+    max_source_mb_per_second: float = 0.0  # of COPY data, over all tables; 0: no limit
     fence_wait_seconds: float = 1.0
     fence_margin_seconds: float = 5.0
     lock_wait_seconds: float = 15.0
     lock_timeout_seconds: float = 10.0
     statement_timeout_seconds: float = 7200.0
-    max_snapshot_seconds: float = 1800.0  # then progress is committed, and the run goes on at a new snapshot
-    load_range_blocks: int = 131_072  # of a first load, in one transaction: 1 GB of the source's 8 kB blocks
+    max_snapshot_seconds: float = 1800.0  # then progress is committed, and the run continues at a new snapshot
+    load_range_blocks: int = 131_072  # of a first load, per transaction: 1 GB in blocks of 8 kB
     connect_timeout_seconds: int = 10
     max_attempts: int = 5
 
     @property
     def workers(self) -> int:
-        """How many tables are read at the same time: one session on the source coordinates."""
+        """How many tables are read at the same time: one session on the source is needed to hold the snapshot."""
         return min(self.parallel_tables, self.max_connections_source - 1)
 
     @property
     def range_blocks(self) -> int:
-        """How many blocks a first load reads in one transaction: no more than it may while a snapshot is held."""
+        """How many blocks a first load reads in one transaction: at most what the throttle allows at one snapshot."""
         if not self.max_source_mb_per_second:
             return self.load_range_blocks
         bytes_at_a_snapshot = self.max_source_mb_per_second * BYTES_PER_MB * self.max_snapshot_seconds
@@ -84,14 +82,14 @@ class Settings:
 
 
 def load_source_settings(environment: Mapping[str, str] = os.environ, *, schema: str = "public") -> Settings:
-    """Return the settings of a command that needs the source alone, and no tables.yml."""
+    """Return the settings of a command that needs only the source, and no tables.yml."""
     known = {name: value for name, value in environment.items() if name != "ETL_TABLES"}
     known["TARGET_DATABASE_URL"] = "postgresql://"
     return replace(load_settings(known), tables=TablesConfig(schema=schema))
 
 
 def load_target_settings(environment: Mapping[str, str], url: str) -> Settings:
-    """Return the settings of a command that works on the target alone, at this URL, and needs no tables.yml."""
+    """Return the settings of a command that needs only the target, at this URL, and no tables.yml."""
     known = {name: value for name, value in environment.items() if name != "ETL_TABLES"}
     return load_settings(known | {"SOURCE_DATABASE_URL": "postgresql://", "TARGET_DATABASE_URL": url})
 
@@ -111,7 +109,7 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     if 0 < numbers["max_connections_source"] < MIN_SOURCE_CONNECTIONS:
         faults.append(
             f"ETL_MAX_CONNECTIONS_SOURCE is {numbers['max_connections_source']}: expected {MIN_SOURCE_CONNECTIONS} "
-            "or more, for one session holds the snapshot and another reads"
+            "or more, because one session holds the snapshot and another reads"
         )
     if faults:
         raise ConfigurationError("\n".join(faults))
@@ -146,7 +144,7 @@ def _read_number(environment: Mapping[str, str], name: str, default: Any, faults
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a key given twice is a fault instead of a silent override."""
+    """A YAML loader that refuses a key given twice, instead of silently keeping the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -172,7 +170,7 @@ def _read_tables(path: Path, faults: list[str]) -> TablesConfig:
 
 
 def parse_tables(document: Any, faults: list[str]) -> TablesConfig:
-    """Return the configuration that a parsed tables.yml states; each fault is appended to `faults`."""
+    """Return the configuration in a parsed tables.yml; append each fault to `faults`."""
     top = _checked(document, _TOP_FIELDS, "the file", faults)
     defaults_given = _checked(top.get("defaults", {}), _DEFAULT_FIELDS, "defaults", faults)
     tables_given = top.get("tables") or {}
@@ -257,7 +255,7 @@ _TOP_FIELDS: _Fields = {
 
 
 def _checked(given: Any, allowed: _Fields, where: str, faults: list[str]) -> dict[str, Any]:
-    """Return the valid entries of a mapping; describe the others."""
+    """Return the valid entries of a mapping; append a fault for each of the others."""
     if given is None:
         given = {}
     if not isinstance(given, dict):
@@ -276,4 +274,4 @@ def _checked(given: Any, allowed: _Fields, where: str, faults: list[str]) -> dic
 
 def _suggest(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+    return f"; did you mean {close[0]!r}?" if close else f"; known entries are {', '.join(known)}"

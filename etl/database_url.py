@@ -1,4 +1,4 @@
-"""Reads URLs of databases. What is told of one, or of what is wrong with it, holds no part of a password.
+"""Reads and builds database URLs. No repr and no error message contains any part of a password.
 
 Begin at `read_url`. No I/O.
 """
@@ -17,7 +17,7 @@ from etl.errors import ConfigurationError
 EXPECTED = (
     "expected postgresql://user:password@host:5432/database, with special characters in the password percent-encoded"
 )
-# What a URL may say about TLS, and the variable that libpq takes it from where it does not.
+# The TLS parameters of a URL, and the variable that libpq reads when the URL lacks one.
 TLS_VARIABLES = {
     "sslmode": "PGSSLMODE",
     "sslrootcert": "PGSSLROOTCERT",
@@ -28,7 +28,7 @@ URI = re.compile(r"postgres(?:ql)?://(?P<place>[^?]*)")
 
 
 class DatabaseUrl(str):
-    """A libpq URL whose repr hides everything but the address."""
+    """A libpq URL whose repr shows only the address."""
 
     def __repr__(self) -> str:
         return f"DatabaseUrl({self.address!r})"
@@ -41,7 +41,7 @@ class DatabaseUrl(str):
 
 
 def make_url(parts: Mapping[str, object]) -> DatabaseUrl:
-    """Return the URL of a database from its parts by libpq's names; parts that are empty are left out.
+    """Build a database URL from its parts, under libpq's names; empty parts are left out.
 
     Parts other than user, password, host, port and dbname become parameters, such as sslmode.
     """
@@ -56,14 +56,14 @@ def make_url(parts: Mapping[str, object]) -> DatabaseUrl:
 
 
 def read_url(text: str, name: str) -> dict[str, str]:
-    """Return the parts of a URL by libpq's names; `name` is that of the variable that holds it.
+    """Return the parts of a URL, under libpq's names; `name` is the variable that holds the URL.
 
-    Raises ConfigurationError for what libpq does not read, and where a password that is not percent-encoded has moved
-    the parts: the rest of it would be told as a host, a port or a database.
+    Raises ConfigurationError when libpq cannot parse the URL, or when a password that is not percent-encoded has
+    shifted the parts: the rest of the password would be shown as a host, a port or a database.
     """
     try:
         parts: dict[str, str] = psycopg2.extensions.parse_dsn(text)
-    except psycopg2.ProgrammingError:  # its text may quote a part of the password, so it is no cause of ours
+    except psycopg2.ProgrammingError:  # not chained: its text may quote part of the password
         parts = {"port": "none"}
     ports = [port for port in parts.get("port", "").split(",") if port]
     if not all(port.isdecimal() for port in ports) or _has_moved_parts(text, parts):
@@ -72,7 +72,7 @@ def read_url(text: str, name: str) -> dict[str, str]:
 
 
 def _has_moved_parts(text: str, parts: dict[str, str]) -> bool:
-    """Tell whether an @ is left after the one that ends the password; a socket's name may begin with one."""
+    """Return whether another @ follows the one that ends the password; a socket's name may begin with an @."""
     uri = URI.match(text)
     path = uri["place"].partition("/")[2] if uri else ""
     return bool(uri) and ("@" in path or "@" in parts.get("host", "")[1:])

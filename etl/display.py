@@ -1,6 +1,6 @@
-"""Shows a run to a person or to a log collector: bars on a terminal, plain lines elsewhere, or JSON lines.
+"""Shows progress to a person or a log collector: bars on a terminal, plain lines elsewhere, or JSON lines.
 
-Progress goes to standard error; `print_aligned` is for results, on standard output.
+Progress goes to standard error; `print_aligned` prints results to standard output.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PlainProgress(AbstractContextManager["PlainProgress"]):
-    """One line for each thing that happens; that a table goes on, once."""
+    """Prints a line for each event of interest, and only once that a table continues."""
 
     def __init__(self) -> None:
         self._continued: set[str | None] = set()
@@ -27,7 +27,7 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
     def __call__(self, event: Event) -> None:
         line = describe(event) if is_news(event, self._continued) else ""
         if line:
-            sys.stderr.write(f"{line}\n")  # in one piece: tables end in several threads
+            sys.stderr.write(f"{line}\n")  # one write per line, because several threads report
             sys.stderr.flush()
 
     def __exit__(self, *_: object) -> None:
@@ -35,7 +35,7 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
 
 
 class JsonProgress(AbstractContextManager["JsonProgress"]):
-    """One JSON object for each event."""
+    """Prints one JSON object for each event."""
 
     def __call__(self, event: Event) -> None:
         sys.stderr.write(f"{json.dumps(_as_record(event))}\n")
@@ -46,10 +46,10 @@ class JsonProgress(AbstractContextManager["JsonProgress"]):
 
 
 class BarProgress(AbstractContextManager["BarProgress"]):
-    """A bar for each table at work; what has ended scrolls by above."""
+    """Shows a bar for each table in progress; finished tables are listed above the bars."""
 
     def __init__(self) -> None:
-        from rich.console import Console  # noqa: PLC0415 costs 0.1 s, wanted on a terminal only
+        from rich.console import Console  # noqa: PLC0415 costs 0.1 s, needed only on a terminal
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
         self._progress: Progress = Progress(
@@ -86,14 +86,17 @@ ProgressDisplay = PlainProgress | JsonProgress | BarProgress
 
 
 def choose_progress(log_format: str) -> ProgressDisplay:
-    """Return the display for standard error as it is; `log_format` is "text" or "json"."""
+    """Return the display that suits standard error; `log_format` is "text" or "json"."""
     if log_format == "json":
         return JsonProgress()
     return BarProgress() if sys.stderr.isatty() else PlainProgress()
 
 
 def is_news(event: Event, continued: set[str | None]) -> bool:
-    """Tell whether a person has not been told this yet: with short snapshots, a table goes on many times."""
+    """Return whether to show an event, and note it in `continued`: that a table continues is shown only once.
+
+    With short snapshots, a table continues many times.
+    """
     is_new = event.kind != "table_continued" or event.table_name not in continued
     if event.kind == "table_continued":
         continued.add(event.table_name)
@@ -101,14 +104,14 @@ def is_news(event: Event, continued: set[str | None]) -> bool:
 
 
 def describe(event: Event) -> str:
-    """Return the line that tells an event, empty for those that only move a bar."""
+    """Return the line that shows an event; it is empty for events that only move a bar."""
     if event.kind == "notice":
         return f"note: {event.message}"
     if event.kind == "table_retried":
-        return f"{event.table_name}: will be tried again: {event.message}"
+        return f"{event.table_name}: will be retried: {event.message}"
     if event.kind == "table_continued":
         return (
-            f"{event.table_name}: goes on at newer snapshots, for one is not held for longer than max_snapshot_seconds"
+            f"{event.table_name}: continues at newer snapshots, because none is held longer than max_snapshot_seconds"
         )
     if event.kind == "table_compared":
         return f"{event.table_name}: {event.message}"
@@ -160,7 +163,7 @@ def result_record(result: TableResult) -> dict[str, Any]:
 
 
 def print_aligned(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, numbers_from: int | None = None) -> None:
-    """Print a table; columns from `numbers_from` on are numbers, aligned to the right."""
+    """Print a table; columns from `numbers_from` on are numbers, aligned right."""
     widths = [max(len(row[place]) for row in (header, *rows)) for place in range(len(header))]
     for row in (header, *rows):
         cells = [

@@ -1,25 +1,25 @@
-"""The errors of a run, who has to act on each, and the exit code it leads to.
+"""The errors of a run, who must act on each, and its exit code.
 
     EtlError
     ├── ConfigurationError      the caller: arguments, environment or tables.yml    exit 2
-    ├── UnavailableError        a database away, or the run lock held               exit 3
-    │   └── LockHeldError       another run is at work on this target               exit 3
-    └── TableError              one table failed, the others go on                  exit 1
-        ├── SourceError         what the source answered
-        ├── TargetError         what the target answered
-        │   └── RowRefusedError a row that the target cannot hold
+    ├── UnavailableError        a database is unreachable, or the run lock is held  exit 3
+    │   └── LockHeldError       another run is in progress on this target           exit 3
+    └── TableError              one table failed, the others continue               exit 1
+        ├── SourceError         a statement failed on the source
+        ├── TargetError         a statement failed on the target
+        │   └── RowRefusedError a row that the target rejects
         ├── SourceChangedError  the table was truncated or rewritten during the read
         └── TargetChangedError  the raw table was changed during the run
 
-`is_transient` says whether the same call may succeed later.
-Messages say what was expected, what was found, where, and the next step; they never hold a password.
+`is_transient` says whether a retry may succeed.
+Messages say what was expected, what was found, where, and the next step; they never contain a password.
 """
 
 from __future__ import annotations
 
 
 class EtlError(Exception):
-    """The root: every failure that the command line reports without a traceback."""
+    """The base class of every failure that the command line reports without a traceback."""
 
     exit_code = 1
     is_transient = False
@@ -32,7 +32,7 @@ class ConfigurationError(EtlError):
 
 
 class UnavailableError(EtlError):
-    """The run could not start or go on: a database cannot be reached."""
+    """The run cannot start or continue: a database cannot be reached."""
 
     exit_code = 3
 
@@ -67,16 +67,16 @@ class TargetError(_DatabaseError):
 
 
 class RowRefusedError(TargetError):
-    """At least one row of a statement breaks a constraint or a type of the target."""
+    """At least one row of a statement violates a constraint or does not fit a type of the target."""
 
 
 class TargetChangedError(TableError):
-    """The raw table was changed by somebody while the run was at work; reading anew what it looks like serves."""
+    """Something else changed the raw table during the run; a retry reads its new definition."""
 
     is_transient = True
 
 
 class SourceChangedError(TableError):
-    """The table was truncated or rewritten between the snapshot and the read; a new snapshot serves."""
+    """The table was truncated or rewritten between the snapshot and the read; a retry uses a new snapshot."""
 
     is_transient = True

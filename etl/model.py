@@ -1,4 +1,4 @@
-"""The values that cross module borders: frozen, without behaviour that touches a database."""
+"""The values that modules pass to each other: frozen, and without I/O."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class WatermarkKind(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
-    """How one table is replicated, as tables.yml says."""
+    """How one table is replicated, as configured in tables.yml."""
 
     watermark: str | None = "updated_at"
     null_watermarks: NullWatermarks = "read"
-    lookback_seconds: float = 0.0  # read again behind a watermark that is a time
-    lookback_rows: int = 0  # read again behind a watermark that is an integer
+    lookback_seconds: float = 0.0  # how far below a watermark that is a time to read again
+    lookback_rows: int = 0  # how far below an integer watermark to read again
     deletes: Deletes = "reconcile"
     max_delete_fraction: float = 0.3  # of a table's rows, in one run
-    reconcile_every_hours: float = 24.0  # also when the source counts no deletes
-    tombstone_days: float | None = None  # then tombstones that dbt has read are purged; None keeps them
+    reconcile_every_hours: float = 24.0  # even when the source counts no deletes
+    tombstone_days: float | None = None  # age at which tombstones that dbt has read are purged; None keeps them
     on_schema_change: OnSchemaChange = "evolve"
     batch_rows: int = 50_000
     max_rejected_rows: int = 100
@@ -60,17 +60,17 @@ class TableConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column, as the source has it and as `raw` keeps it."""
+    """One column: as it is on the source, and as it is in `raw`."""
 
     name: str
-    number: int  # attnum on the source: another one is another column, also under the same name
+    number: int  # attnum on the source: another number is another column, even under the same name
     source_type: str  # as format_type() writes it on the source, schema-qualified
-    raw_type: str  # the type in `raw`: enums are text, domains their base type
+    raw_type: str  # the type in `raw`: enums become text, domains their base type
     is_nullable: bool
     is_cast: bool  # the SELECT casts it to raw_type
     is_binary: bool  # its binary COPY form means the same on both sides
-    remark: str = ""  # why `raw` has another type, where that is worth saying
-    has_own_cast: bool = False  # somebody defined what its cast to text does
+    remark: str = ""  # why `raw` has another type, if people should know
+    has_own_cast: bool = False  # its cast to text is user-defined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +84,12 @@ class Table:
     key: tuple[str, ...]  # names of the primary key's columns, in its order
     watermark: str | None  # None: the whole table is read each run
     watermark_kind: WatermarkKind | None
-    watermark_sequence: int | None  # oid of the sequence that an integer watermark is taken from
+    watermark_sequence: int | None  # oid of the sequence that generates an integer watermark
     config: TableConfig
     estimated_rows: int
     filenodes: str  # identity of the table's files; changes with TRUNCATE and rewrites
-    has_descendants_apart: bool  # plain inheritance: read ONLY the table itself
-    has_blocks: bool  # its rows have physical places that ranges of blocks can name
+    has_descendants_apart: bool  # by plain inheritance: read ONLY the table itself
+    has_blocks: bool  # its rows are stored in blocks, so it can be read in ranges of them
 
     @property
     def label(self) -> str:
@@ -97,7 +97,7 @@ class Table:
 
     @property
     def argument(self) -> str:
-        """Its name as a shell takes it, for commands that people paste."""
+        """The table's name, quoted for a shell: for commands in messages."""
         return shlex.quote(self.name)
 
     @property
@@ -122,30 +122,30 @@ class Point:
     """
 
     value: str  # as text, exact
-    as_of: dt.datetime  # the source's clock less the margin; rows below `value` were stamped at or before it
+    as_of: dt.datetime  # the source's clock minus the margin; rows below `value` were stamped at or before it
     transactions: frozenset[str]  # virtual transaction ids
     server_started_at: dt.datetime  # the ids mean nothing after a restart
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """What was open on the source at one listing, made before the run's snapshot."""
+    """What was open on the source at the last listing before the run's snapshot."""
 
     transactions: frozenset[str]
     has_prepared: bool
-    oldest_start: dt.datetime | None  # of a transaction or active statement; None: none, or not allowed to see
+    oldest_start: dt.datetime | None  # of a transaction or active statement; None: none, or the role may not see it
     server_started_at: dt.datetime
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One moment of the source, at which all readers of an attempt read."""
+    """An exported snapshot of the source, at which all readers of an attempt read."""
 
     name: str  # as pg_export_snapshot() returned it
     system_identifier: str  # of the source's cluster
     oldest_xid: str  # xid8: every row version written later has this transaction id or a higher one
     next_xid: str  # xid8: every transaction that had begun has a lower id
-    expires_at: float  # by time.monotonic(); then progress is committed, and reading goes on at a newer one
+    expires_at: float  # by time.monotonic(); then progress is committed, and reading continues at a newer one
 
     @property
     def is_expired(self) -> bool:
@@ -159,10 +159,10 @@ class Progress:
 
     watermark: str | None = None
     column: str | None = None  # the column that the watermark belongs to
-    as_of: dt.datetime | None = None  # the source's clock, less the margin, when the watermark's point was taken
+    as_of: dt.datetime | None = None  # the source's clock, minus the margin, when the watermark's point was taken
     points: tuple[Point, ...] = ()
     system_identifier: str | None = None  # of the source cluster
-    next_xid: str | None = None  # xid8: the transaction id that the source's newest snapshot so far had come to
+    next_xid: str | None = None  # xid8: `next_xid` of the newest snapshot of the source so far
 
     @property
     def latest_as_of(self) -> dt.datetime | None:
@@ -173,22 +173,22 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a person asks of one run, beyond what is configured."""
+    """The options of one run, in addition to the settings."""
 
-    allow_deletes: bool = False  # confirms that more rows than max_delete_fraction are gone
-    reconcile: bool = False  # also tables of which the source has counted no deletes
-    full_refresh: bool = False  # load the tables anew
+    allow_deletes: bool = False  # accept more deleted rows than max_delete_fraction allows
+    reconcile: bool = False  # compare keys even where the source counted no deletes
+    full_refresh: bool = False  # reload the tables
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadState:
-    """How far a first load in ranges of blocks has come: all of these have to hold for going on."""
+    """How far a first load in ranges of blocks has come, and what must still hold for it to continue."""
 
     filenodes: str
     signature: str  # of the columns and the key
     system_identifier: str
     next_block: int | None  # None: every range has been read
-    oldest_xid: str  # xid8: whatever was written since the first snapshot has this transaction id or a later one
+    oldest_xid: str  # xid8: every row version written since the first snapshot has this transaction id or a later one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,9 +219,9 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where reading a whole table was cut, to go on in the same run at a newer snapshot.
+    """Where reading of a whole table stopped, to continue in the same run at a newer snapshot.
 
-    `progress` is that of the first snapshot: rows before the position that changed since are younger than it.
+    `progress` belongs to the first snapshot: rows before the position that have changed since then are newer than it.
     """
 
     after: tuple[str, ...]  # key of the last row read, as text
@@ -230,7 +230,7 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How far one table has come at one snapshot: done, or to go on at a newer one."""
+    """How far one table has come at one snapshot: complete, or to be continued at a newer one."""
 
     progress: Progress
     is_complete: bool = True
@@ -289,7 +289,7 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something a person watching the run wants to see."""
+    """Something that a person watching the run wants to see."""
 
     kind: EventKind
     table_name: str | None = None
@@ -303,4 +303,4 @@ Observer = Callable[[Event], None]
 
 
 def ignore(_: Event) -> None:
-    """Observe nothing."""
+    """Ignore an event; this is the default observer."""

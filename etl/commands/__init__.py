@@ -1,4 +1,4 @@
-"""What a person or a schedule asks for, one module a command.
+"""The commands that a person or a schedule runs, and the work that they share.
 
-Printing is the work of `etl.cli` and `etl.display`.
+`etl.cli` and `etl.display` print their results.
 """

@@ -1,8 +1,8 @@
-"""The work on the tables of a run: the snapshot that they share, and the retries.
+"""Replicates the tables of a run: they share a snapshot, and those that failed are retried.
 
-An attempt takes its points, lists what is open, exports one snapshot and replicates the pending tables at it.
-Tables that failed in a way that may pass, those rewritten meanwhile, and those for which the snapshot would have to
-be held too long, go on with points and a snapshot of their own. Begin at `Attempts`.
+An attempt takes the points of the fence, lists open transactions, exports one snapshot and replicates the pending
+tables at it. Another snapshot, with points of its own, follows for tables that failed with a transient error, that were
+rewritten meanwhile, or that were not finished when the snapshot expired. Begin at `Attempts`.
 """
 
 from __future__ import annotations
@@ -37,36 +37,36 @@ from etl.target.writer import Writer
 def record_missing_tables(
     control: Connection, run_id: int, found: Catalog, known: Collection[str], notice: Callable[[str], None]
 ) -> None:
-    """Say once of each table that was replicated and is not among the source's any more, that it is gone."""
+    """Report, once per table, each table that was replicated and is no longer on the source."""
     present = {table.name for table in found.tables} | found.refusals.keys()
     missing = [name for name in known if name not in present]
     for name in runs.record_missing_tables(control, run_id, missing):
         notice(
-            f"{name} is gone from the source, or left out in tables.yml: raw.{name} stays as it is; drop it when "
-            "nobody reads it (a table that was renamed is loaded under its new name)"
+            f"{name} is no longer on the source, or is left out in tables.yml: raw.{name} stays as it is; drop it "
+            "once it is no longer read (a renamed table is loaded under its new name)"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the attempts of a run work through."""
+    """What the attempts of a run have to do."""
 
     run_id: int
-    table_names: Sequence[str]  # none: all that are configured
+    table_names: Sequence[str]  # empty: all configured tables
     types: TargetTypes
     options: RunOptions
-    shared_table: str | None = None  # the one table to work on, where other processes share the run
+    shared_table: str | None = None  # the only table to replicate here, where several processes share the run
 
 
 @dataclass(kw_only=True)
 class _Work:
-    """What a run knows of one table, over all attempts; one thread at a time works on a table."""
+    """What a run knows about one table, over all attempts; only one thread at a time works on a table."""
 
     counts: Counts = field(default_factory=Counts)
     seconds: float = 0.0
-    position: Position | None = None  # where reading the whole table was cut
-    is_unfinished: bool = False  # the time at the last snapshot was over
-    error: EtlError | None = None  # of this attempt, when another one may help
+    position: Position | None = None  # where reading of the whole table stopped
+    is_unfinished: bool = False  # the last snapshot expired first
+    error: EtlError | None = None  # of this attempt, if a retry may help
     result: TableResult | None = None
 
     @property
@@ -75,7 +75,7 @@ class _Work:
 
 
 class Attempts:
-    """Works through the tables of one run until each has succeeded or failed for good."""
+    """Replicates the tables of one run until each has succeeded or failed for good."""
 
     def __init__(self, settings: Settings, control: Connection, job: Job, observe: Observer) -> None:
         self._settings = settings
@@ -84,14 +84,14 @@ class Attempts:
         self._observe = observe
         self._works: defaultdict[str, _Work] = defaultdict(_Work)
         self._retries = 0
-        self._attempt_error: EtlError | None = None  # of the last attempt, when it was that of no table
+        self._attempt_error: EtlError | None = None  # of the last attempt, if it belongs to no single table
         self._notices: set[str] = set()
-        self._lock = threading.Lock()  # of the control session and the notices, which the threads share
+        self._lock = threading.Lock()  # guards the control session and the notices, which threads share
 
     def run(self, source: Source, found: Catalog) -> tuple[TableResult, ...]:
-        """Try until nothing is left that may succeed later; going on at a new snapshot is not a retry.
+        """Retry until no failed table may still succeed; continuing at a new snapshot is not a retry.
 
-        The first attempt reads from the source that is open, with the catalog read from it, and closes it.
+        The first attempt uses this source, which is open, and the catalog read from it, and closes the source.
         """
         opened = [(source, found)]
         retrying = Retrying(
@@ -111,7 +111,7 @@ class Attempts:
         self._retries += 1
 
     def _attempt(self, opened: list[tuple[Source, Catalog]]) -> bool:
-        """Replicate what is pending; tell whether something is left that may succeed later."""
+        """Replicate the pending tables; return whether a retry may help."""
         for work in self._works.values():
             work.error = None
         try:
@@ -123,7 +123,7 @@ class Attempts:
             if self._control.closed or is_last or not error.is_transient:
                 raise
             self._attempt_error = error
-            self._notice(f"attempt {self._retries + 1} failed, trying again: {error}")
+            self._notice(f"attempt {self._retries + 1} failed, retrying: {error}")
             return True
         return any(work.error for work in self._works.values())
 
@@ -151,11 +151,11 @@ class Attempts:
                     for future in [pool.submit(self._replicate, source, writers, now, task) for task in now.tasks]:
                         future.result()
                 except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)  # threads end after their present statement
+                    pool.shutdown(wait=False, cancel_futures=True)  # threads end after their current statement
                     raise
 
     def _open_writers(self) -> sessions.Sessions:
-        """Return the sessions that write; a shared run's has the lock on its table before anything is read of it."""
+        """Return the pool of writing sessions; in a shared run, lock the table before anything is read."""
         if self._job.shared_table is None:
             return sessions.Sessions(partial(sessions.connect_target, self._settings))
         writers = sessions.Sessions(partial(_connect_table_writer, self._settings, self._job.shared_table))
@@ -163,7 +163,7 @@ class Attempts:
             return writers
 
     def _prepare(self, source: Source, tables: Sequence[Table], progress: Mapping[str, Progress]) -> _Round:
-        """Take the points, wait at the fence, take the snapshot, and return what there is to do at it."""
+        """Take the points, wait at the fence, export the snapshot, and return the tasks to do at it."""
         counters = source.read_counters(tables)
         points = source.take_points(tables)
         for name, error in points.errors.items():
@@ -241,7 +241,7 @@ class Attempts:
         self._observe(Event(kind="table_finished", table_name=name, result=work.result))
 
     def _count(self, event: Event) -> None:
-        """Add up a table's batches over all attempts, and pass the event on; what is said, once a run."""
+        """Add up a table's batches over all attempts, and pass the event on; pass each notice on once per run."""
         if event.kind == "notice":
             self._notice(event.message)
             return
@@ -259,7 +259,7 @@ class Attempts:
         self._observe(Event(kind="table_retried", table_name=name, message=str(error)))
 
     def _notice(self, message: str) -> None:
-        """Say something once a run."""
+        """Report a notice, unless this run has reported it already."""
         with self._lock:
             is_new = message not in self._notices
             self._notices.add(message)
@@ -283,16 +283,16 @@ class Attempts:
 
 @dataclass(frozen=True, kw_only=True)
 class _Round:
-    """What there is to do at one snapshot."""
+    """The tasks to do at one snapshot."""
 
     snapshot: Snapshot
     tasks: Sequence[Task]  # the largest tables first
     waited_seconds: float  # at the fence
-    has_started: threading.Event = field(default_factory=threading.Event)  # a table: the first is read in any case
+    has_started: threading.Event = field(default_factory=threading.Event)  # by a table: the first is always read
 
 
 def _connect_table_writer(settings: Settings, table_name: str) -> Connection:
-    """Open a session on the target that alone writes this table, among the processes that share a run."""
+    """Open a session on the target that locks this table against the other processes of a shared run."""
     connection = sessions.connect_target(settings)
     try:
         locks.lock_table(connection, table_name, settings.lock_wait_seconds)
@@ -303,5 +303,5 @@ def _connect_table_writer(settings: Settings, table_name: str) -> Connection:
 
 
 def _expected_rows(task: Task) -> int | None:
-    """Return how many rows a person may expect, where that can be told: the whole table is read."""
+    """Return how many rows will be read, which can be estimated only when the whole table is read."""
     return task.table.estimated_rows if task.progress.watermark is None else None

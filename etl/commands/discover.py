@@ -1,8 +1,8 @@
-"""Looks at a source that nobody has configured yet, and proposes a tables.yml with the reasons.
+"""Inspects a source that is not configured yet, and proposes a tables.yml with the reasons.
 
-Which column grows when a row changes cannot be known, so it is judged by what the catalog shows: its name and type,
-a trigger or default that keeps it, its index, the share of NULLs, and whether rows are ever updated. What is missing
-is told with the statement that makes it. Nothing is written. Begin at `discover`.
+The catalog does not say which column grows when a row changes, so columns are judged by what it does show: name and
+type, a trigger or default that sets the column, its index, the share of NULLs, and whether rows are ever updated. If
+something is missing, the proposal includes the statement that adds it. Nothing is written. Begin at `discover`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from etl.postgres.error_translation import errors_of
 from etl.postgres.sql import quote_name
 from etl.source.catalog import KINDS, WATERMARK_KINDS, base_type
 
-# Names by which people call the column, the likelier ones first.
+# Common names of such a column, the likeliest first.
 CHANGED_AT = (
     "updated_at", "modified_at", "changed_at", "last_modified", "last_updated", "last_update", "last_changed",
     "update_date", "updated_on", "modified_on", "modified_date", "date_modified", "updated", "modified", "mtime",
@@ -88,17 +88,17 @@ LIST_CANDIDATE_COLUMNS = f"""
 
 @dataclass(frozen=True)
 class SourceColumn:
-    """One column, as LIST_CANDIDATE_COLUMNS shows it."""
+    """One column, as LIST_CANDIDATE_COLUMNS returns it."""
 
     name: str
     comment: str | None
     type: str
     is_not_null: bool
     is_numbered: bool  # by a sequence
-    is_stamped: bool  # its default is the time
+    is_stamped: bool  # its default is the current time
     has_index: bool
     trigger: str | None  # that sets it when a row is updated
-    null_fraction: float | None  # by the last ANALYZE
+    null_fraction: float | None  # as of the last ANALYZE
     sequence_cache: int | None
     sequence_increment: int | None
 
@@ -124,7 +124,7 @@ class Proposal:
     watermark: str | None = None
     needs_time_zone: bool = False
     reasons: tuple[str, ...] = ()  # why this watermark, or none
-    remedies: tuple[tuple[str, str], ...] = ()  # what is wrong, and the statement that mends it
+    remedies: tuple[tuple[str, str], ...] = ()  # what is wrong, and the statement that fixes it
     skipped: str | None = None  # why the relation is left out
 
 
@@ -137,7 +137,7 @@ def discover(settings: Settings, table_names: Sequence[str] = ()) -> tuple[Propo
     schema = settings.tables.schema
     connection = sessions.connect_source(settings)
     try:
-        with errors_of("source", "looking at its tables"), connection.cursor() as cursor:
+        with errors_of("source", "reading its catalog"), connection.cursor() as cursor:
             cursor.execute(LIST_CANDIDATES, (schema,))
             relations = {row[1]: row for row in cursor.fetchall()}
             unknown = sorted(set(table_names) - relations.keys())
@@ -165,7 +165,7 @@ class _Candidate:
     updates: int
     is_readable: bool
     key: list[str] | None
-    unique: list[str] | None  # columns that are as good as a key
+    unique: list[str] | None  # columns that could be the key
 
 
 def _read_columns(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[SourceColumn]]:
@@ -211,7 +211,10 @@ def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn]
 
 
 def _choose(candidate: _Candidate, columns: Sequence[SourceColumn]) -> SourceColumn | None:
-    """Choose the watermark: what a trigger keeps, what is called so, or, if no row is updated, what numbers rows."""
+    """Choose the watermark: a column set by a trigger, or with a common name.
+
+    If no row is ever updated, a column that numbers rows or holds the time of their creation also qualifies.
+    """
     times = [column for column in columns if column.kind not in (None, WatermarkKind.INTEGER)]
     kept = [column for column in times if column.trigger]
     if kept:
@@ -241,7 +244,7 @@ def _place(name: str, names: Sequence[str]) -> int:
 def _reasons(candidate: _Candidate, column: SourceColumn | None, columns: Sequence[SourceColumn]) -> list[str]:
     if column is None:
         possible = [each.name for each in columns if each.kind is not None and each.name not in (candidate.key or ())]
-        found = f"; by type it could be {', '.join(possible)}" if possible else ""
+        found = f"; candidates by type: {', '.join(possible)}" if possible else ""
         updates = "rows are updated, and " if candidate.updates else ""
         return [f"{updates}no column is known to change with a row, so the whole table is read each run{found}"]
     reasons = [f"{column.name} is {column.type}"]
@@ -250,9 +253,9 @@ def _reasons(candidate: _Candidate, column: SourceColumn | None, columns: Sequen
     elif column.name.lower() in CHANGED_AT:
         reasons.append("chosen by its name")
     else:
-        reasons.append("no row was ever updated, as far as the server has counted")
+        reasons.append("no row was ever updated, according to the server's counters")
     if column.is_stamped:
-        reasons.append("its default is the time")
+        reasons.append("its default is the current time")
     reasons.append("indexed" if column.has_index else "not indexed")
     if column.is_not_null:
         reasons.append("never NULL")
@@ -267,7 +270,7 @@ def _remedies(label: str, candidate: _Candidate, column: SourceColumn) -> list[t
     quoted, remedies = quote_name(column.name), []
     if not column.has_index:
         concurrently = "" if candidate.kind == "p" else "concurrently "
-        remedies.append(("each run searches the whole table", f"create index {concurrently}on {label} ({quoted})"))
+        remedies.append(("each run scans the whole table", f"create index {concurrently}on {label} ({quoted})"))
     if not column.is_not_null:
         remedies.append(
             ("rows without a value are read every run", f"alter table {label} alter column {quoted} set not null")
@@ -278,7 +281,7 @@ def _remedies(label: str, candidate: _Candidate, column: SourceColumn) -> list[t
         value = "now()" if column.kind is WatermarkKind.TIMESTAMPTZ else f"now()::{base_type(column.type)}"
         remedies.append(
             (
-                "no trigger sets it, so an update that forgets it is not seen before `etl verify`",
+                "no trigger sets it, so an update that does not set it is missed until `etl verify`",
                 f"create function {function}() returns trigger language plpgsql as "
                 f"'begin new.{quoted} := {value}; return new; end'; create trigger {function} "
                 f"before insert or update on {label} for each row execute function {function}()",

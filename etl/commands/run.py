@@ -1,4 +1,7 @@
-"""One run over all tables: the run lock and the ledger around the work on the tables. Begin at `run`."""
+"""One run over all tables: takes the run lock and records the run in the ledger; `attempts` replicates the tables.
+
+Begin at `run`.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +30,18 @@ def run(
     options: RunOptions | None = None,
     may_end_shared_run: bool = True,
 ) -> RunResult:
-    """Replicate the configured tables, or those named, and return what was done.
+    """Replicate the configured tables, or those named, and return the results.
 
-    A table that fails leaves the others alone. A run that processes share is put an end to when none of them is at
-    work, unless `may_end_shared_run` is false. Raises ConfigurationError for wrong names, UnavailableError when the run
-    cannot start, LockHeldError when another run is at work.
+    A table that fails does not stop the others. An unfinished shared run is ended first when none of its processes is
+    running, unless `may_end_shared_run` is false. Raises ConfigurationError for wrong names, UnavailableError when the
+    run cannot start, LockHeldError when another run is in progress.
     """
     started = time.monotonic()
     with errors_of_run(), open_control(settings) as control, locks.run_lock(control, settings.lock_wait_seconds):
         _meet_shared_run(control, observe, may_end=may_end_shared_run)
         runs.prepare(control)
         types = read_types(control)
-        with Source(settings) as source:  # the first attempt goes on with it, and closes it
+        with Source(settings) as source:  # the first attempt uses it, and closes it
             found = source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded
             say_what_is_unseen(source, observe)
             run_id = runs.begin_run(control)
@@ -57,38 +60,36 @@ def run(
 
 @contextmanager
 def errors_of_run() -> Iterator[None]:
-    """Make a statement that fails outside the work on one table stop the run, with UnavailableError."""
+    """Raise UnavailableError when a statement that belongs to no single table fails."""
     try:
         yield
     except TableError as error:
-        raise UnavailableError(f"the run cannot go on: {error}", is_transient=error.is_transient) from error
+        raise UnavailableError(f"the run cannot continue: {error}", is_transient=error.is_transient) from error
 
 
 @contextmanager
 def open_control(settings: Settings) -> Iterator[Connection]:
-    """Open the session that holds the run lock and keeps the ledger."""
+    """Open the session that holds the run lock and writes the ledger; close it at the end."""
     with closing(sessions.connect_target(settings)) as control:
         sessions.refuse_transaction_pooler(control, "target", partial(sessions.connect_target, settings))
         yield control
 
 
 def _meet_shared_run(control: Connection, observe: Observer, *, may_end: bool) -> None:
-    """Say that a run that processes share ends now, though it may have tables left, or refuse to end it."""
+    """Report that an unfinished shared run ends now; raise LockHeldError if it may not be ended."""
     shared = runs.describe_shared_run(control)
     if shared is None:
         return
     if not may_end:
-        raise LockHeldError(
-            f"{shared}, has not ended: try again once it has; if it never will, `etl run` puts an end to it"
-        )
-    message = f"{shared}, had not ended and has now: the tables that it has left go on in runs of their own"
+        raise LockHeldError(f"{shared}, has not ended: try again once it has; if it was abandoned, `etl run` ends it")
+    message = f"{shared}, had not ended: this run ends it, and its remaining tables are replicated in runs of their own"
     observe(Event(kind="notice", message=message))
 
 
 def say_what_is_unseen(source: Source, observe: Observer) -> None:
-    """Say what this source cannot tell, and what that costs."""
+    """Report what this source cannot show, and which rows may be missed because of it."""
     if source.is_standby:
-        message = "the source is a standby: rows that come later than the declared lookback are missed"
+        message = "the source is a standby: rows that arrive later than the declared lookback are missed"
     elif not source.may_see_all:
         message = (
             "the source's role lacks pg_read_all_stats, so the second of two transactions sent in one message can be "
@@ -100,7 +101,7 @@ def say_what_is_unseen(source: Source, observe: Observer) -> None:
 
 
 def _end(control: Connection, run_id: int, error: str | None) -> None:
-    """Record the end; when the target has gone away, the next run marks this one as died."""
+    """Record the end of a run; if that fails after another error, the next run marks this one as died."""
     try:
         runs.end_run(control, run_id, error)
     except TableError:
@@ -109,5 +110,5 @@ def _end(control: Connection, run_id: int, error: str | None) -> None:
 
 
 def summarize_failures(table_names: Sequence[str]) -> str | None:
-    """Return what the ledger says of a run with which these tables failed."""
+    """Return the error to record for a run in which these tables failed; None when there are none."""
     return f"failed: {', '.join(table_names)}" if table_names else None

@@ -1,6 +1,6 @@
-"""Writes what was discovered: a tables.yml with the reasons, and dbt sources and staging models in the project's style.
+"""Writes what `discover` proposes: a tables.yml with the reasons, and dbt sources and staging models.
 
-Begin at `render_tables` or `write_staging`.
+The models follow the style of this project. Begin at `render_tables` or `write_staging`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from etl.errors import ConfigurationError
 from etl.postgres.sql import PLAIN_NAME, quote_name
 
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
-UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # or a line's end, to YAML
+UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # to YAML; includes line breaks
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 UNIT = 1024
-# dbt reads every text of its files as a template, and puts names between quotes without doubling those in them.
+# dbt renders every text in its files as a template, and quotes names without doubling the quotes in them.
 NOT_FOR_DBT = re.compile(r"[\"{}]")
-RUN_DESCRIPTION = "The run that wrote the row last; incremental models pick what changed by it."
+RUN_DESCRIPTION = "The run that last wrote the row; incremental models use it to select changed rows."
 
 
 def render_tables(proposals: Sequence[Proposal], settings: Settings) -> str:
-    """Return a tables.yml with the reasons as comments."""
+    """Return the text of a tables.yml, with the reasons as comments."""
     lines = [
         f"# Proposed by `etl discover` for {settings.source_url.address}.",
-        "# Read the reasons, change what you know better, save it, and name the file with ETL_TABLES.",
+        "# Read the reasons, change what you know better, save this as a file, and set ETL_TABLES to its path.",
         f"schema: {_scalar(settings.tables.schema)}",
-        "discover: true  # tables that are made later are taken as well",
+        "discover: true  # tables that are created later are replicated too",
         "tables:",
     ]
     for proposal in proposals:
@@ -52,7 +52,7 @@ def _render_table(proposal: Proposal) -> list[str]:
         return [*lines, "    skip: true"]
     lines.append(f"    watermark: {_scalar(proposal.watermark) if proposal.watermark else 'null'}")
     if proposal.needs_time_zone:
-        lines.append("    time_zone: UTC  # in which zone the source writes it")
+        lines.append("    time_zone: UTC  # the zone in which the source writes it")
     return [*lines, "    deletes: reconcile"]
 
 
@@ -75,7 +75,7 @@ def _size(count: int) -> str:
 def write_staging(folder: Path, proposals: Sequence[Proposal]) -> list[Path]:
     """Write `_sources.yml`, `_staging.yml` and a model for each table that dbt can name; return the files.
 
-    Raises ConfigurationError, with nothing written, when one of them is there already.
+    Raises ConfigurationError, with nothing written, when one of them already exists.
     """
     tables = [proposal for proposal in proposals if not proposal.skipped and not is_beyond_dbt(proposal.name)]
     names = _model_names(tables)
@@ -95,7 +95,7 @@ def write_staging(folder: Path, proposals: Sequence[Proposal]) -> list[Path]:
 
 
 def is_beyond_dbt(name: str) -> bool:
-    """Tell whether dbt would read a name as a template, or as the end of a name and a statement."""
+    """Return whether dbt would render a name as a template, or end the quoted name early and run the rest as SQL."""
     return NOT_FOR_DBT.search(name) is not None
 
 
@@ -126,14 +126,14 @@ def _model(table: Proposal) -> str:
 def _sources(tables: Sequence[Proposal]) -> dict[str, Any]:
     return {
         "name": "raw",
-        "description": "The tables of the source, row for row, as the last run read them.",
+        "description": "The tables of the source, row for row, as of the last run.",
         "schema": "raw",
         "tables": [
             {
                 "name": table.name,
                 **({} if PLAIN_NAME.fullmatch(table.name) else {"quoting": {"identifier": True}}),
                 "description": _sentence(table.comment or f"One row per row of {table.name}")
-                + " Rows gone from the source keep `_etl_deleted_at`.",
+                + " Rows deleted on the source have `_etl_deleted_at` set.",
             }
             for table in tables
         ],
@@ -143,7 +143,7 @@ def _sources(tables: Sequence[Proposal]) -> dict[str, Any]:
 def _describe(table: Proposal, model_name: str) -> dict[str, Any]:
     columns: list[dict[str, Any]] = []
     for name, comment in table.columns:
-        if is_beyond_dbt(name):  # in the model it is a string of Jinja, which YAML cannot say
+        if is_beyond_dbt(name):  # the model has it as a Jinja string, which YAML cannot express
             continue
         column: dict[str, Any] = {"name": name, "description": _sentence(comment or f"{name}, as the source has it")}
         if not PLAIN_NAME.fullmatch(name):
@@ -155,7 +155,7 @@ def _describe(table: Proposal, model_name: str) -> dict[str, Any]:
         columns.append(column)
     columns += [
         {"name": "_etl_run_id", "description": RUN_DESCRIPTION},
-        {"name": _flag_name(table), "description": "Whether the row is gone from the source."},
+        {"name": _flag_name(table), "description": "Whether the row was deleted on the source."},
     ]
     return {
         "name": model_name,
@@ -165,18 +165,18 @@ def _describe(table: Proposal, model_name: str) -> dict[str, Any]:
 
 
 def _sentence(text: str) -> str:
-    """Return a description: braces that dbt would read as a template stand apart."""
+    """Return a description as a sentence; spaces separate braces that dbt would render as a template."""
     text = re.sub(r"\{(?=[{%#])", "{ ", text)
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _quoted(name: str) -> str:
-    """A column as a model has it; what is not plain is a string of Jinja, so that none of it is a template."""
+    """Return a column name for a model; if it is not plain, as a Jinja string, so that dbt does not render it."""
     return name if PLAIN_NAME.fullmatch(name) else f"{{{{ {_jinja(quote_name(name))} }}}}"
 
 
 def _jinja(name: str) -> str:
-    """A string of Jinja, which reads those of Python."""
+    """Return a name as a Jinja string literal, which may be written like one of Python."""
     return f"'{name}'" if PLAIN_NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False)
 
 
@@ -185,7 +185,7 @@ def _flag_name(table: Proposal) -> str:
 
 
 def _model_names(tables: Sequence[Proposal]) -> dict[str, str]:
-    """Return for each table the name of its model; names that differ in case or signs only are numbered."""
+    """Return the model name of each table; names that differ only in case or punctuation get a number."""
     names: dict[str, str] = {}
     for table in tables:
         plain = name = "stg_" + re.sub(r"\W+", "_", table.name.lower())

@@ -1,10 +1,10 @@
-"""One run that several processes share, each with tables of its own: what the mapped tasks of an orchestrator call.
+"""One run that several processes share, each with tables of its own: for the mapped tasks of an orchestrator.
 
-`begin` allots the run's id, `replicate` brings one table up to date in it, and `end` ends it. Between these calls the
-ledger alone knows of the run: nobody holds a lock. While a process replicates, it holds the run lock in its shared
-form, for which a run that wants the target alone waits, and a lock on its table. A run that comes between two tables
-puts an end to this one, and the tables that are left are then replicated by runs of their own: at no time do rows of
-two runs arrive, which is what lets a build note the newest run that has ended (docs/decisions/0009).
+`begin` allots the run's id, `replicate` brings one table up to date in it, and `end` ends it. Between these calls no
+lock is held, and only the ledger shows the run. While a process replicates, it holds a lock on its table, and the run
+lock in shared mode; a run that needs the target exclusively waits for that. If such a run starts between two tables, it
+ends this run, and the remaining tables are then replicated in runs of their own. So rows of two runs never arrive at
+the same time, and a build can note the newest run that has ended (docs/decisions/0009).
 Begin at `begin`.
 """
 
@@ -34,7 +34,7 @@ class SharedRun:
     """A run that has begun, and the tables to replicate in it."""
 
     run_id: int
-    table_names: tuple[str, ...]  # those with foreign keys before those that they refer to
+    table_names: tuple[str, ...]  # tables before those that their foreign keys refer to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +42,15 @@ class EndedRun:
     """How a shared run ended."""
 
     run_id: int
-    failed_tables: tuple[str, ...]  # neither done in it nor in a later run
-    caught_up: RunResult | None  # the run that brought the tables with foreign keys between them to one snapshot
+    failed_tables: tuple[str, ...]  # succeeded neither in it nor in a later run
+    caught_up: RunResult | None  # the run that brought tables that refer to each other to one snapshot
 
 
 def begin(settings: Settings, *, shared_by: str, observe: Observer) -> SharedRun:
-    """Begin a run over the configured tables; it puts an end to runs that have not ended and are not at work.
+    """Begin a run over the configured tables; this ends earlier runs that were abandoned.
 
-    `shared_by` says to people what the run is part of. Raises ConfigurationError for wrong names, UnavailableError when
-    the run cannot start, LockHeldError when another run is at work.
+    `shared_by` describes, for messages, what the run is part of. Raises ConfigurationError for wrong names,
+    UnavailableError when the run cannot start, LockHeldError when another run is in progress.
     """
     with (
         errors_of_run(),
@@ -70,17 +70,17 @@ def begin(settings: Settings, *, shared_by: str, observe: Observer) -> SharedRun
         for message in (*found.notices, *_describe_cycles(order)):
             notice(message)
         record_missing_tables(control, run_id, found, read_progress(control), notice)
-    refused = tuple(sorted(found.refusals))  # each of these fails with its reason, as tables do
+    refused = tuple(sorted(found.refusals))  # each of these fails with its reason when it is replicated
     return SharedRun(run_id=run_id, table_names=order.names + refused)
 
 
 def replicate(
     settings: Settings, run_id: int, table_name: str, *, observe: Observer, options: RunOptions | None = None
 ) -> RunResult:
-    """Bring one table up to date in a run that has begun, or in a run of its own if that one is over.
+    """Bring one table up to date in a run that has begun, or in a run of its own if that run has ended.
 
-    May be called again, also after the process that did it was killed. Raises as `pipeline.run` does; LockHeldError
-    also when another process is at work on the table, or another shared run has begun and not ended.
+    May be called again, even after the process that did it was killed. Raises as `run` does, and LockHeldError also
+    when another process is replicating the table, or another shared run has not ended.
     """
     started = time.monotonic()
     with (
@@ -109,8 +109,8 @@ def replicate(
 def end(settings: Settings, run_id: int, *, observe: Observer) -> EndedRun:
     """End a run; then bring all tables that refer to each other to one later snapshot, in one more run.
 
-    So no row lacks its parent, and what one transaction changed in several of them has arrived together, in whichever
-    order tables were replicated or tried again. May be called again. Raises as `replicate` does.
+    After that, no row lacks its parent, and what one transaction changed in several tables is complete, in whatever
+    order they were replicated or retried. May be called again. Raises as `replicate` does.
     """
     with (
         errors_of_run(),
@@ -129,12 +129,12 @@ def end(settings: Settings, run_id: int, *, observe: Observer) -> EndedRun:
 
 @contextmanager
 def _recorded_failure(control: Connection, run_id: int, table_name: str) -> Iterator[None]:
-    """Record why the work on a table ended, when it did not come to a result; the run goes on."""
+    """Record why replicating a table ended without a result, and raise the error again; the run is not ended."""
     try:
         yield
     except BaseException as error:
         reason = str(error) if isinstance(error, EtlError) else "interrupted"
-        with suppress(TableError):  # when the target has gone away, the end of the run tells
+        with suppress(TableError):  # if the target is lost, the end of the run reports the table
             runs.fail_table(control, run_id, TableResult(table_name=table_name, status="failed", error=reason))
         raise
 

@@ -1,4 +1,4 @@
-"""Tells where every table stands: its watermark, how old it is, what holds it back, and what was rejected."""
+"""Reports the state of each table: its watermark, how old that is, what holds it back, and what was rejected."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ LIST_LAST_RUNS = """
 
 @dataclass(frozen=True, kw_only=True)
 class TableStatus:
-    """Where one table stands."""
+    """The state of one table."""
 
     table_name: str
     watermark_column: str | None
     watermark: str | None
-    lag_seconds: float | None  # how long ago, by the source's clock, nothing below the watermark was still to come
+    lag_seconds: float | None  # by the source's clock: since this long ago, no row below the watermark can appear
     status: str  # of its last run
     ended_at: dt.datetime | None
     points_waiting: int
     holders: tuple[Holder, ...]
     rejected_rows: int
-    error: str | None  # of its last run, also of one that succeeded when it tried again
+    error: str | None  # of its last run, even if a retry succeeded
 
 
 def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[TableStatus, ...]:
-    """Return the status of every table that was ever run, or of those named.
+    """Return the status of each table that a run has recorded, or of those named.
 
     Raises UnavailableError before the first run.
     """
     with closing(sessions.connect_target(settings)) as control:
         if not runs.has_ledger(control):
-            raise UnavailableError(f"the target {settings.target_url.address} has seen no run: run `etl run` first")
+            raise UnavailableError(f"the target {settings.target_url.address} has no recorded run: run `etl run` first")
         progress = read_progress(control)
         with errors_of("target", "reading the ledger"), control.cursor() as cursor:
             cursor.execute(LIST_LAST_RUNS)
@@ -65,7 +65,7 @@ def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[
 
 
 def describe_holder(holder: Holder) -> str:
-    """Return who holds a watermark back, and for how long, for people."""
+    """Describe in words what holds a watermark back, and for how long."""
     who = "prepared transaction" if holder.pid is None else f"pid {holder.pid}"
     known = [part for part in (holder.application, f"user {holder.user}" if holder.user else "") if part]
     age = f" ({describe_duration(holder.age_seconds)})" if holder.age_seconds is not None else ""
@@ -73,7 +73,7 @@ def describe_holder(holder: Holder) -> str:
 
 
 def describe_duration(seconds: float | None) -> str:
-    """Write seconds as people do: 12 s, 3 min, 2 h 5 min."""
+    """Write seconds in readable units: 12 s, 3 min, 2 h 5 min."""
     if seconds is None:
         return ""
     if seconds < SECONDS_PER_MINUTE:

@@ -1,4 +1,4 @@
-"""Vacuums and analyzes the tables that a role owns, so that space is used again and plans know the rows."""
+"""Vacuums and analyzes the tables that a role owns, so that space is reused and plans use current statistics."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ OWN_TABLES = """
 
 @dataclass(frozen=True, kw_only=True)
 class Vacuumed:
-    """One table, and what vacuuming it took."""
+    """The vacuum of one table."""
 
     table_name: str  # with its schema
     seconds: float
-    is_locked: bool  # by others, so that it was left out
+    is_locked: bool  # by another session, so it was skipped
 
 
 def vacuum_own_tables(settings: Settings) -> tuple[Vacuumed, ...]:
-    """Vacuum and analyze each table that the role of the URL owns on the target; tell those left out, being locked.
+    """Vacuum and analyze each table that the role of the URL owns on the target; locked tables are skipped.
 
     Each table commits on its own. Raises UnavailableError, or TargetError.
     """

@@ -1,7 +1,7 @@
-"""Compares source and target by content, and mends what differs when asked to.
+"""Compares source and target by content, and repairs what differs if asked to.
 
-The target is read at one snapshot and the source at one taken after it, so a run at work meanwhile is in neither:
-rows of the source from the watermark on are pending, for the next run reads them anyway. Begin at `verify`.
+The target is read at one snapshot and the source at a later one, so a run may be in progress: it changes neither.
+Source rows at or above the watermark are pending, because the next run reads them anyway. Begin at `verify`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from etl.target.raw_tables import read_raw_tables
 from etl.target.types import read_types
 from etl.target.writer import Writer
 
-MAX_EXAMPLES = 10  # of each kind, for a table
+MAX_EXAMPLES = 10  # per table, of each kind
 
 
 def verify(
@@ -54,9 +54,9 @@ def verify(
     observe: Observer = ignore,
     is_repair: bool = False,
 ) -> tuple[Verdict, ...]:
-    """Compare the configured tables, or those named; with `is_repair`, load again what differs, and compare once more.
+    """Compare the configured tables, or those named; with `is_repair`, repair what differs and compare that again.
 
-    Raises UnavailableError when nothing can be compared, LockHeldError when a run keeps a repair from starting.
+    Raises UnavailableError when nothing can be compared, LockHeldError when a run in progress prevents a repair.
     """
     with closing(sessions.connect_target(settings)) as control:
         if not runs.has_ledger(control):
@@ -76,7 +76,7 @@ class _Verification:
     observe: Observer
 
     def compare(self, table_names: Sequence[str], run_id: int | None = None) -> tuple[Verdict, ...]:
-        """Compare tables at one snapshot of each side; a run id makes it mend what differs."""
+        """Compare tables at one snapshot of each side; with a run id, repair what differs."""
         with (
             closing(sessions.connect_target(self.settings)) as holder,
             closing(sessions.Sessions(partial(sessions.connect_target, self.settings))) as writers,
@@ -120,15 +120,15 @@ class _Verification:
         self.observe(Event(kind="notice", message=remark))
 
     def repair(self, control: Connection, table_names: Sequence[str]) -> tuple[Verdict, ...]:
-        """Mend what differs, as a run of its own, and compare the tables concerned once more."""
+        """Repair what differs, as a run of its own, and compare the repaired tables again."""
         with locks.run_lock(control, self.settings.lock_wait_seconds):
             runs.prepare(control)
             run_id = runs.begin_run(control)
             error: str | None = "interrupted"
             try:
                 first = self.compare(table_names, run_id)
-                mended = {found.table_name: found for found in first if found.repaired}
-                again = self.compare(tuple(mended)) if mended else ()
+                repaired = {found.table_name: found for found in first if found.repaired}
+                again = self.compare(tuple(repaired)) if repaired else ()
                 failed = [found for found in first if found.error]
                 for found in failed:
                     result = TableResult(table_name=found.table_name, status="failed", error=found.error)
@@ -136,7 +136,7 @@ class _Verification:
                 error = f"failed: {', '.join(found.table_name for found in failed)}" if failed else None
             finally:
                 runs.end_run(control, run_id, error)
-        second = {one.table_name: replace(one, repaired=mended[one.table_name].repaired) for one in again}
+        second = {one.table_name: replace(one, repaired=repaired[one.table_name].repaired) for one in again}
         return tuple(second.get(verdict.table_name, verdict) for verdict in first)
 
 
@@ -145,7 +145,7 @@ def _watermark(table: Table, progress: Progress) -> str | None:
 
 
 def _fit(table: Table, raw: RawTable) -> Fit:
-    """Return how the source's table fits the raw table. Raises TableError when a run has to follow changes first."""
+    """Return how the source's table fits the raw table. Raises TableError when a run must follow changes first."""
     if not raw.exists:
         raise TableError(f"expected raw.{table.name} on the target, found none: run `etl run` first")
     fit = fit_table(table, raw)
@@ -161,7 +161,7 @@ def _compare(exchange: Exchange, snapshot: str, watermark: str | None, *, is_rep
     with writer.at_snapshot(snapshot) as cursor:
         found = find_differences(reader, cursor, table, table.columns, watermark)
         examples = _examples(reader, cursor, table, found)
-    if table.config.deletes == "none":  # rows that are gone stay
+    if table.config.deletes == "none":  # deleted rows stay in raw
         found = replace(found, extra=0)
         examples = tuple(example for example in examples if example.kind != "extra")
     if is_repair and not found.are_none:

@@ -1,1 +1,1 @@
-"""Finding what differs between a source table and its raw table. Repairing it is the work of `etl.replicate`."""
+"""Finds what differs between a source table and its raw table. `etl.replicate` repairs it."""

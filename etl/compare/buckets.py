@@ -1,8 +1,8 @@
 """Composes the statements that compare a source table with its raw table by buckets of keys. No I/O.
 
-A row's bucket is a function of its key alone, the same on both sides, so that nothing depends on an order. Rows are
-compared by a hash of their content, which the pinned settings of the sessions make the same on both sides. A function
-that takes a `Side` serves either. docs/decisions/0008 has the reasons.
+A row's bucket depends only on its key and is computed the same way on both sides, so nothing depends on an order. Rows
+are compared by a hash of their content. Both sides compute the same hash, because the sessions pin their settings. A
+function that takes a `Side` works for both. docs/decisions/0008 gives the reasons.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from etl.postgres.sql import comma, same_key
 from etl.source.statements import cast, key_values, source_column, source_table, typed
 from etl.target.statements import raw_table
 
-# Temporary, one a session: rows of the source in the buckets that differ, by key.
+# A temporary table, one per session: keys and hashes of the source's rows in the buckets that differ.
 SOURCE_KEYS = sql.Identifier("pg_temp", "etl_source_keys")
-# Temporary, one a session: what was found to differ, numbered.
+# A temporary table, one per session: the differences found, numbered.
 FOUND = sql.Identifier("pg_temp", "etl_found")
-# 2 to this are the buckets. More find a change more narrowly; as many as these fit in work_mem as it comes, 4 MB.
+# There are 2 to this power buckets. More would narrow a change down to fewer rows; these still fit in the default
+# work_mem, 4 MB.
 BUCKET_BITS = 15
-# Of keys that are one integer, 2 to this successive ones share a bucket at least: rows that go together lie together.
+# If the key is one integer, at least 2 to this power consecutive keys share a bucket, because rows that change together
+# often have consecutive keys.
 MIN_BLOCK_BITS = 6
 INTEGERS = ("smallint", "integer", "bigint")
-# What gives a value's exact bytes, where that is quicker than its text, tells as much, and never changed since
-# PostgreSQL 11. Not those of float: NaN has several images, of which text knows one.
+# Send functions by type; each returns a value's bytes, its image. Only types whose image is faster to compute than the
+# text, is as exact, and has not changed since PostgreSQL 11. Not float: NaN has several images, and one text.
 IMAGES: Mapping[str, str] = {
     "bigint": "int8send",
     "boolean": "boolsend",
@@ -49,31 +51,31 @@ MODIFIER = re.compile(r"\([\d,-]+\)")
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What of a table is compared, and by which buckets."""
+    """The columns of a table to compare, and what decides the bucket of a row."""
 
     table: Table
     columns: tuple[Column, ...]
-    watermark: str | None  # the next run reads rows of the source from here on, so differences there are pending
+    watermark: str | None  # the next run reads the source from here on, so differences there are pending
     is_pending_apart: bool
-    is_same_encoding: bool  # of both servers: else text is converted before it is hashed
-    left_out: tuple[tuple[str, ...], ...] = ()  # keys of the source that the target cannot hold
+    is_same_encoding: bool  # of both servers: if not, text is converted before it is hashed
+    left_out: tuple[tuple[str, ...], ...] = ()  # keys of the source that the target cannot store
 
     @property
     def block_bits(self) -> int:
-        """The bits of an integer key that do not count: keys without gaps have as many blocks as there are buckets."""
+        """How many low bits of an integer key to ignore, so that keys without gaps have one block for each bucket."""
         return max(MIN_BLOCK_BITS, self.table.estimated_rows.bit_length() - BUCKET_BITS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """How one side of a comparison names its rows: the source's, or the live ones of `raw`."""
+    """One side of a comparison: the source, or `raw` without tombstones."""
 
     table: Table
     is_source: bool
 
     @property
     def rows(self) -> sql.Composable:
-        """The relation, as alias s."""
+        """The relation, with the alias s."""
         relation = source_table(self.table) if self.is_source else raw_table(self.table.name)
         return sql.SQL("{} as s").format(relation)
 
@@ -82,21 +84,21 @@ class Side:
         return sql.SQL("true" if self.is_source else "s._etl_deleted_at is null")
 
     def value(self, column: Column) -> sql.Composable:
-        """A column's value, in the type that `raw` has."""
+        """A column's value, in the type that the column has in `raw`."""
         if self.is_source and column.is_cast:
             return sql.SQL("({})").format(cast(column))
         return source_column(column.name)
 
     def text_hash(self, columns: Sequence[Column], *, is_same_encoding: bool) -> sql.Composable:
-        """A hash of the text of some columns; that function is the same on every server since PostgreSQL 11."""
+        """A hash of the text of these columns; all versions of PostgreSQL since 11 compute the same one."""
         return _text_hash(self._row_text(columns, is_same_encoding=is_same_encoding), sql.SQL("0"))
 
     def hash(self, columns: Sequence[Column], *, is_same_encoding: bool) -> sql.Composable:
-        """A hash of some columns, by their images where these tell as much as the text.
+        """A hash of these columns: of their images where these are as exact as the text, and otherwise of their text.
 
-        The hash of an array adds those of its elements up, so that a sum over rows would not see two of them exchange
-        their values: it is hashed once more, as the seed of the text's. A hash of bigint or timestamp would not do
-        for that of an image either: it has 32 bits, the same for 1 and 4,294,967,296.
+        The hash of an array adds up the hashes of its elements, so a sum over rows would not notice that two rows
+        exchanged values. The array's hash is therefore hashed again, as the seed of the text's hash. PostgreSQL's own
+        hash of a bigint or timestamp cannot replace that of an image: its 32 bits are equal for 1 and 4,294,967,296.
         """
         has_image = {column.name: is_same_encoding and _image(column) is not None for column in columns}
         images = comma(
@@ -111,11 +113,11 @@ class Side:
         return _text_hash(text, sql.SQL("pg_catalog.hash_array_extended(array[{}], 0)").format(images))
 
     def bucket(self, comparison: Comparison) -> sql.Composable:
-        """The number of the bucket that a row's key lies in, from 0."""
+        """The number of the bucket that a row's key belongs to, from 0."""
         key = [comparison.table.column(name) for name in comparison.table.key]
         if len(key) == 1 and key[0].raw_type in INTEGERS:
-            # Successive blocks of keys have buckets of their own, as many as there are. The hash of what is above
-            # leads keys with gaps of any size, or far away, to all buckets alike.
+            # Consecutive blocks of keys get different buckets, until all buckets are used. The hash of the bits above
+            # spreads keys evenly over all buckets, however large their gaps are.
             shifted = sql.SQL("({}::bigint >> {})")
             block = shifted.format(self.value(key[0]), sql.Literal(comparison.block_bits))
             above = shifted.format(self.value(key[0]), sql.Literal(comparison.block_bits + BUCKET_BITS))
@@ -125,7 +127,7 @@ class Side:
         return sql.SQL("(({}) & {}::bigint)").format(number, sql.Literal(2**BUCKET_BITS - 1))
 
     def is_in(self, comparison: Comparison, buckets: Sequence[int]) -> sql.Composable:
-        """A condition that a row's key lies in one of some buckets: a join, which no server searches one by one."""
+        """A condition that a row's key is in one of these buckets; a join, because a list may be searched linearly."""
         numbers = sql.Literal(f"{{{','.join(map(str, buckets))}}}")
         return sql.SQL("{} in (select pg_catalog.unnest({}::bigint[]))").format(self.bucket(comparison), numbers)
 
@@ -141,7 +143,7 @@ def _text_hash(text: sql.Composable, seed: sql.Composable) -> sql.Composable:
 
 
 def _image(column: Column) -> str | None:
-    """Name the function of a column's image; none where the binary form may not mean the same on both sides."""
+    """Return a column's send function; None if there is none, or if the bytes may differ between the sides."""
     return IMAGES.get(MODIFIER.sub("", column.raw_type)) if column.is_binary else None
 
 
@@ -150,10 +152,10 @@ def _hash(side: Side, comparison: Comparison) -> sql.Composable:
 
 
 def checksums(side: Side, comparison: Comparison) -> sql.Composable:
-    """Answer for each bucket that has rows: its number, how many, and a checksum.
+    """Select for each bucket that has rows its number, its number of rows, and a checksum.
 
-    `offset 0` keeps the inner query apart. The planner expects as many buckets as there are keys otherwise, and
-    prepares for them with memory, files, or a sort.
+    `offset 0` makes the planner treat the inner query separately. Otherwise it expects as many buckets as there are
+    keys, and plans for them with memory, files, or a sort.
     """
     return sql.SQL(
         "select _etl_bucket, count(*), sum(_etl_hash)::text"
@@ -171,9 +173,9 @@ def create_source_keys(table: Table) -> sql.Composable:
 
 
 def copy_out_source_keys(comparison: Comparison, buckets: Sequence[int]) -> sql.Composable:
-    """Read of the source's rows in some buckets the key, the hash, and whether the row is pending.
+    """Copy the key and hash of each source row in these buckets, and whether the row is pending.
 
-    Pending is a row at or above the watermark, or without one: the next run reads it again.
+    A row is pending when it is at or above the watermark, or has none: the next run reads it anyway.
     """
     table, side = comparison.table, Side(table=comparison.table, is_source=True)
     return sql.SQL("copy (select {keys}, {hash}, {is_pending} from {rows} where {is_in}{is_held}) to stdout").format(
@@ -195,9 +197,9 @@ def analyze_source_keys() -> sql.Composable:
 
 
 def find_differences(comparison: Comparison, buckets: Sequence[int]) -> sql.Composable:
-    """Number what differs in some buckets: the key, the kind (missing, extra or changed), and whether it is pending.
+    """Store what differs in these buckets, numbered: key, kind (missing, extra or changed), and whether it is pending.
 
-    A row that only `raw` has is extra, and never pending: no later read brings it.
+    A row that only `raw` has is extra, and never pending: reading the source's changes does not remove it.
     """
     table, side = comparison.table, Side(table=comparison.table, is_source=False)
     return sql.SQL(
@@ -229,12 +231,12 @@ def find_differences(comparison: Comparison, buckets: Sequence[int]) -> sql.Comp
 
 
 def count_differences() -> sql.Composable:
-    """Answer each kind, whether it is pending, and how many there are."""
+    """Select for each kind, pending or not, the number of differences."""
     return sql.SQL("select _etl_kind, _etl_is_pending, count(*) from {} group by 1, 2").format(FOUND)
 
 
 def list_differences(table: Table, kinds: Sequence[str], after: int, limit: int) -> sql.Composable:
-    """Answer number, kind, and the key as text, of some differences that are not pending, in order."""
+    """Select number, kind, and key as text, of the next `limit` differences that are not pending, in order."""
     return sql.SQL(
         "select _etl_n, _etl_kind, {} from {} as s"
         " where _etl_kind in ({}) and not _etl_is_pending and _etl_n > {} order by _etl_n limit {}"
@@ -248,12 +250,12 @@ def list_differences(table: Table, kinds: Sequence[str], after: int, limit: int)
 
 
 def extra_keys() -> sql.Composable:
-    """Name the rows that only `raw` has, as a relation of the session that found them."""
+    """Return the rows that only `raw` has, as a relation in the session that found them."""
     return sql.SQL("(select * from {} where _etl_kind = 'extra')").format(FOUND)
 
 
 def column_hashes(side: Side, keys: Sequence[tuple[str, ...]], *, is_same_encoding: bool) -> sql.Composable:
-    """Answer for each of some keys, as text, the hashes of the text of the row's columns one by one."""
+    """Select each of these keys, as text, and a hash of the text of each column of its row."""
     table = side.table
     columns = [table.column(name) for name in table.key]
     return sql.SQL("select {keys}, array[{hashes}] from {rows} where ({names}) in ({values}) and {condition}").format(

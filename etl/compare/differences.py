@@ -1,7 +1,7 @@
-"""Finds what differs between a source table and its raw table: by buckets, then key by key in those that differ.
+"""Finds what differs between a source table and its raw table: by buckets, then by key in the buckets that differ.
 
-Buckets whose checksums agree move nothing. Both sides work at the same time. What was found stays in a temporary
-table of the target's session, for those who list or mend it. Begin at `find_differences`.
+Buckets with equal checksums transfer no keys. Both sides compute their checksums at the same time. The differences stay
+in a temporary table of the target's session, to be listed or repaired. Begin at `find_differences`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ LIST_ROWS = 1000  # keys read from the target at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """How many rows differ; those that the next run would read again are pending."""
+    """How many rows differ; those that the next run reads anyway are pending."""
 
     source_rows: int
     raw_rows: int
-    missing: int = 0  # in `raw`
-    extra: int = 0  # in `raw`
+    missing: int = 0  # only on the source
+    extra: int = 0  # only in `raw`
     changed: int = 0
-    pending: int = 0  # missing or changed, and not counted there
-    not_held: int = 0  # refused, for the target's encoding lacks characters of the key, and not counted either
+    pending: int = 0  # missing or changed, but not included in these counts
+    not_held: int = 0  # rejected, because the target's encoding lacks characters of the key; in no other count
 
     @property
     def are_none(self) -> bool:
@@ -63,7 +63,7 @@ def find_differences(
 ) -> Differences:
     """Compare these columns of all rows; `cursor` is in a transaction on the target.
 
-    Rows of the source at or above the watermark, or without one, are pending, if that is told apart at all.
+    Source rows at or above the watermark, or without one, are pending, unless `is_pending_apart` is false.
     """
     with errors_of("target", table.label):
         comparison = Comparison(
@@ -97,7 +97,7 @@ def find_differences(
 def list_differences(
     cursor: Cursor, table: Table, kinds: Sequence[DifferenceKind], *, limit: int = LIST_ROWS
 ) -> Iterator[list[Difference]]:
-    """Yield the rows found to differ that are not pending, `limit` at a time."""
+    """Yield the differences found that are not pending, `limit` at a time."""
     after = 0
     while True:
         with errors_of("target", table.label):
@@ -112,7 +112,7 @@ def list_differences(
 def find_changed_columns(
     reader: Reader, cursor: Cursor, table: Table, keys: Sequence[tuple[str, ...]]
 ) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Return for each of some keys the names of the columns whose text differs."""
+    """Return the columns whose text differs, by key; keys that one side lacks are left out."""
     is_same_encoding = _is_same_encoding(reader, cursor)
     side = Side(table=table, is_source=True)
     in_source = _by_key(reader.query(buckets.column_hashes(side, keys, is_same_encoding=is_same_encoding)))
@@ -132,18 +132,18 @@ def find_changed_columns(
 
 
 def read_source_checksums(reader: Reader, comparison: Comparison) -> dict[int, tuple[int, str]]:
-    """Return for each bucket of keys of the source that has rows how many, and a checksum."""
+    """Return the number of rows and a checksum of each bucket that has rows on the source."""
     rows = reader.query(buckets.checksums(Side(table=comparison.table, is_source=True), comparison))
     return {number: (count, checksum) for number, count, checksum in rows}
 
 
 def _by_key(rows: Iterable[tuple[Any, ...]]) -> dict[tuple[str, ...], list[int]]:
-    """Return for each key the hashes of its row's columns."""
+    """Return the hashes of each row's columns, by key."""
     return {tuple(key): hashes for *key, hashes in rows}
 
 
 def _keys_not_held(reader: Reader, cursor: Cursor, table: Table) -> tuple[tuple[str, ...], ...]:
-    """Return the keys of refused rows that the target's encoding lacks characters for."""
+    """Return the keys of rejected rows that contain characters missing from the target's encoding."""
     if _is_same_encoding(reader, cursor):
         return ()
     codec = encodings.get(cursor.connection.info.parameter_status("server_encoding") or "", "ascii")

@@ -1,4 +1,4 @@
-"""What a comparison found of one table, and how it is reported. Begin at `Verdict`."""
+"""The result of comparing one table, and its description in words. Begin at `Verdict`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ class Example:
 
     kind: DifferenceKind
     key: dict[str, str]  # column to value as text
-    columns: tuple[str, ...] = ()  # of a changed row: the names of those that differ
+    columns: tuple[str, ...] = ()  # of a changed row: those that differ
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was found of one table."""
+    """The result of comparing one table."""
 
     table_name: str
     source_rows: int = 0
     raw_rows: int = 0  # without tombstones
-    missing: int = 0  # in raw
-    extra: int = 0  # in raw, where deletes are followed
+    missing: int = 0  # only on the source
+    extra: int = 0  # only in raw; 0 where deletes are not followed
     changed: int = 0
-    pending: int = 0  # missing or changed, and read by the next run
+    pending: int = 0  # missing or changed, but read by the next run
     examples: tuple[Example, ...] = ()
-    repaired: int = 0  # rows that were mended before this was found
+    repaired: int = 0  # rows repaired before this comparison
     error: str | None = None  # why the table could not be compared
 
     @property
@@ -37,7 +37,7 @@ class Verdict:
 
 
 def describe(verdict: Verdict) -> str:
-    """Return what was found of a table in one line."""
+    """Return the result for a table in one line."""
     if verdict.error:
         return verdict.error
     repaired = f", after {verdict.repaired:,} rows were repaired" if verdict.repaired else ""

@@ -1,4 +1,4 @@
-"""One table at one snapshot: the first load, changes, deletes.
+"""Replicates one table at one snapshot: the first load, changes, deletes.
 
-Begin at `table`; which tables and when is decided in `etl.commands`.
+Begin at `table`. `etl.commands` decides which tables are replicated, and when.
 """

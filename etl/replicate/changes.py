@@ -1,7 +1,7 @@
-"""What changed in one table since its watermark, merged in batches; rows that the target refuses are set aside.
+"""Merges what changed in one table since its watermark, in batches; rows that the target rejects are set aside.
 
-Rows are read in the order of (watermark, key), so that a batch begins where the one before ended. When the target
-refuses a batch, its halves are read again at the same snapshot, and theirs, down to the rows to blame.
+Rows are read in the order of (watermark, key), so each batch begins where the previous one ended. When the target
+rejects a batch, each half of it is read again at the same snapshot, and so on down to the offending rows.
 Begin at `merge_changes`.
 """
 
@@ -25,8 +25,8 @@ def merge_changes(
 ) -> Outcome:
     """Merge what changed since `before`, and the rejected rows with these keys; the last batch stores `after`.
 
-    Ends early, between two batches, when the snapshot has expired; what was merged is then committed, and the outcome
-    says from where to go on. Raises TableError.
+    Each batch is one transaction. Stops between two batches when the snapshot has expired; the outcome then says where
+    to continue. Raises TableError.
     """
     final = position.progress if position else after
     *earlier, last = _windows(exchange.writer.table, before, rejected, position)
@@ -42,9 +42,10 @@ def merge_changes(
 
 
 def merge_window(exchange: Exchange, window: Window, *, final: Progress | None = None) -> Window | None:
-    """Merge one batch in one transaction; return the window of the next one, None when this part is done.
+    """Merge one batch in one transaction; return the window of the next batch, or None when this part is done.
 
-    The last batch of a part stores `final`, and forgets the rejects among its keys that it has not refused again.
+    The last batch of a part stores `final`, if given, and deletes the rejects among the window's keys that were not
+    rejected again.
     """
     reader, writer = exchange.reader, exchange.writer
     with writer.open_batch() as batch:
@@ -58,7 +59,7 @@ def merge_window(exchange: Exchange, window: Window, *, final: Progress | None =
 
 
 def _merge(reader: Reader, batch: Batch, table: Table, window: Window) -> Counts:
-    """Merge a window; where the target refuses it, merge its halves, down to single rows, which are set aside."""
+    """Merge a window; if the target rejects it, merge its halves, down to single rows, which are set aside."""
     try:
         return batch.merge(partial(reader.copy_out, table, window))
     except RowRefusedError as refusal:
@@ -74,9 +75,10 @@ def _merge(reader: Reader, batch: Batch, table: Table, window: Window) -> Counts
 
 
 def _windows(table: Table, before: Progress, rejected: Keys, position: Position | None) -> list[Window]:
-    """Return the first window of each part to read: rows refused before, those without watermark, and the changes.
+    """Return the first window of each part to read: rejected rows, rows without a watermark, and changed rows.
 
-    Rows that were refused are tried again each run, for what was wrong may have been mended on the target alone.
+    Rejected rows are retried in each run, because the cause may have been fixed on the target, where no watermark shows
+    it.
     """
     limit = table.config.batch_rows
     retried = [Window(keys=rejected, limit=len(rejected) + 1)] if rejected else []
@@ -87,10 +89,10 @@ def _windows(table: Table, before: Progress, rejected: Keys, position: Position 
 
 
 def _cut(exchange: Exchange, before: Progress, final: Progress, window: Window) -> Outcome | None:
-    """Leave the snapshot between two batches, if that is progress; None if the same rows would be read for ever.
+    """Stop between two batches; return None where the next snapshot would only read the same rows again.
 
-    All rows up to the window are merged, and no open transaction can write below a settled point: the lesser of
-    both is a watermark.
+    All rows before the window are merged, and no open transaction can write below a settled point, so the lesser of the
+    two is a valid watermark. It is committed here.
     """
     assert window.after is not None
     if window.keys is not None or window.is_null_watermark:

@@ -1,7 +1,7 @@
-"""Checks what the ledger has stored of a table against the source as it is now. Begin at `check_progress`.
+"""Checks that the stored progress of a table fits the source as it is now. Begin at `check_progress`.
 
-A watermark, or a load that was begun, may only be used on the source that it was taken on, and not on an older state of
-it. All faults are found before any is raised, so that one message names them all.
+A watermark or an unfinished load is valid only on the source that it comes from, and not on an older state of it. All
+faults are collected before an error is raised, so one message names them all.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from etl.policy import fence
 from etl.source.reader import Reader
 from etl.source.session import Source
 
-# Half of the circle of 32-bit transaction ids: beyond it, age() cannot tell older from newer.
+# Half of the 32-bit transaction ids, which wrap around: beyond it, age() cannot distinguish older from newer.
 MAX_XID_DISTANCE = 2**31
 
 
 def check_progress(
     table: Table, stored: Progress, point: Point | None, *, source: Source, reader: Reader, has_clock: bool
 ) -> Progress:
-    """Return the progress to go on from; of another watermark column, only what holds for any.
+    """Return the progress to continue from: without the watermark, if that belongs to another column.
 
-    Raises TableError with every reason for which the source does not fit the stored progress.
+    Raises TableError with every reason why the source does not fit the stored progress.
     """
     known = stored
     if stored.column != table.watermark:
@@ -41,7 +41,7 @@ def check_progress(
 
 
 def check_null_watermarks(table: Table, reader: Reader) -> None:
-    """Raise TableError when the table has rows without watermark and is configured to refuse them."""
+    """Raise TableError when the table has rows without a watermark and is configured to refuse them."""
     if table.watermark is None or table.config.null_watermarks == "read":
         return
     if table.column(table.watermark).is_nullable and reader.has_null_watermark():
@@ -52,7 +52,7 @@ def check_null_watermarks(table: Table, reader: Reader) -> None:
 
 
 def is_usable(load: LoadState, table: Table, snapshot: Snapshot) -> bool:
-    """Tell whether a first load that was begun can go on: with the same files, columns and cluster, and not too old."""
+    """Return whether an unfinished first load can continue: same files, columns and cluster, and not too old."""
     return (
         load.filenodes == table.filenodes
         and load.signature == sign_columns(table)
@@ -62,13 +62,13 @@ def is_usable(load: LoadState, table: Table, snapshot: Snapshot) -> bool:
 
 
 def sign_columns(table: Table) -> str:
-    """Return what changes with any column or with the key."""
+    """Return a text that differs when any column or the key has changed."""
     columns = [(column.number, column.name, column.source_type, column.raw_type) for column in table.columns]
     return json.dumps({"columns": columns, "key": table.key})
 
 
 def xid_distance(load: LoadState, snapshot: Snapshot) -> int:
-    """Return how many transaction ids the source has given out since the load's first snapshot."""
+    """Return how many transaction ids the source has assigned since the load's first snapshot."""
     return int(snapshot.oldest_xid) - int(load.oldest_xid)
 
 
@@ -76,19 +76,19 @@ def _find_other_source(table: Table, progress: Progress, snapshot: Snapshot) -> 
     if progress.system_identifier not in (None, snapshot.system_identifier):
         yield (
             f"the watermark was taken on another source cluster (system identifier {progress.system_identifier}, now "
-            f"{snapshot.system_identifier}): point SOURCE_DATABASE_URL at the old one, or load the table anew with "
+            f"{snapshot.system_identifier}): point SOURCE_DATABASE_URL at the old one, or reload the table with "
             f"`etl reset {table.argument}`"
         )
     elif progress.next_xid is not None and int(snapshot.next_xid) < int(progress.next_xid):
         yield (
-            f"the source is older than at the last run (its transactions have come to {snapshot.next_xid}, and had to "
-            f"{progress.next_xid}): a standby that lags has to catch up; after a restore from a backup, load the table "
-            f"anew with `etl reset {table.argument}`"
+            f"the source is older than at the last run (its next transaction id was {progress.next_xid}, now "
+            f"{snapshot.next_xid}): if it is a standby that lags, wait until it has caught up; after a restore from a "
+            f"backup, reload the table with `etl reset {table.argument}`"
         )
 
 
 def _find_restarted_sequence(table: Table, watermark: str, point: Point | None, reader: Reader) -> Iterator[str]:
-    """Tell a restarted sequence, which hands out numbers below the watermark, from rows that were deleted."""
+    """Yield a fault when the sequence may have been restarted below the watermark; deleted rows alone are no fault."""
     if int(point.value if point else 0) >= int(watermark) - table.config.lookback_rows:
         return
     last = reader.last_sequence_value()
@@ -97,8 +97,8 @@ def _find_restarted_sequence(table: Table, watermark: str, point: Point | None, 
     found = "no rows" if point is None else f"max({table.watermark}) = {point.value}"
     yield (
         f"the watermark is {watermark}, but the source has {found}, and its sequence "
-        f"{'cannot tell' if last is None else f'is at {last}'}: if it was restarted, load the table anew with "
-        f"`etl reset {table.argument}`; if rows were removed, grant select on the sequence to the role of "
+        f"{'cannot be read' if last is None else f'is at {last}'}: if it was restarted, reload the table with "
+        f"`etl reset {table.argument}`; if rows were deleted, grant select on the sequence to the role of "
         "SOURCE_DATABASE_URL"
     )
 
@@ -108,7 +108,6 @@ def _find_clock_set_back(table: Table, progress: Progress, point: Point, margin_
     if seconds > margin_seconds + table.config.lookback_seconds:
         yield (
             f"the source's clock is {seconds:.0f} s behind where it was at an earlier run, so rows written since may "
-            f"be stamped below the watermark {progress.watermark}: declare lookback_seconds of more than that in "
-            "tables.yml until the clock has caught up, or load the table anew with "
-            f"`etl reset {table.argument}`"
+            f"have times below the watermark {progress.watermark}: set lookback_seconds above that in tables.yml until "
+            f"the clock has caught up, or reload the table with `etl reset {table.argument}`"
         )

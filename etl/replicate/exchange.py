@@ -1,4 +1,4 @@
-"""One table at one snapshot, with both of its ends: what loading, merging and reconciling work with."""
+"""The reader and the writer of one table at one snapshot, which loading, merging and reconciling use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from etl.target.writer import Writer
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """The end that is read, the end that is written, and who hears of it."""
+    """The reader and the writer of one table, and the callbacks that report progress."""
 
     reader: Reader
     writer: Writer

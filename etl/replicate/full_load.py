@@ -1,11 +1,11 @@
 """The first load of one table: in one transaction, or in ranges of blocks with recorded progress.
 
-A load in ranges that broke, or whose snapshot grew too old, goes on at a newer snapshot. Rows may have changed, moved
-between ranges or gone meanwhile, also without touching the watermark column. Once every range has been read, `_renew`
-brings all of them to the last snapshot exactly: a row version that was written since the first one has the transaction
-id of that snapshot's oldest transaction or a later one (xmin, "System Columns" in the manual); every other version was
-in its place at all snapshots, and was loaded once. So versions written since are copied, and loaded rows whose key has
-no older version any more are dropped. Begin at `load_first`.
+A load in ranges that was interrupted, or whose snapshot expired, continues at a newer snapshot. Meanwhile, rows may
+have changed, moved between ranges or been deleted, even without touching the watermark column. Once every range has
+been read, `_renew` brings all of them to exactly the last snapshot. A row version written since the first snapshot has
+the id of the oldest transaction of that snapshot or a later one (xmin, "System Columns" in the manual), and is copied.
+Every other version was in the same place at all snapshots, and was loaded once. Loaded rows whose key no longer has
+such an older version are dropped. Begin at `load_first`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from etl.source.statements import BlockRange
 from etl.target.new_table import RawLoad
 
 XID_MODULUS = 2**32
-# A load that goes on for as long is renewed before, so that it never has to start over for its age.
+# A load this old is renewed before it continues, so that it never has to start over because of its age.
 RENEWED_XID_DISTANCE = 2**30
 
 
 def load_first(
     exchange: Exchange, *, range_blocks: int, progress: Progress, is_replacement: bool, allow_deletes: bool
 ) -> bool:
-    """Load a table that `raw` does not have, or has to replace; tell whether it is done, or the snapshot expired.
+    """Load a table that `raw` does not have, or reload one; return False when the snapshot expired before the end.
 
-    A transaction reads `range_blocks` blocks of the source at most. The table appears in `raw` with its last rows and
-    `progress`; the one that it replaces leaves its other rows as tombstones. Raises TableError; what was loaded until
-    then stays.
+    Each transaction reads at most `range_blocks` blocks of the source. The table appears in `raw` complete, together
+    with `progress`. Rows that only the replaced table had become tombstones. Raises TableError; ranges that were loaded
+    before it are kept.
     """
     reader, raw = exchange.reader, RawLoad(exchange.writer)
     snapshot = reader.snapshot
@@ -54,7 +54,7 @@ def load_first(
             return False
     if has_older_snapshots:
         _renew(exchange, raw, load)
-    reader.close()  # building the key takes long, and needs nothing of the source
+    reader.close()  # building the key takes long and does not need the source
     published = raw.publish(progress, allow_deletes=allow_deletes)
     for remark in published.remarks:
         exchange.say(remark)
@@ -64,10 +64,10 @@ def load_first(
 
 
 def range_end(counts: Sequence[int], start: int, limit: int) -> int | None:
-    """Return the block at which a range from `start` ends, so that it has `limit` blocks at most, but one of each.
+    """Return the block before which a range from `start` ends; None when it reaches the end of every partition.
 
-    `counts` are the numbers of blocks of the partitions, all of which are read from block `start` on. None when the
-    range reaches the end of all of them: it has no upper end then, for they may have grown.
+    `counts` are the numbers of blocks of the partitions. The same range is read of each partition: at most `limit`
+    blocks in total, but at least one of each. The last range has no end, because partitions may have grown.
     """
     last = max(counts, default=0)
     fitting = range(start + 1, last + 1)
@@ -108,7 +108,7 @@ def _renew(exchange: Exchange, raw: RawLoad, load: LoadState) -> LoadState:
 
 
 def _usable_load(snapshot: Snapshot, raw: RawLoad) -> LoadState | None:
-    """Return a load to go on with; one that no longer fits the source's table is discarded."""
+    """Return the unfinished load to continue, or None; one that no longer fits the source's table is discarded."""
     load = raw.read_state()
     if load is None or is_usable(load, raw.table, snapshot):
         return load

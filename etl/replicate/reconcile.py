@@ -1,7 +1,7 @@
-"""Makes a raw table hold the keys that the source table has: gone rows become tombstones, missing ones are loaded.
+"""Makes the keys of a raw table match the source: deleted rows become tombstones, missing rows are loaded.
 
-Polling a watermark column sees neither a deleted row nor one that comes back with an old watermark. Both sides are
-compared at the run's snapshot, after what changed has been merged, so a row newer than that is on neither.
+Reading by watermark finds neither a deleted row nor a row that comes back with an old watermark. Both sides are
+compared at the run's snapshot, after changes have been merged, so rows newer than the snapshot are on neither side.
 Begin at `reconcile`.
 """
 
@@ -19,16 +19,16 @@ from etl.source.statements import Window
 
 
 def identifying_columns(table: Table) -> tuple[Column, ...]:
-    """Return the key and the watermark: a row that came back with an old watermark has another one than raw's."""
+    """Return the key and the watermark column, which differs where a row came back with an old watermark."""
     names = dict.fromkeys([*table.key, *([table.watermark] if table.watermark else [])])
     return tuple(table.column(name) for name in names)
 
 
 def reconcile(exchange: Exchange, counters: Counters, *, allow_deletes: bool, columns: Sequence[Column]) -> None:
-    """Compare these columns of both sides and mend `raw`, note the counters, and purge old tombstones.
+    """Compare these columns of both sides, repair `raw`, store the counters, and purge old tombstones.
 
-    Raises TableError, with nothing written, when more than `max_delete_fraction` of the rows are gone and
-    `allow_deletes` does not confirm it.
+    Raises TableError, with nothing written, when more than `max_delete_fraction` of the rows were deleted and
+    `allow_deletes` is not set.
     """
     writer, table = exchange.writer, exchange.writer.table
     with writer.transaction() as cursor:
@@ -42,7 +42,7 @@ def reconcile(exchange: Exchange, counters: Counters, *, allow_deletes: bool, co
 
 
 def mend(exchange: Exchange, found: Differences) -> None:
-    """Make tombstones of the rows found extra, and load those found missing or changed, at the reader's snapshot."""
+    """Turn extra rows into tombstones, if deletes are followed, and load missing and changed rows, at the snapshot."""
     writer = exchange.writer
     if found.extra and writer.table.config.deletes == "reconcile":
         exchange.on_commit(writer.bury_rows(extra_keys()))

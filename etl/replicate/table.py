@@ -1,4 +1,4 @@
-"""The order of steps for one table at one snapshot: a first load, or batches of what changed.
+"""The order of steps for one table at one snapshot: a first load, or batches of changes.
 
 Begin at `replicate_table`.
 """
@@ -24,32 +24,32 @@ from etl.target.writer import Writer
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One table to bring up to date: where it stands, and what was known before the snapshot."""
+    """One table to replicate: its progress, and what was read before the snapshot."""
 
     table: Table
     progress: Progress
     point: Point | None
-    has_clock: bool  # False: a standby could not say what time it shows, and no point was taken
+    has_clock: bool  # False: a standby could not report the time of its data, so no point was taken
     activity: Activity
     raw: RawTable
-    counters: Counters | None  # None: the table vanished after it was listed
-    reconciled: Counters | None  # those of the last time that keys were compared
+    counters: Counters | None  # None: the table was dropped after it was listed
+    reconciled: Counters | None  # the counters when keys were last compared
     options: RunOptions
-    position: Position | None = None  # where this run's reading of the whole table was cut
+    position: Position | None = None  # where this run stopped reading the whole table
 
     @property
     def is_replacement(self) -> bool:
-        """Whether the table is loaded again in place of the raw table that exists."""
+        """Whether the existing raw table is reloaded."""
         return self.options.full_refresh and self.position is None and self.raw.exists
 
 
 def replicate_table(
     source: Source, snapshot: Snapshot, writer: Writer, task: Task, observe: Observer, *, range_blocks: int
 ) -> Outcome:
-    """Bring one raw table up to the snapshot, or as far as the time for holding it allows.
+    """Bring one raw table up to the snapshot, or as far as possible before the snapshot expires.
 
-    Each batch commits on its own, with its ledger; the watermark commits with the last one. A transaction of a first
-    load reads `range_blocks` blocks of the source at most. Raises TableError.
+    Each batch commits on its own, with its ledger row; the watermark commits with the last batch. Each transaction of a
+    first load reads at most `range_blocks` blocks of the source. Raises TableError.
     """
     table = task.table
 
@@ -73,7 +73,7 @@ def replicate_table(
             if isinstance(loaded, Outcome):
                 return loaded
             fit, known = loaded, Progress()
-            rejected = task.raw.rejected_keys if task.is_replacement else ()  # those of a table dropped are forgotten
+            rejected = task.raw.rejected_keys if task.is_replacement else ()  # those of a dropped table are discarded
         for remark in fit.remarks:
             say(remark)
         before = _before_changes(exchange, fit, replace(known, watermark=None) if task.position else known)
@@ -82,13 +82,13 @@ def replicate_table(
         outcome = merge_changes(exchange, before=before, after=after, position=task.position, rejected=rejected)
         if outcome.is_complete:
             _reconcile(exchange, task)
-            if task.raw.has_load:  # left by one that was to replace the table, and failed
+            if task.raw.has_load:  # left by a reload that failed
                 RawLoad(exchange.writer).discard()
         return outcome
 
 
 def _reconcile(exchange: Exchange, task: Task) -> None:
-    """Compare both sides where rows may be gone: all columns where other rows may have taken their place."""
+    """Compare both sides if rows may have been deleted; compare all columns if the source table was rewritten."""
     table, counters, options = exchange.writer.table, task.counters, task.options
     if counters is None or table.config.deletes == "none":
         return
@@ -105,7 +105,7 @@ def _reconcile(exchange: Exchange, task: Task) -> None:
 
 
 def _before_changes(exchange: Exchange, fit: Fit, known: Progress) -> Progress:
-    """Return from where to read: from the start, when changes of the columns gave old rows other values."""
+    """Return the progress to read from: without a watermark, if changes of columns gave old rows other values."""
     if not fit.changes:
         return known
     exchange.say(describe_changes(fit.changes))
@@ -116,7 +116,7 @@ def _before_changes(exchange: Exchange, fit: Fit, known: Progress) -> Progress:
 
 
 def _load(exchange: Exchange, task: Task, *, range_blocks: int) -> Outcome | Fit:
-    """Load a table; return how far it came, or the fit for batches, which alone can set refused rows aside."""
+    """Load a table; return how far it came, or, if the target rejects a row, the fit to load it in batches instead."""
     raw = RawLoad(exchange.writer)
     for column in task.table.columns:
         if column.remark:
@@ -140,7 +140,7 @@ def _load(exchange: Exchange, task: Task, *, range_blocks: int) -> Outcome | Fit
             allow_deletes=task.options.allow_deletes,
         )
     except RowRefusedError as refusal:
-        exchange.say(f"starting over in batches, to set the refused rows aside: {refusal}")
+        exchange.say(f"starting over in batches, to set the rejected rows aside: {refusal}")
         discarded = Counts(read=-loaded.read, inserted=-loaded.inserted)
         exchange.on_commit(discarded)
         raw.start_over(discarded, is_replacement=task.is_replacement)
@@ -156,7 +156,7 @@ def _fit_for_batches(task: Task, refusal: RowRefusedError) -> Fit:
     try:
         return fit_table(task.table, task.raw)
     except TableError as error:
-        raise TableError(f"{refusal}; mend the row on the source, then load the table anew") from error
+        raise TableError(f"{refusal}; fix the row on the source, then reload the table") from error
 
 
 def _advance(task: Task, before: Progress, snapshot: Snapshot) -> Progress:

@@ -449,7 +449,7 @@ def test_without_the_sequence_s_privilege_the_message_names_the_grant(replicatio
     (result,) = replication.run("visits").tables
 
     assert result.status == "failed"
-    assert "its sequence cannot tell" in result.error
+    assert "its sequence cannot be read" in result.error
     assert "grant select on the sequence" in result.error
 
 

@@ -119,8 +119,8 @@ def test_a_column_that_a_trigger_keeps_is_chosen(rentals):
     assert (film["rows"], film["remedies"]) == (200, [])
     assert film["bytes"] > 8192
     assert reasons_of(film) == (
-        "last_update is timestamp with time zone; trigger last_updated sets it; its default is the time; indexed; "
-        "never NULL"
+        "last_update is timestamp with time zone; trigger last_updated sets it; its default is the current time; "
+        "indexed; never NULL"
     )
 
 
@@ -136,7 +136,7 @@ def test_what_is_wrong_with_a_column_is_told_with_statements_that_mend_it(rental
     assert before["watermark"] == after["watermark"] == "last_update"
     assert "25% NULL" in reasons_of(before)
     assert [fault.partition(",")[0] for fault, _ in before["remedies"]] == [
-        "each run searches the whole table",
+        "each run scans the whole table",
         "rows without a value are read every run",
         "no trigger sets it",
     ]

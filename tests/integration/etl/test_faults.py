@@ -272,7 +272,7 @@ def test_a_session_terminated_in_mid_run_is_retried(orders, insert_orders, side,
 
     assert killed == [(True,)]
     assert process.returncode == 0, stderr
-    assert "will be tried again" in stderr
+    assert "will be retried" in stderr
     assert orders.on_target("select retries from etl.table_runs where run_id = 2") == [(1,)]
     assert_whole(orders, wait_until)
 
@@ -463,7 +463,7 @@ def test_a_statement_that_takes_too_long_fails_at_once_and_names_the_setting(sho
     assert "Traceback" not in failed.stderr
     assert f"public.orders: the {side} answered: canceling statement due to statement timeout" in failed.stderr
     assert "(SQLSTATE 57014): raise ETL_STATEMENT_TIMEOUT_SECONDS" in failed.stderr
-    assert "tried again" not in failed.stderr
+    assert "will be retried" not in failed.stderr
     assert shop.on_target("select table_name, status, retries from etl.table_runs where run_id = 2 order by 1") == [
         ("orders", "failed", 0),
         ("tags", "succeeded", 0),

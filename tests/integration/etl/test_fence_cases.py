@@ -738,7 +738,7 @@ def test_a_run_says_that_its_source_is_a_standby(standby, orders):
     orders.run("tags")
 
     (notice,) = [notice for notice in notices_of(standby) if "standby" in notice]
-    assert notice == "the source is a standby: rows that come later than the declared lookback are missed"
+    assert notice == "the source is a standby: rows that arrive later than the declared lookback are missed"
     assert not [notice for notice in notices_of(orders) if "standby" in notice]
 
 
@@ -1083,7 +1083,7 @@ def test_another_source_cluster_stops_its_tables_and_nothing_is_written(
         assert table.status == "failed"
         assert (
             f"the watermark was taken on another source cluster (system identifier {identifiers[0]}, "
-            f"now {identifiers[1]}): point SOURCE_DATABASE_URL at the old one, or load the table anew with "
+            f"now {identifiers[1]}): point SOURCE_DATABASE_URL at the old one, or reload the table with "
             f"`etl reset {table.table_name}`"
         ) in table.error
     assert after == before

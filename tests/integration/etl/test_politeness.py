@@ -370,8 +370,8 @@ def test_a_person_is_told_once_that_a_table_goes_on(replication):
     finished = replication.command("run", ETL_MAX_SNAPSHOT_SECONDS="0", ETL_LOAD_RANGE_BLOCKS="2")
 
     assert finished.returncode == 0, finished.stderr
-    assert finished.stderr.count("table_1: goes on at newer snapshots") == 1
-    assert finished.stderr.count("table_2: goes on at newer snapshots") == 1
+    assert finished.stderr.count("table_1: continues at newer snapshots") == 1
+    assert finished.stderr.count("table_2: continues at newer snapshots") == 1
 
 
 def test_tables_that_have_not_begun_when_the_snapshot_expires_wait_for_the_next(tables, wait_until):

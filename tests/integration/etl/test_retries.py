@@ -365,7 +365,7 @@ def test_an_error_outside_the_tables_is_tried_again_and_counted_for_each(items, 
     (table,) = result.tables
     found = ledger(items, result.run_id)
     assert len(notices) == 2
-    assert "attempt 1 failed, trying again: cannot connect to the source" in notices[1]
+    assert "attempt 1 failed, retrying: cannot connect to the source" in notices[1]
     assert len(waits) == 3  # two within the attempt, for the connection
     assert table.status == found.status == "succeeded"
     assert (table.retries, found.retries) == (1, 1)

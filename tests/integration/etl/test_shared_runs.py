@@ -509,10 +509,10 @@ def test_tables_gone_from_the_source_are_told_once(shop):
         run = begin(shop)
         end(shop, run)
 
-    messages = [event.message for event in shop.events if "is gone from the source" in event.message]
+    messages = [event.message for event in shop.events if "is no longer on the source" in event.message]
     assert run.table_names == ("orders", "customers")
     assert len(messages) == 1
-    assert messages[0].startswith("items is gone")
+    assert messages[0].startswith("items is no longer")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

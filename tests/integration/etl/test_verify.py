@@ -289,7 +289,7 @@ def test_the_exit_codes_and_lines_tell_equal_different_repaired_and_not_comparab
     assert (equal.returncode, different.returncode, as_json.returncode) == (0, 1, 1)
     assert (repaired.returncode, again.returncode, impossible.returncode) == (0, 0, 3)
     assert "different: 1 changed" in different.stdout
-    assert "orders: order_id = 5 is not the same: note" in different.stdout
+    assert "orders: order_id = 5 is different in raw: note" in different.stdout
     (record,) = json.loads(as_json.stdout)
     assert (record["changed"], record["is_equal"]) == (1, False)
     assert record["examples"] == [{"kind": "changed", "key": {"order_id": "5"}, "columns": ["note"]}]
