@@ -13,7 +13,9 @@ CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / "docs" / "operations.md").read_text(encoding="utf-8")
 RUNBOOK = PAGE[PAGE.index("\n## When something stops\n") : PAGE.index("\n## Sizing\n")]
 SIZING = PAGE[PAGE.index("\n## Sizing\n") :]
-SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((CHECKOUT / "etl").rglob("*.py"))}
+PATHS = [path for folder in ("etl", "deploy") for path in sorted((CHECKOUT / folder).rglob("*.py"))]
+SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PATHS}
+ELSEWHERE = CHECKOUT / "deploy"  # its messages are in docs/local.md
 FEWEST_WORDS = 2  # of an error's own: others pass on what another one says
 
 
@@ -59,6 +61,7 @@ def errors_said():
     return {
         f"{path.relative_to(CHECKOUT)}:{node.lineno}: {text}": text
         for path, tree in SOURCES.items()
+        if not path.is_relative_to(ELSEWHERE)
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names and node.args
         for text in strings_in(node.args[0])[:1]
