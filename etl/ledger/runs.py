@@ -16,6 +16,7 @@ from etl.ledger.rejects import as_ascii
 from etl.model import Counts, TableResult
 from etl.policy.schema_changes import SchemaChange
 from etl.postgres.error_translation import errors_of
+from etl.postgres.sql import compose_upsert
 from etl.postgres.transactions import single, transaction
 
 LEDGER_VERSION = "Ledger version 4."  # as the comment on etl.runs begins
@@ -31,6 +32,10 @@ START_TABLE = """
         watermark_before = coalesce(t.watermark_before, excluded.watermark_before);
     commit
 """
+RECORD_RETRY = compose_upsert(("etl", "table_runs"), key=("run_id", "table_name"), values=("error", "retries"))
+FAIL_TABLE = compose_upsert(
+    ("etl", "table_runs"), key=("run_id", "table_name"), values=("status", "error", "retries"), stamp="ended_at"
+)
 ADD_BATCH = """
     update etl.table_runs set
         batches = batches + 1,
@@ -192,9 +197,13 @@ def record_retry(connection: Connection, run_id: int, table_name: str, error: st
     """Record that a table will be tried again, and why, also one that never started."""
     with errors_of("target", "recording the retry"), connection.cursor() as cursor:
         cursor.execute(
-            "insert into etl.table_runs (run_id, table_name, error, retries) values (%s, %s, %s, %s) "
-            "on conflict (run_id, table_name) do update set error = excluded.error, retries = excluded.retries",
-            (run_id, table_name, _storable(connection, error), retries),
+            RECORD_RETRY,
+            {
+                "run_id": run_id,
+                "table_name": table_name,
+                "error": _storable(connection, error),
+                "retries": retries,
+            },
         )
 
 
@@ -206,11 +215,8 @@ def fail_table(connection: Connection, run_id: int, result: TableResult) -> None
     name, error = (_storable(connection, text or "") for text in (result.table_name, result.error))
     with errors_of("target", "recording the failure"), connection.cursor() as cursor:
         cursor.execute(
-            "insert into etl.table_runs (run_id, table_name, status, ended_at, error, retries) "
-            "values (%s, %s, 'failed', clock_timestamp(), %s, %s) "
-            "on conflict (run_id, table_name) do update set "
-            "status = 'failed', ended_at = excluded.ended_at, error = excluded.error, retries = excluded.retries",
-            (run_id, name, error, result.retries),
+            FAIL_TABLE,
+            {"run_id": run_id, "table_name": name, "status": "failed", "error": error, "retries": result.retries},
         )
 
 
