@@ -12,7 +12,7 @@ from psycopg2.extensions import connection as Connection
 from etl.commands.attempts import Attempts
 from etl.config import Settings
 from etl.errors import EtlError, LockHeldError, TableError, UnavailableError
-from etl.ledger import locks, runs
+from etl.ledger import locks, runs, versions
 from etl.model import Event, Observer, RunOptions, RunResult, ignore
 from etl.postgres import sessions
 from etl.source.session import Source
@@ -30,13 +30,15 @@ def run(
     """Replicate the configured tables, or those named, and return what was done.
 
     A table that fails leaves the others alone. A run that processes share is put an end to when none of them is at
-    work, unless `may_end_shared_run` is false. Raises ConfigurationError for wrong names, UnavailableError when the run
-    cannot start, LockHeldError when another run is at work.
+    work, unless `may_end_shared_run` is false. Raises ConfigurationError for wrong names and for a ledger of a version
+    that this release does not know, UnavailableError when the run cannot start, LockHeldError when another run is at
+    work.
     """
     started = time.monotonic()
     with errors_of_run(), open_control(settings) as control, locks.run_lock(control, settings.lock_wait_seconds):
+        versions.bring_up(control, settings.lock_wait_seconds)
         _meet_shared_run(control, observe, may_end=may_end_shared_run)
-        runs.prepare(control)
+        runs.bury_runs(control)
         types = read_types(control)
         with Source(settings) as source:  # the first attempt goes on with it, and closes it
             found = source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded

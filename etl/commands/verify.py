@@ -48,10 +48,12 @@ def verify(
 ) -> tuple[Verdict, ...]:
     """Compare the configured tables, or those named; with `is_repair`, load again what differs, and compare once more.
 
-    Raises UnavailableError when nothing can be compared, LockHeldError when a run keeps a repair from starting.
+    A repair brings up an older ledger, as a run does. Raises ConfigurationError for a ledger of a version that this
+    release does not know, UnavailableError when nothing can be compared, LockHeldError when a run keeps a repair from
+    starting.
     """
     with closing(sessions.connect_target(settings)) as control:
-        if not runs.has_ledger(control):
+        if not runs.has_ledger(control, may_be_older=is_repair):
             raise UnavailableError(
                 f"the target {settings.target_url.address} holds no replicated tables: run `etl run` first"
             )
@@ -106,7 +108,7 @@ class _Verification:
     def repair(self, control: Connection, table_names: Sequence[str]) -> tuple[Verdict, ...]:
         """Mend what differs, as a run of its own, and compare the tables concerned once more."""
         with locks.run_lock(control, self.settings.lock_wait_seconds):
-            runs.prepare(control)
+            runs.prepare(control, self.settings.lock_wait_seconds)
             run_id = runs.begin_run(control)
             error: str | None = "interrupted"
             try:

@@ -1,5 +1,7 @@
 """The statements that insert a row of the ledger or update the one with its key."""
 
+from etl.ledger import progress, rejects, runs
+from etl.ledger.tables import METADATA
 from etl.postgres.sql import compose_upsert
 
 
@@ -29,3 +31,21 @@ def test_names_of_an_upsert_are_quoted_where_they_have_to_be():
 
     assert found.startswith('insert into etl."Notes" (place, "My note") ')
     assert found.endswith('on conflict (place) do update set "My note" = excluded."My note"')
+
+
+def test_upserts_of_the_ledger_name_its_columns_and_its_primary_keys():
+    for table_name, statement in (
+        ("watermarks", progress.SAVE_PROGRESS),
+        ("loads", progress.SAVE_LOAD),
+        ("reconciliations", progress.SAVE_COUNTERS),
+        ("rejected_rows", rejects.ADD_REJECT),
+        ("table_runs", runs.RECORD_RETRY),
+        ("table_runs", runs.FAIL_TABLE),
+    ):
+        table = METADATA.tables[f"etl.{table_name}"]
+        names = statement.partition("(")[2].partition(")")[0].split(", ")
+        key = statement.partition("on conflict (")[2].partition(")")[0].split(", ")
+
+        assert statement.startswith(f"insert into etl.{table_name} (")
+        assert set(names) <= {column.name for column in table.columns}
+        assert key == [column.name for column in table.primary_key]
