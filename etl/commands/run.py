@@ -15,7 +15,7 @@ from psycopg2.extensions import connection as Connection
 from etl.commands.attempts import Attempts, Job
 from etl.config import Settings
 from etl.errors import EtlError, LockHeldError, TableError, UnavailableError
-from etl.ledger import locks, runs
+from etl.ledger import locks, runs, versions
 from etl.model import Event, Observer, RunOptions, RunResult, ignore
 from etl.postgres import sessions
 from etl.source.session import Source
@@ -33,13 +33,15 @@ def run(
     """Replicate the configured tables, or those named, and return the results.
 
     A table that fails does not stop the others. An unfinished shared run is ended first when none of its processes is
-    running, unless `may_end_shared_run` is false. Raises ConfigurationError for wrong names, UnavailableError when the
-    run cannot start, LockHeldError when another run is in progress.
+    running, unless `may_end_shared_run` is false. Raises ConfigurationError for wrong names and for a ledger of a
+    version that this release does not know, UnavailableError when the run cannot start, LockHeldError when another run
+    is in progress.
     """
     started = time.monotonic()
     with errors_of_run(), open_control(settings) as control, locks.run_lock(control, settings.lock_wait_seconds):
+        versions.bring_up(control, settings.lock_wait_seconds)
         _meet_shared_run(control, observe, may_end=may_end_shared_run)
-        runs.prepare(control)
+        runs.bury_runs(control)
         types = read_types(control)
         with Source(settings) as source:  # the first attempt uses it, and closes it
             found = source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded

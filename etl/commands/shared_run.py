@@ -21,7 +21,7 @@ from etl.commands.attempts import Attempts, Job, record_missing_tables
 from etl.commands.run import errors_of_run, open_control, run, say_what_is_unseen, summarize_failures
 from etl.config import Settings
 from etl.errors import EtlError, TableError
-from etl.ledger import locks, runs
+from etl.ledger import locks, runs, versions
 from etl.ledger.progress import read_progress
 from etl.model import Event, Observer, RunOptions, RunResult, TableResult
 from etl.policy.table_order import TableOrder, order_children_first, related_tables
@@ -57,7 +57,7 @@ def begin(settings: Settings, *, shared_by: str, observe: Observer) -> SharedRun
         open_control(settings) as control,
         locks.run_lock(control, settings.lock_wait_seconds),
     ):
-        runs.prepare(control)
+        runs.prepare(control, settings.lock_wait_seconds)
         with Source(settings) as source:
             found = source.read_catalog(read_types(control), ())
             say_what_is_unseen(source, observe)
@@ -85,7 +85,7 @@ def replicate(
     started = time.monotonic()
     with (
         errors_of_run(),
-        open_control(settings) as control,
+        _open_current(settings) as control,
         locks.run_lock(control, settings.lock_wait_seconds, is_shared=True),
     ):
         if runs.is_running(control, run_id):
@@ -117,6 +117,7 @@ def end(settings: Settings, run_id: int, *, observe: Observer) -> EndedRun:
         open_control(settings) as control,
         locks.run_lock(control, settings.lock_wait_seconds),
     ):
+        versions.bring_up(control, settings.lock_wait_seconds)  # and the run stays open
         failed = runs.read_failed_tables(control, run_id)
         runs.end_run(control, run_id, summarize_failures(failed))
         with Source(settings) as source:
@@ -125,6 +126,16 @@ def end(settings: Settings, run_id: int, *, observe: Observer) -> EndedRun:
     related = related_tables([table.name for table in tables], references)
     caught_up = run(settings, related, observe=observe, may_end_shared_run=False) if related else None
     return EndedRun(run_id=run_id, failed_tables=tuple(failed), caught_up=caught_up)
+
+
+@contextmanager
+def _open_current(settings: Settings) -> Iterator[Connection]:
+    """Open the session that holds the run lock; an older ledger is brought up first, under the run lock alone."""
+    with open_control(settings) as control:
+        if versions.read_version(control) != versions.VERSION:  # the run began with an older release
+            with locks.run_lock(control, settings.lock_wait_seconds):
+                versions.bring_up(control, settings.lock_wait_seconds)
+        yield control
 
 
 @contextmanager

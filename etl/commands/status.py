@@ -45,7 +45,8 @@ class TableStatus:
 def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[TableStatus, ...]:
     """Return the status of each table that a run has recorded, or of those named.
 
-    Raises UnavailableError before the first run.
+    Raises UnavailableError before the first run and for a ledger of an older version, ConfigurationError for one of a
+    version that this release does not know.
     """
     with closing(sessions.connect_target(settings)) as control:
         if not runs.has_ledger(control):

@@ -56,10 +56,12 @@ def verify(
 ) -> tuple[Verdict, ...]:
     """Compare the configured tables, or those named; with `is_repair`, repair what differs and compare that again.
 
-    Raises UnavailableError when nothing can be compared, LockHeldError when a run in progress prevents a repair.
+    A repair upgrades an older ledger, as a run does. Raises ConfigurationError for a ledger of a version that this
+    release does not know, UnavailableError when nothing can be compared, LockHeldError when a run in progress prevents
+    a repair.
     """
     with closing(sessions.connect_target(settings)) as control:
-        if not runs.has_ledger(control):
+        if not runs.has_ledger(control, may_be_older=is_repair):
             raise UnavailableError(
                 f"the target {settings.target_url.address} holds no replicated tables: run `etl run` first"
             )
@@ -122,7 +124,7 @@ class _Verification:
     def repair(self, control: Connection, table_names: Sequence[str]) -> tuple[Verdict, ...]:
         """Repair what differs, as a run of its own, and compare the repaired tables again."""
         with locks.run_lock(control, self.settings.lock_wait_seconds):
-            runs.prepare(control)
+            runs.prepare(control, self.settings.lock_wait_seconds)
             run_id = runs.begin_run(control)
             error: str | None = "interrupted"
             try:

@@ -1,6 +1,7 @@
-"""Holds the advisory locks of the target: that of the runs, and those of tables among processes that share a run.
+"""Holds the advisory locks of the target: of the runs, of tables among processes that share a run, of the warehouse.
 
-A session holds each of them, and the server frees it with the session.
+A session holds each of them, and the server frees it with the session. A process that takes several takes them in this
+order: the run lock, then that of a table or of the warehouse.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from etl.errors import LockHeldError
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import single
 
-# Any constant serves, as long as every run on a database uses the same: "tide" in ASCII.
-RUN_LOCK_KEY = 0x74696465
+# Any constants serve, as long as every process on a database uses the same: "tide" and "tidw" in ASCII.
+RUN_LOCK_KEY = 0x74696465  # who holds it writes rows and runs; with a second number, a table of a shared run
+WAREHOUSE_LOCK_KEY = 0x74696477  # who holds it changes what all runs on the target read: the ledger's tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class _Lock:
 
 
 RUN_LOCK = _Lock(what="another run is at work on this target", key=(RUN_LOCK_KEY,))
+WAREHOUSE_LOCK = _Lock(what="another process is bringing up the ledger of this target", key=(WAREHOUSE_LOCK_KEY,))
 NAME_LOCK_HOLDERS = """
     select a.pid, a.usename, coalesce(host(a.client_addr), 'local'), a.backend_start
     from pg_catalog.pg_locks as l
@@ -62,6 +65,22 @@ def run_lock(connection: Connection, wait_seconds: float, *, is_shared: bool = F
     finally:
         with suppress(psycopg2.Error), connection.cursor() as cursor:
             cursor.execute(f"select pg_catalog.pg_advisory_unlock{kind}(%s)", (RUN_LOCK_KEY,))
+
+
+@contextmanager
+def warehouse_lock(connection: Connection, wait_seconds: float) -> Iterator[None]:
+    """Hold the lock that lets one session at a time change the ledger's tables, whichever source its run reads.
+
+    It is that of the session, so that it is held until the transaction inside has committed. Raises LockHeldError,
+    naming the holder, after `wait_seconds`.
+    """
+    with errors_of("target", "taking the lock of the warehouse"), connection.cursor() as cursor:
+        _take_lock(cursor, "pg_advisory_lock(%s)", WAREHOUSE_LOCK, wait_seconds)
+    try:
+        yield
+    finally:
+        with suppress(psycopg2.Error), connection.cursor() as cursor:
+            cursor.execute("select pg_catalog.pg_advisory_unlock(%s)", (WAREHOUSE_LOCK_KEY,))
 
 
 def lock_table(connection: Connection, table_name: str, wait_seconds: float) -> None:

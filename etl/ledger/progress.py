@@ -17,40 +17,45 @@ from etl.ledger import runs
 from etl.model import LoadState, Point, Progress, Table
 from etl.policy.deletes import Counters
 from etl.postgres.error_translation import errors_of
+from etl.postgres.sql import compose_upsert
 from etl.postgres.transactions import single
 
-SAVE_PROGRESS = """
-    insert into etl.watermarks (
-        table_name, column_name, watermark, as_of, points, system_identifier, next_xid, raw_types,
-        column_numbers, run_id
-    )
-    values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-    on conflict (table_name) do update set
-        column_name = excluded.column_name, watermark = excluded.watermark, as_of = excluded.as_of,
-        points = excluded.points, system_identifier = excluded.system_identifier, next_xid = excluded.next_xid,
-        raw_types = excluded.raw_types,
-        column_numbers = excluded.column_numbers, run_id = excluded.run_id, changed_at = clock_timestamp()
-"""
-SAVE_LOAD = """
-    insert into etl.loads (table_name, filenodes, signature, system_identifier, next_block, oldest_xid, run_id)
-    values (%s, %s, %s, %s, %s, %s, %s)
-    on conflict (table_name) do update set
-        filenodes = excluded.filenodes, signature = excluded.signature, system_identifier = excluded.system_identifier,
-        next_block = excluded.next_block, oldest_xid = excluded.oldest_xid, run_id = excluded.run_id,
-        changed_at = clock_timestamp()
-"""
-SAVE_COUNTERS = """
-    insert into etl.reconciliations (
-        table_name, rows_inserted, rows_updated, rows_deleted, filenodes, stats_reset,
-        server_started_at, listed_at, run_id
-    )
-    values (%s, %s, %s, %s, %s, %s, %s, %s, %s)
-    on conflict (table_name) do update set
-        rows_inserted = excluded.rows_inserted, rows_updated = excluded.rows_updated,
-        rows_deleted = excluded.rows_deleted, filenodes = excluded.filenodes,
-        stats_reset = excluded.stats_reset, server_started_at = excluded.server_started_at,
-        listed_at = excluded.listed_at, run_id = excluded.run_id
-"""
+SAVE_PROGRESS = compose_upsert(
+    ("etl", "watermarks"),
+    key=("table_name",),
+    values=(
+        "column_name",
+        "watermark",
+        "as_of",
+        "points",
+        "system_identifier",
+        "next_xid",
+        "raw_types",
+        "column_numbers",
+        "run_id",
+    ),
+    stamp="changed_at",
+)
+SAVE_LOAD = compose_upsert(
+    ("etl", "loads"),
+    key=("table_name",),
+    values=("filenodes", "signature", "system_identifier", "next_block", "oldest_xid", "run_id"),
+    stamp="changed_at",
+)
+SAVE_COUNTERS = compose_upsert(
+    ("etl", "reconciliations"),
+    key=("table_name",),
+    values=(
+        "rows_inserted",
+        "rows_updated",
+        "rows_deleted",
+        "filenodes",
+        "stats_reset",
+        "server_started_at",
+        "listed_at",
+        "run_id",
+    ),
+)
 # to_regclass() fails without the privilege on the schema.
 MAY_READ_BUILDS = """
     select pg_catalog.has_schema_privilege(n.oid, 'usage') and pg_catalog.has_table_privilege(c.oid, 'select')
@@ -89,18 +94,18 @@ def save_partial_progress(cursor: Cursor, run_id: int, table: Table, progress: P
     """Store the watermark and the points of a table that the run has not done with yet."""
     cursor.execute(
         SAVE_PROGRESS,
-        (
-            table.name,
-            progress.column,
-            progress.watermark,
-            progress.as_of,
-            json.dumps([_write_point(point) for point in progress.points]),
-            progress.system_identifier,
-            progress.next_xid,
-            json.dumps({column.name: column.raw_type for column in table.columns}),
-            json.dumps({column.name: column.number for column in table.columns}),
-            run_id,
-        ),
+        {
+            "table_name": table.name,
+            "column_name": progress.column,
+            "watermark": progress.watermark,
+            "as_of": progress.as_of,
+            "points": json.dumps([_write_point(point) for point in progress.points]),
+            "system_identifier": progress.system_identifier,
+            "next_xid": progress.next_xid,
+            "raw_types": json.dumps({column.name: column.raw_type for column in table.columns}),
+            "column_numbers": json.dumps({column.name: column.number for column in table.columns}),
+            "run_id": run_id,
+        },
     )
 
 
@@ -127,15 +132,15 @@ def save_load(cursor: Cursor, run_id: int, table_name: str, load: LoadState) -> 
     """Store how far a first load has come, in the transaction of its rows."""
     cursor.execute(
         SAVE_LOAD,
-        (
-            table_name,
-            load.filenodes,
-            load.signature,
-            load.system_identifier,
-            load.next_block,
-            load.oldest_xid,
-            run_id,
-        ),
+        {
+            "table_name": table_name,
+            "filenodes": load.filenodes,
+            "signature": load.signature,
+            "system_identifier": load.system_identifier,
+            "next_block": load.next_block,
+            "oldest_xid": load.oldest_xid,
+            "run_id": run_id,
+        },
     )
 
 
@@ -148,17 +153,17 @@ def save_counters(cursor: Cursor, run_id: int, table_name: str, counters: Counte
     """Store what the source counted before a snapshot at which `raw` has the same keys."""
     cursor.execute(
         SAVE_COUNTERS,
-        (
-            table_name,
-            counters.inserted,
-            counters.updated,
-            counters.deleted,
-            counters.filenodes,
-            counters.stats_reset,
-            counters.server_started_at,
-            counters.listed_at,
-            run_id,
-        ),
+        {
+            "table_name": table_name,
+            "rows_inserted": counters.inserted,
+            "rows_updated": counters.updated,
+            "rows_deleted": counters.deleted,
+            "filenodes": counters.filenodes,
+            "stats_reset": counters.stats_reset,
+            "server_started_at": counters.server_started_at,
+            "listed_at": counters.listed_at,
+            "run_id": run_id,
+        },
     )
 
 

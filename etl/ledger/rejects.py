@@ -8,14 +8,15 @@ from collections.abc import Iterable, Sequence
 from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import RowRefusedError
+from etl.postgres.sql import compose_upsert
 
-ADD_REJECT = """
-    insert into etl.rejected_rows (table_name, key, row_text, sqlstate, message, run_id, first_run_id)
-    values (%(table)s, %(key)s, %(row)s, %(sqlstate)s, %(message)s, %(run_id)s, %(run_id)s)
-    on conflict (table_name, key) do update set
-        row_text = excluded.row_text, sqlstate = excluded.sqlstate, message = excluded.message,
-        run_id = excluded.run_id, rejected_at = clock_timestamp()
-"""
+ADD_REJECT = compose_upsert(
+    ("etl", "rejected_rows"),
+    key=("table_name", "key"),
+    values=("row_text", "sqlstate", "message", "run_id"),
+    kept=("first_run_id",),
+    stamp="rejected_at",
+)
 
 
 def add_reject(
@@ -23,12 +24,13 @@ def add_reject(
 ) -> int | None:
     """Keep a row that the target refused; return the last run that refused it before, None for a row new here."""
     parameters = {
-        "table": table_name,
+        "table_name": table_name,
         "key": _write_key(key),
-        "row": as_ascii(text.decode("utf-8").removesuffix("\n")),
+        "row_text": as_ascii(text.decode("utf-8").removesuffix("\n")),
         "sqlstate": refusal.sqlstate,
         "message": as_ascii(str(refusal)),
         "run_id": run_id,
+        "first_run_id": run_id,
     }
     cursor.execute(
         "select run_id from etl.rejected_rows where table_name = %s and key = %s", (table_name, parameters["key"])

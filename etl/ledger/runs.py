@@ -6,19 +6,20 @@ Functions that take a cursor join the caller's transaction; those that take a co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import TableError
+from etl.ledger import versions
 from etl.ledger.rejects import as_ascii
 from etl.model import Counts, TableResult
 from etl.policy.schema_changes import SchemaChange
 from etl.postgres.error_translation import errors_of
-from etl.postgres.transactions import single, transaction
+from etl.postgres.sql import compose_upsert
+from etl.postgres.transactions import single
 
-LEDGER_VERSION = "Ledger version 4."  # as the comment on etl.runs begins
+LOCK_WAIT_SECONDS = 15.0  # for the lock of the warehouse, where the caller has no settings
 # The first batch that waits for the disk takes this row with it.
 START_TABLE = """
     begin;
@@ -31,6 +32,10 @@ START_TABLE = """
         watermark_before = coalesce(t.watermark_before, excluded.watermark_before);
     commit
 """
+RECORD_RETRY = compose_upsert(("etl", "table_runs"), key=("run_id", "table_name"), values=("error", "retries"))
+FAIL_TABLE = compose_upsert(
+    ("etl", "table_runs"), key=("run_id", "table_name"), values=("status", "error", "retries"), stamp="ended_at"
+)
 ADD_BATCH = """
     update etl.table_runs set
         batches = batches + 1,
@@ -57,26 +62,31 @@ BURY_RUNS = """
 """
 
 
-def prepare(connection: Connection) -> None:
-    """Create the schemas and the ledger where they are missing; mark runs that vanished. Under the run lock."""
-    ledger = resources.files("etl.ledger").joinpath("ledger.sql").read_text(encoding="utf-8")
-    with errors_of("target", "preparing the ledger"), connection.cursor() as cursor:
-        if not _has_ledger(cursor):
-            with transaction(connection):
-                cursor.execute(ledger)
+def prepare(connection: Connection, lock_wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
+    """Bring the ledger to this release's version, and mark runs that vanished. Under the run lock.
+
+    Commits on its own. Raises as `versions.bring_up` does.
+    """
+    versions.bring_up(connection, lock_wait_seconds)
+    bury_runs(connection)
+
+
+def bury_runs(connection: Connection) -> None:
+    """Mark runs that have not ended as died: under the run lock, none of them is at work."""
+    with errors_of("target", "marking runs that vanished"), connection.cursor() as cursor:
         cursor.execute(BURY_RUNS)
 
 
-def has_ledger(connection: Connection) -> bool:
-    """Tell whether a run has prepared this target, with the ledger that this version reads."""
-    with errors_of("target", "looking for the ledger"), connection.cursor() as cursor:
-        return _has_ledger(cursor)
+def has_ledger(connection: Connection, *, may_be_older: bool = False) -> bool:
+    """Tell whether a run has prepared this target.
 
-
-def _has_ledger(cursor: Cursor) -> bool:
-    cursor.execute("select pg_catalog.obj_description(pg_catalog.to_regclass('etl.runs'), 'pg_class')")
-    (comment,) = cursor.fetchone() or (None,)
-    return str(comment or "").startswith(LEDGER_VERSION)
+    Raises ConfigurationError when the ledger has a version that this release does not know, and UnavailableError when
+    it has an older one, unless `may_be_older`.
+    """
+    version = versions.read_version(connection)
+    if version is not None and not may_be_older:
+        versions.require_current(connection, version)
+    return version is not None
 
 
 def begin_run(connection: Connection, shared_by: str | None = None) -> int:
@@ -95,10 +105,11 @@ def is_running(connection: Connection, run_id: int) -> bool:
 
 
 def describe_shared_run(connection: Connection) -> str | None:
-    """Return which run that processes share has begun and not ended; None when there is none."""
+    """Return which run that processes share has begun and not ended; None when there is none.
+
+    The ledger has to be there, in this release's version.
+    """
     with errors_of("target", "looking for a shared run"), connection.cursor() as cursor:
-        if not _has_ledger(cursor):
-            return None
         cursor.execute(
             "select run_id, shared_by, started_at from etl.runs where status = 'running' and shared_by is not null"
         )
@@ -192,9 +203,13 @@ def record_retry(connection: Connection, run_id: int, table_name: str, error: st
     """Record that a table will be tried again, and why, also one that never started."""
     with errors_of("target", "recording the retry"), connection.cursor() as cursor:
         cursor.execute(
-            "insert into etl.table_runs (run_id, table_name, error, retries) values (%s, %s, %s, %s) "
-            "on conflict (run_id, table_name) do update set error = excluded.error, retries = excluded.retries",
-            (run_id, table_name, _storable(connection, error), retries),
+            RECORD_RETRY,
+            {
+                "run_id": run_id,
+                "table_name": table_name,
+                "error": _storable(connection, error),
+                "retries": retries,
+            },
         )
 
 
@@ -206,11 +221,8 @@ def fail_table(connection: Connection, run_id: int, result: TableResult) -> None
     name, error = (_storable(connection, text or "") for text in (result.table_name, result.error))
     with errors_of("target", "recording the failure"), connection.cursor() as cursor:
         cursor.execute(
-            "insert into etl.table_runs (run_id, table_name, status, ended_at, error, retries) "
-            "values (%s, %s, 'failed', clock_timestamp(), %s, %s) "
-            "on conflict (run_id, table_name) do update set "
-            "status = 'failed', ended_at = excluded.ended_at, error = excluded.error, retries = excluded.retries",
-            (run_id, name, error, result.retries),
+            FAIL_TABLE,
+            {"run_id": run_id, "table_name": name, "status": "failed", "error": error, "retries": result.retries},
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 
 from psycopg2 import sql
@@ -57,3 +57,29 @@ def same_key(table: Table, one: str, other: str) -> sql.Composable:
 
 def comma(parts: Iterable[sql.Composable]) -> sql.Composed:
     return sql.SQL(", ").join(parts)
+
+
+def compose_upsert(
+    table: tuple[str, str],
+    *,
+    key: Sequence[str],
+    values: Sequence[str],
+    kept: Sequence[str] = (),
+    stamp: str | None = None,
+) -> str:
+    """Compose a statement that inserts a row, or updates the row that has its key.
+
+    Its parameters have the names of the columns. `key`, `values` and `kept` are columns: those of a unique key, those
+    that an update replaces, and those that it leaves as they are. `stamp` is a column that gets the server's time in
+    both cases.
+    """
+    stamps = [] if stamp is None else [stamp]
+    columns = [*key, *values, *kept]
+    parameters = [f"%({column})s" for column in columns] + ["clock_timestamp()" for _ in stamps]
+    changes = [f"{quote_name(column)} = excluded.{quote_name(column)}" for column in values]
+    changes += [f"{quote_name(column)} = clock_timestamp()" for column in stamps]
+    return (
+        f"insert into {quote_name(*table)} ({', '.join(map(quote_name, [*columns, *stamps]))}) "
+        f"values ({', '.join(parameters)}) "
+        f"on conflict ({', '.join(map(quote_name, key))}) do update set {', '.join(changes)}"
+    )

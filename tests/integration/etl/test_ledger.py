@@ -1,13 +1,11 @@
-"""The ledger in schema `etl` tells what every run did, and is carried over from its first version."""
+"""The ledger in schema `etl` shows what every run did."""
 
 import dataclasses
-import json
 import signal
 import subprocess
 import sys
 import threading
 from contextlib import closing
-from pathlib import Path
 from types import SimpleNamespace
 
 import psycopg2
@@ -17,62 +15,14 @@ import pytest
 import etl
 from etl.errors import ConfigurationError, LockHeldError, UnavailableError
 from etl.ledger import locks
-from etl.ledger.runs import LEDGER_VERSION, prepare, start_table
+from etl.ledger.runs import start_table
 
-LEDGER_V1 = Path(__file__).with_name("ledger_v1.sql")
-# What version 1 wrote for a run over one table, which had 30 rows, of which 20 were new and 4 had changed.
-RUN_V1 = """
-    insert into etl.runs default values;
-    insert into etl.table_runs (run_id, table_name, snapshot, watermark_before, fence_wait_seconds, retries)
-    values (1, 'items', '00000003-0000001B-1', null, 0.25, 1);
-    update etl.table_runs set
-        batches = batches + 1, rows_read = rows_read + 30, rows_inserted = rows_inserted + 20,
-        rows_updated = rows_updated + 4, rows_deleted = rows_deleted + 0, bytes_read = bytes_read + 831
-    where run_id = 1 and table_name = 'items';
-    insert into etl.watermarks (table_name, column_name, watermark, points, system_identifier, run_id)
-    values ('items', 'updated_at', %(watermark)s, %(points)s, %(system_identifier)s, 1);
-    update etl.table_runs set
-        watermark_after = %(watermark)s, status = 'succeeded', ended_at = clock_timestamp(), error = null
-    where run_id = 1 and table_name = 'items';
-    update etl.runs set status = 'succeeded', ended_at = clock_timestamp(), error = null where run_id = 1;
-"""
 TABLE_RUN = """
     select status, snapshot, watermark_before, watermark_after, fence_wait_seconds, batches, rows_read, rows_inserted,
         rows_updated, rows_unchanged, rows_rejected, rows_deleted, bytes_read, retries, error, started_at, ended_at
     from etl.table_runs where run_id = %s and table_name = %s
 """
 WATERMARKS = "select table_name, watermark from etl.watermarks order by table_name"
-# Everything about the tables but the order of their columns, which an upgrade cannot give.
-DEFINITIONS = """
-    select 'column' as what, a.attrelid::regclass::text as relation, a.attname::text as name,
-        format_type(a.atttypid, a.atttypmod) as definition, a.attnotnull::text as detail, a.attidentity::text,
-        a.attgenerated::text, pg_get_expr(d.adbin, d.adrelid), col_description(a.attrelid, a.attnum)
-    from pg_attribute as a
-    join pg_class as c on c.oid = a.attrelid and c.relkind = 'r' and c.relnamespace = 'etl'::regnamespace
-    left join pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
-    where a.attnum > 0 and not a.attisdropped
-    union all
-    select 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid), null, null, null, null, null
-    from pg_constraint where connamespace = 'etl'::regnamespace and contype <> 'n'
-    union all
-    select 'table', c.oid::regclass::text, null, obj_description(c.oid, 'pg_class'), null, null, null, null, null
-    from pg_class as c where c.relkind = 'r' and c.relnamespace = 'etl'::regnamespace
-    order by 1, 2, 3, 4
-"""
-# The versions of all catalog rows about the ledger: any DDL, also one that changes nothing, makes new ones.
-CATALOG_VERSIONS = """
-    select 'class', oid, 0, xmin::text from pg_class where relnamespace = 'etl'::regnamespace
-    union all
-    select 'attribute', a.attrelid, a.attnum, a.xmin::text from pg_attribute as a
-    join pg_class as c on c.oid = a.attrelid and c.relnamespace = 'etl'::regnamespace
-    union all
-    select 'description', d.objoid, d.objsubid, d.xmin::text from pg_description as d
-    join pg_class as c on c.oid = d.objoid and d.classoid = 'pg_class'::regclass
-        and c.relnamespace = 'etl'::regnamespace
-    union all
-    select 'constraint', oid, 0, xmin::text from pg_constraint where connamespace = 'etl'::regnamespace
-    order by 1, 2, 3
-"""
 
 
 def make_table(replication, name, rows):
@@ -450,182 +400,3 @@ def test_nothing_more_is_recorded_of_a_table_in_a_run_that_is_over(items):
 
     assert table_run(items, run.run_id, "items") == before
     assert items.on_target("select count(*) from etl.table_runs where table_name = 'late'") == [(0,)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The tables of the ledger themselves
-
-
-def test_every_table_of_the_ledger_says_what_it_is(items):
-    items.run()
-
-    found = dict(
-        items.on_target(
-            "select relname, obj_description(oid, 'pg_class') from pg_class "
-            "where relkind = 'r' and relnamespace = 'etl'::regnamespace"
-        )
-    )
-    assert set(found) == {
-        "runs",
-        "table_runs",
-        "watermarks",
-        "loads",
-        "rejected_rows",
-        "reconciliations",
-        "schema_changes",
-    }
-    assert all(found.values())
-    assert found["runs"].startswith(LEDGER_VERSION)
-
-
-def test_preparing_the_ledger_again_changes_nothing(items):
-    items.run()
-    catalog, contents = items.on_target(CATALOG_VERSIONS), contents_of_ledger(items)
-
-    prepare(items.target)
-
-    assert len(catalog) > 50
-    assert items.on_target(CATALOG_VERSIONS) == catalog
-    assert contents_of_ledger(items) == contents
-
-
-def contents_of_ledger(replication):
-    names = ("runs", "table_runs", "watermarks", "loads", "rejected_rows")
-    return [replication.on_target(f"select xmin::text, one::text from etl.{name} as one") for name in names]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The first version
-
-
-def put_ledger_v1(replication, *, watermark=None):
-    """Replace the ledger by one that version 1 left, and return the point that had not settled then."""
-    (found,) = replication.on_target(
-        "select watermark, as_of::text, system_identifier from etl.watermarks where table_name = 'items'"
-    )
-    point = {
-        "value": found[0],
-        "as_of": found[1],
-        "transactions": ["3/17"],
-        "server_started_at": "2026-01-02T03:04:05.678901+00:00",
-    }
-    parameters = {
-        "watermark": watermark or found[0],
-        "points": json.dumps([point]),
-        "system_identifier": found[2],
-    }
-    replication.on_target("drop schema etl cascade")
-    replication.on_target(LEDGER_V1.read_text(encoding="utf-8"))
-    with replication.target.cursor() as cursor:
-        cursor.execute(RUN_V1, parameters)
-    return point
-
-
-@pytest.fixture
-def items_v1(items):
-    """The items replicated by version 1."""
-    items.run_one("items")
-    put_ledger_v1(items)
-    return items
-
-
-def test_a_ledger_of_version_1_is_carried_over_with_what_it_says(items):
-    items.run_one("items")
-    point = put_ledger_v1(items)
-    names = "run_id, status, started_at, ended_at, error"
-    before = items.on_target(f"select {names} from etl.runs")
-    table_names = names + (
-        ", table_name, snapshot, watermark_before, watermark_after, fence_wait_seconds, batches, rows_read, "
-        "rows_inserted, rows_updated, rows_unchanged, rows_deleted, bytes_read, retries"
-    )
-    tables_before = items.on_target(f"select {table_names} from etl.table_runs")
-    watermarks_before = items.on_target(
-        "select table_name, column_name, watermark, points, system_identifier, run_id, changed_at from etl.watermarks"
-    )
-
-    prepare(items.target)
-
-    assert items.on_target(f"select {names} from etl.runs") == before
-    assert items.on_target(f"select {table_names} from etl.table_runs") == tables_before
-    assert pick(table_run(items, 1, "items"), "rows_unchanged", "rows_rejected") == (6, 0)
-    assert (
-        items.on_target(
-            "select table_name, column_name, watermark, points, system_identifier, run_id, changed_at "
-            "from etl.watermarks"
-        )
-        == watermarks_before
-    )
-    assert watermarks_before[0][3] == [point]
-    assert items.on_target("select as_of, raw_types from etl.watermarks") == [(None, {})]
-    assert items.on_target("select obj_description('etl.runs'::regclass)")[0][0].startswith(LEDGER_VERSION)
-
-
-def test_a_run_after_version_1_goes_on_from_its_watermark_and_loads_nothing_twice(items_v1):
-    versions = "select item_id, xmin::text from raw.items where item_id > 3 order by item_id"
-    before = items_v1.on_target(versions)
-    (watermark,) = items_v1.on_target("select watermark from etl.watermarks")[0]
-    change(items_v1, "items", 3)
-
-    result = items_v1.run_one("items")
-
-    found = table_run(items_v1, 2, "items")
-    source, raw = items_v1.rows("items")
-    assert (result.rows_read, result.rows_inserted, result.rows_updated) == (3, 0, 3)
-    assert pick(found, "status", "watermark_before", "rows_read", "rows_updated") == ("succeeded", watermark, 3, 3)
-    assert items_v1.on_target(versions) == before
-    assert source == raw
-    assert runs(items_v1) == [(1, "succeeded", None), (2, "succeeded", None)]
-
-
-def test_what_version_1_has_read_already_changes_nothing_when_it_is_read_again(items):
-    items.run_one("items")
-    put_ledger_v1(items, watermark="2000-01-01 00:00:00+00")
-    before = items.on_target("select item_id, xmin::text from raw.items order by item_id")
-
-    result = items.run_one("items")
-
-    assert (result.rows_read, result.rows_unchanged) == (30, 30)
-    assert items.on_target("select item_id, xmin::text from raw.items order by item_id") == before
-
-
-def test_a_run_of_version_1_that_died_is_marked(items_v1):
-    items_v1.on_target("insert into etl.runs default values")
-    items_v1.on_target("insert into etl.table_runs (run_id, table_name) values (2, 'items')")
-
-    items_v1.run_one("items")
-
-    assert runs(items_v1) == [(1, "succeeded", None), (2, "died", "the run vanished"), (3, "succeeded", None)]
-    assert table_run(items_v1, 2, "items")["status"] == "died"
-
-
-def test_a_ledger_carried_over_is_the_same_as_a_new_one(items):
-    items.run_one("items")
-    new = items.on_target(DEFINITIONS)
-    put_ledger_v1(items)
-    old = items.on_target(DEFINITIONS)
-
-    prepare(items.target)
-    carried_over = items.on_target(DEFINITIONS)
-    catalog = items.on_target(CATALOG_VERSIONS)
-    prepare(items.target)
-
-    assert old != new
-    assert carried_over == new
-    assert items.on_target(CATALOG_VERSIONS) == catalog
-
-
-def test_an_upgrade_that_fails_leaves_version_1_whole(items_v1):
-    """Nothing of it is done, and the run cannot begin; what was in the way is named."""
-    items_v1.on_target("create view public.report as select rows_unchanged from etl.table_runs")
-    before = items_v1.on_target(DEFINITIONS), contents_of_ledger_v1(items_v1)
-
-    finished = items_v1.command("run")
-
-    assert finished.returncode == 3
-    assert "view public.report depends on column rows_unchanged" in finished.stderr
-    assert (items_v1.on_target(DEFINITIONS), contents_of_ledger_v1(items_v1)) == before
-
-
-def contents_of_ledger_v1(replication):
-    names = ("runs", "table_runs", "watermarks")
-    return [replication.on_target(f"select one::text from etl.{name} as one") for name in names]

@@ -17,7 +17,7 @@ from etl.model import RunOptions
 # What a process of its own does: one table of a run.
 WORKER = """
 import sys
-from etl import shared_run
+from etl.commands import shared_run
 from etl.config import load_settings
 result = shared_run.replicate(load_settings(), int(sys.argv[1]), sys.argv[2], observe=lambda event: None)
 print(result.run_id, result.tables[0].status, result.tables[0].error)
