@@ -97,7 +97,7 @@ def test_a_broken_rule_stops_the_pipeline_with_the_query_that_shows_its_rows_unt
     assert found[2].startswith("The total of an order is its parts")
     assert found[3] == "select * from audit.stg_orders_total_adds_up"
     assert {row[0] for row in rows} == {1, 2, 3}
-    assert re.search(r"not built, as they read what failed: .*fct_orders, .*fct_sales", stopped.stderr)
+    assert re.search(r"not built, because they read what failed: .*fct_orders, .*fct_sales", stopped.stderr)
     assert "Traceback" not in stopped.stderr
     assert "marts.fct_orders" not in stopped.stderr
     assert left == before
