@@ -1,5 +1,5 @@
 # One image for etl, dbt and Airflow: the packages of lock/airflow.txt, and the project in /opt/tidemark.
-# A package index other than pip's own comes with the secret pip_conf, a pip.conf that no layer keeps.
+# For another package index than PyPI, pass a pip.conf as the secret pip_conf; no layer keeps it.
 FROM python:3.13-slim AS base
 
 FROM base AS build
@@ -7,7 +7,7 @@ ENV PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /opt/tidemark
 RUN python3 -m venv --without-pip /opt/venv
 COPY lock/airflow.txt lock/
-# The embedded servers have no place where each server has a container of its own.
+# The embedded servers are not needed: in containers, each server has its own.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-deps --require-hashes --only-binary=:all: \
         --quiet -r lock/airflow.txt \
@@ -18,7 +18,7 @@ COPY deploy deploy
 COPY source_db source_db
 COPY dbt dbt
 COPY airflow airflow
-# The manifest is what Airflow draws a task for each model from, where that is chosen.
+# From the manifest, Airflow creates a task for each model if dbt_runner is cosmos.
 RUN pip --python /opt/venv/bin/python install --no-deps --no-build-isolation --no-index --editable . \
     && pip --python /opt/venv/bin/python uninstall --yes --quiet setuptools \
     && rm -rf build ./*.egg-info \
@@ -31,7 +31,7 @@ LABEL org.opencontainers.image.title="tidemark" \
       org.opencontainers.image.description="Keeps a Postgres warehouse in step with an OLTP Postgres: etl, dbt, Airflow" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="MIT"
-# Folders that volumes are mounted on belong to the user, so that new volumes do.
+# New volumes take the owner of the folder that they are mounted on: here the image's user.
 RUN groupadd --system --gid 10001 tidemark \
     && useradd --system --uid 10001 --gid tidemark --home-dir /run/tidemark --no-create-home \
         --shell /usr/sbin/nologin tidemark \
@@ -43,7 +43,7 @@ COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/tidemark /opt/tidemark
 WORKDIR /opt/tidemark
 USER tidemark
-# All that is written goes to /run/tidemark, /tmp and volumes: the rest of the file system may be read-only.
+# Programs write only to /run/tidemark, /tmp and volumes, so the rest of the file system can be read-only.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -1,1 +1,1 @@
-"""The project beside plain COPY, on the same data and servers, in one run."""
+"""Benchmarks: the project against plain COPY and a tutorial's loader, on the same data and servers."""

@@ -1,7 +1,7 @@
-"""`python -m bench`: time this project beside psql's COPY pipe and a tutorial's loader, on the same data and servers.
+"""`python -m bench`: time this project against psql's COPY pipes and a tutorial's loader, on the same data and servers.
 
-All are measured as whole processes in one run; they take turns, in an order that alternates. Every copy is compared
-with its source afterwards, and one that is not right is reported as wrong. docs/performance.md explains the figures.
+All are measured as whole processes in one run and take turns; every other turn reverses their order. Afterwards each
+copy is compared with its source, and one that differs is reported as wrong. docs/performance.md explains the figures.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from bench.measures import CHECKOUT
 from bench.stage import QUIET_SETTINGS, Stage, fetch, open_stage
 from bench.tasks import DEFAULT_TASKS, TASKS, Bench, run
 
-LEAST_ROWS = 1000  # 0.1 % of them is a row
+LEAST_ROWS = 1000  # so that 0.1 % of them is one row
 GIGABYTE = 1_000_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     load_before = os.getloadavg()[0]
-    for package in ("etl", "bench"):  # where Python may not keep bytecode, each start would compile anew
+    for package in ("etl", "bench"):  # if Python cannot write bytecode, each start would compile again
         compileall.compile_dir(CHECKOUT / package, quiet=1)
     with open_stage(QUIET_SETTINGS) as stage:
         copies = Copies(stage, Sources(stage, given.rows, _say), given.contenders, _say)
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             samples.append(sample)
             found = Figures(rows=given.rows, repeat=given.repeat, machine=machine, samples=samples)
             if given.json:
-                figures.write(found, given.json)  # as it grows: a run that is broken off has not been in vain
+                figures.write(found, given.json)  # after each sample, so that an interrupted run keeps its figures
     print("\n\n".join(map(report.align, report.tables(found))))
     faults = report.list_faults(samples)
     print("\n".join(["", *faults]) if faults else "", end="\n" if faults else "")
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def describe_machine(stage: Stage, load_before: float) -> dict[str, Any]:
-    """Return what the figures were taken on; a machine that was busy before gives figures to throw away."""
+    """Describe the machine of the figures, with its load before: figures from a busy machine are useless."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     version = fetch(stage.target.url(), "show server_version")[0][0]
     return {
@@ -68,13 +68,13 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="tasks:\n"
         + "\n".join(f"  {name:16}{text}" for name, (text, _) in TASKS.items())
-        + "\n\nProgress goes to standard error, tables to standard output. Exit code 1 tells that a copy was wrong.",
+        + "\n\nProgress goes to standard error, tables to standard output. Exit code 1 means that a copy was wrong.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--rows", type=_rows, default=200_000, help="rows of orders (default: 200,000); other sizes follow from it"
+        "--rows", type=_rows, default=200_000, help="rows of orders (default: 200,000); other tables scale with it"
     )
-    parser.add_argument("--repeat", type=_count, default=3, help="turns (default: 3)")
+    parser.add_argument("--repeat", type=_count, default=3, help="number of turns (default: 3)")
     parser.add_argument(
         "--tasks",
         type=_choice_of(list(TASKS)),
@@ -87,10 +87,10 @@ def _parser() -> argparse.ArgumentParser:
         type=_choice_of(list(CONTENDERS)),
         default=list(CONTENDERS),
         metavar="NAME,...",
-        help=f"who takes part: {', '.join(CONTENDERS)} (default: all)",
+        help=f"what to compare: {', '.join(CONTENDERS)} (default: all)",
     )
     parser.add_argument(
-        "--load-seconds", type=float, default=10.0, help="how long pgbench is watched alone (default: 10)"
+        "--load-seconds", type=float, default=10.0, help="how long to measure pgbench without a load (default: 10)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file")
     return parser

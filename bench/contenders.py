@@ -1,6 +1,6 @@
-"""Those who are compared: for each thing to do, the command that does it, and where its rows are then.
+"""The contenders that are compared: the command of each for each kind of work, and where it puts the rows.
 
-A contender has a database of its own on the target for every place. Nothing here runs a command, except to prepare.
+A contender has its own target database for each place. Only `prepare` runs statements; nothing here runs a command.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from bench.data import Place, Sources, Table
 from bench.stage import Stage, create_database, execute
 
 PYTHON = shlex.quote(sys.executable)
-COPIED = "changed"  # the temporary table that rows are copied into before they are merged
+COPIED = "changed"  # the temporary table that receives rows before they are merged
 
 
 class Contender:
-    """One that copies; a command that it has no way for is None."""
+    """A program that copies tables; a command is None if it cannot do that work."""
 
     name = ""
 
@@ -35,13 +35,13 @@ class Contender:
         return self.stage.urls(place.database, self.database(place))
 
     def prepare(self, place: Place) -> None:
-        """Make the database for a place, with empty tables where the contender does not make them itself."""
+        """Create the database for a place, with empty tables unless the contender creates them itself."""
         create_database(self.stage.target, self.database(place))
         for table in self.sources.tables(place):
             execute(self.stage.target.url(self.database(place)), table.create(table.name))
 
     def rows(self, table: Table) -> sql.Composable:
-        """Compose where the rows of a table are on the target."""
+        """Compose the FROM clause that selects the rows of a table on the target."""
         return sql.Identifier(table.name)
 
     def load(self, place: Place) -> str:
@@ -49,20 +49,20 @@ class Contender:
         raise NotImplementedError
 
     def fill(self, place: Place) -> str:
-        """Compose the command that makes the copy which an untimed beginning needs: a quicker one may stand in."""
+        """Compose the command that creates a copy before the timing starts; it may be another, faster one."""
         return self.load(place)
 
     def update(self, place: Place, since: str) -> str:
-        """Compose the command that brings over what changed; `since` tells those who cannot know from when on."""
+        """Compose the command that copies what changed; `since` is for contenders that keep no watermark."""
         raise NotImplementedError
 
-    def reconcile(self, place: Place) -> str | None:  # noqa: ARG002 for those that can
-        """Compose the command that brings over deletes."""
+    def reconcile(self, place: Place) -> str | None:  # noqa: ARG002 overridden where deletes can be copied
+        """Compose the command that copies deletes."""
         return None
 
 
 class Tidemark(Contender):
-    """This project, as it comes."""
+    """This project, with its default settings."""
 
     name = "tidemark"
 
@@ -78,7 +78,7 @@ class Tidemark(Contender):
     def load(self, place: Place) -> str:
         return f"{PYTHON} -m etl run {self._names(place)}"
 
-    def update(self, place: Place, since: str) -> str:  # noqa: ARG002 it knows since when
+    def update(self, place: Place, since: str) -> str:  # noqa: ARG002 it keeps watermarks
         return self.load(place)
 
     def reconcile(self, place: Place) -> str:
@@ -93,9 +93,9 @@ class Tidemark(Contender):
 
 
 class Pipe(Contender):
-    """psql's COPY TO piped into another psql's COPY FROM: what people take for the limit.
+    """psql's COPY TO piped into another psql's COPY FROM: generally taken as the fastest possible.
 
-    It proves nothing of what it copied, keeps no progress, and is told from outside what changed.
+    It verifies nothing, keeps no progress, and must be given the time since which rows have changed.
     """
 
     format = "binary"
@@ -115,11 +115,11 @@ class Pipe(Contender):
         )
 
     def reconcile(self, place: Place) -> str:
-        """Copy all keys, and delete the rows that have none."""
+        """Copy all keys, and delete the rows whose key is not among them."""
         return self._side_by_side(place, self._reconcile)
 
     def _side_by_side(self, place: Place, compose: Callable[[Sequence[Table]], str]) -> str:
-        """Compose two streams, as many as this project reads at a time: the largest table beside the others."""
+        """Compose two parallel streams, as many as this project uses: the largest table, and the others."""
         tables = {table.name: table for table in self.sources.tables(place)}
         largest = tables.pop("order_items", None)
         if largest is None:
@@ -174,7 +174,7 @@ class TextPipe(Pipe):
     format = "text"
 
     def update(self, place: Place, since: str) -> str:
-        """Where tables are many, write one script of them all, as pg_dump does: two sessions, not two for each."""
+        """Copy many tables as one script, as pg_dump does: in two sessions, instead of two for each table."""
         if len(place.table_names) == 1:
             return super().update(place, since)
         changed = sql.SQL("where updated_at >= {}::timestamptz").format(sql.Literal(since))
@@ -192,7 +192,7 @@ class TextPipe(Pipe):
 
 
 class Tutorial(Contender):
-    """What a tutorial teaches: rows through Python, `max(updated_at)` as the watermark."""
+    """The loader of a tutorial: rows pass through Python, and `max(updated_at)` is the watermark."""
 
     name = "tutorial"
 
@@ -200,10 +200,10 @@ class Tutorial(Contender):
         return f"{PYTHON} -m bench.tutorial {shlex.join(place.table_names)}"
 
     def fill(self, place: Place) -> str:
-        """Have the pipe fill the same tables: it is several times quicker, and rows are all that this one keeps."""
+        """Fill the same tables with the pipe, which is several times faster: this contender has no other state."""
         return BinaryPipe(self.stage, self.sources).load(place)
 
-    def update(self, place: Place, since: str) -> str:  # noqa: ARG002 it asks its own table
+    def update(self, place: Place, since: str) -> str:  # noqa: ARG002 it reads max(updated_at) of its own table
         return self.load(place)
 
 

@@ -1,6 +1,6 @@
-"""The contenders' copies: makes those that a task starts from, measures the command that changes one, and checks it.
+"""The contenders' copies: prepares those that a task needs, measures commands that change them, and checks them.
 
-Only commands are measured; making, resting and checking are not. Begin at `Copies`.
+Only the commands are measured, not preparation, checkpoints and checks. Begin at `Copies`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.stage import Stage, drop_database, execute, fetch
 
 
 class Copies:
-    """Which contender has a copy of which place, on the target."""
+    """Which contender has a copy of which place on the target."""
 
     def __init__(self, stage: Stage, sources: Sources, names: Sequence[str], say: Callable[[str], None]) -> None:
         self.stage, self.sources, self._say = stage, sources, say
@@ -27,7 +27,7 @@ class Copies:
         self._present: set[str] = set()  # target databases
 
     def of(self, kind: type[Contender]) -> Contender | None:
-        """Return the contender of a kind, if it takes part."""
+        """Return the contender of a class, or None if it does not take part."""
         return next((contender for contender in self.contenders if type(contender) is kind), None)
 
     def require(self, place: Place) -> None:
@@ -41,13 +41,13 @@ class Copies:
                 execute(self.stage.target.url(contender.database(place)), "vacuum analyze")
 
     def forget(self, place: Place, *contenders: Contender) -> None:
-        """Drop the copies of a place, or those of some contenders."""
+        """Drop the copies of a place: those of the given contenders, or all."""
         for contender in contenders or self.contenders:
             drop_database(self.stage.target, contender.database(place))
             self._present.discard(contender.database(place))
 
     def load(self, contender: Contender, place: Place) -> Sample:
-        """Load an empty copy, measured."""
+        """Measure loading an empty copy, and check the copy."""
         contender.prepare(place)
         found = self.work(contender, place, contender.load(place))
         execute(self.stage.target.url(contender.database(place)), "vacuum analyze")
@@ -60,15 +60,15 @@ class Copies:
         return self.judge(contender, place, self.run(contender, place, command))
 
     def judge(self, contender: Contender, place: Place, measured: Measurement) -> Sample:
-        """Check a copy, and make a sample of how it came to be."""
+        """Check a copy, and return a sample of the command that changed it."""
         found = as_sample(contender.name, measured)
         return found if found.fault else replace(found, fault=self._find_fault(contender, place))
 
     def run_untimed(self, contender: Contender, place: Place, command: str) -> None:
-        """Run a command before the one that counts; when it fails, the copy is found wrong afterwards."""
+        """Run a command that is not measured; if it fails, the later check finds the copy wrong."""
         error = self.run(contender, place, command).error
         if error:
-            self._say(f"  {contender.name} failed before its time was taken: {error}")
+            self._say(f"  {contender.name} failed before the measurement: {error}")
 
     def run(
         self, contender: Contender, place: Place, command: str, settings: Mapping[str, str] | None = None
@@ -77,7 +77,7 @@ class Copies:
         return measure(command, environment, self.stage.source, self.stage.target)
 
     def rest(self) -> None:
-        """Write out what the last command left in the servers' memory, so that the next one does not pay for it."""
+        """Run a checkpoint on both servers, so that the next command does not pay for the writes of the last one."""
         for server in (self.stage.source, self.stage.target):
             execute(server.url(), "checkpoint")
 
@@ -86,16 +86,16 @@ class Copies:
 
     def _faults(self, contender: Contender, place: Place) -> Iterator[str]:
         for table in self.sources.tables(place):
-            wanted = self.sources.content(place, table)
+            expected = self.sources.content(place, table)
             try:
                 found = self._content(contender, place, table)
             except psycopg2.Error as error:
                 yield f"{table.name} cannot be read: {error}"
                 continue
-            if found[0] != wanted[0]:
-                yield f"{table.name}: expected {wanted[0]:,} rows, found {found[0]:,}"
-            elif found != wanted:
-                yield f"{table.name}: its rows differ from those of the source"
+            if found[0] != expected[0]:
+                yield f"{table.name}: expected {expected[0]:,} rows, found {found[0]:,}"
+            elif found != expected:
+                yield f"{table.name}: rows differ from those of the source"
 
     def _content(self, contender: Contender, place: Place, table: Table) -> tuple[Any, ...]:
         url = self.stage.target.url(contender.database(place))
@@ -103,7 +103,7 @@ class Copies:
 
 
 def as_sample(name: str, measured: Measurement) -> Sample:
-    """Make a sample of a measurement; task and turn are filled in later."""
+    """Turn a measurement into a sample, without its task and turn."""
     return Sample(
         task="",
         turn=0,

@@ -1,6 +1,6 @@
-"""The data that is copied: makes the source databases, changes rows, and tells whether a copy equals its source.
+"""The data to copy: creates the source databases, changes rows, and computes what a copy must contain.
 
-A *place* is a source database with the tables that are copied from it together. Begin at `Sources`.
+A *place* is a source database and the tables that are copied from it together. Begin at `Sources`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SMALL_TABLE = """
     from generate_series(1, {rows}) as n;
     create index on {name} (updated_at)
 """
-# Raw has no enums: their values become text.
+# Raw tables have text in place of enums.
 COLUMNS = """
     select a.attname, case t.typtype when 'e' then 'text' else format_type(a.atttypid, a.atttypmod) end
     from pg_attribute as a join pg_type as t on t.oid = a.atttypid
@@ -38,10 +38,10 @@ COLUMNS = """
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A source table: its first column is its key, and `updated_at` tells what changed."""
+    """A source table: the first column is the key, and `updated_at` shows what changed."""
 
     name: str
-    columns: tuple[tuple[str, str], ...]  # names, and types that the target has
+    columns: tuple[tuple[str, str], ...]  # names, and the types on the target
 
     @property
     def key(self) -> sql.Identifier:
@@ -53,24 +53,24 @@ class Table:
 
     @property
     def values(self) -> sql.Composable:
-        """Its columns with the types that the target has."""
+        """Its columns, cast to their types on the target."""
         return sql.SQL(", ").join(
             sql.SQL("{}::{} as {}").format(sql.Identifier(name), sql.SQL(kind), sql.Identifier(name))
             for name, kind in self.columns
         )
 
     def content(self, rows: sql.Composable) -> sql.Composable:
-        """Compose the plain query for the content of some rows: their number, and a sum of hashes of their text."""
+        """Compose the plain query for the content of rows: their number and the sum of the hashes of their text."""
         return sql.SQL("select count(*), sum(hashtextextended(t::text, 0)) from (select {} from {}) as t").format(
             self.values, rows
         )
 
     def keys(self, rows: sql.Composable) -> sql.Composable:
-        """Compose the plain query for the keys of some rows: their number, and a sum of hashes of their text."""
+        """Compose the plain query for the keys of rows: their number and the sum of the hashes of their text."""
         return sql.SQL("select count(*), sum(hashtextextended({}::text, 0)) from {}").format(self.key, rows)
 
     def create(self, name: str, kind: str = "table") -> sql.Composable:
-        """Compose a table of these columns and no more than the key."""
+        """Compose a CREATE TABLE of these columns, with only the primary key."""
         columns = sql.SQL(", ").join(
             sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(of_type)) for column, of_type in self.columns
         )
@@ -81,7 +81,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A source database and tables of it; the name is that of the copies."""
+    """A source database and some of its tables; copies are named after the place."""
 
     name: str
     database: str
@@ -99,7 +99,7 @@ MANY_TABLES = Place(
 
 
 class Sources:
-    """The source databases; each is made when it is first asked for."""
+    """The source databases; each is created when it is first used."""
 
     def __init__(self, stage: Stage, rows: int, say: Callable[[str], None]) -> None:
         self.stage, self.rows, self._say = stage, rows, say
@@ -108,7 +108,7 @@ class Sources:
         self._contents: dict[tuple[str, str], tuple[Any, ...]] = {}
 
     def url(self, place: Place) -> str:
-        """Return the URL of a place's database, which is there then."""
+        """Return the URL of a place's database; create the database if it is missing."""
         if place.database not in self._made:
             create_database(self.stage.source, place.database)
             for statement in self._statements(place.database):
@@ -129,7 +129,7 @@ class Sources:
         return known
 
     def content(self, place: Place, table: Table) -> tuple[Any, ...]:
-        """Return the number of rows of a table and the sum of their hashes, as they are now."""
+        """Return the number of rows of a table and the sum of their hashes; cached until the rows change."""
         known = self._contents.get((place.database, table.name))
         if known is None:
             known = fetch(self.url(place), table.content(sql.Identifier(table.name)))[0]
@@ -140,7 +140,7 @@ class Sources:
         return str(fetch(self.url(place), "select clock_timestamp()::text")[0][0])
 
     def change_orders(self, place: Place) -> str:
-        """Change as many orders as 1 % of `rows`, spread over the table; return the time before it."""
+        """Change as many orders as 1 % of `rows`, spread over the table; return the time before the change."""
         since = self.read_clock(place)
         self._contents.pop((place.database, "orders"), None)
         step = self._rows(place) // (self.rows // 100)
@@ -154,7 +154,7 @@ class Sources:
         return since
 
     def delete_rows(self, place: Place, turn: int) -> None:
-        """Delete 0.1 % of the rows of each table, spread over it, other ones in every turn."""
+        """Delete 0.1 % of the rows of each table, spread over the table and different in each turn."""
         for table in self.tables(place):
             self._contents.pop((place.database, table.name), None)
             execute(
@@ -169,7 +169,7 @@ class Sources:
         return self.rows * TENFOLD if place.database == TENFOLD_ORDERS.database else self.rows
 
     def _statements(self, database: str) -> Iterator[str | sql.Composable]:
-        self._say(f"making source database {database} ...")
+        self._say(f"creating source database {database} ...")
         if database == MANY_TABLES.database:
             for name in MANY_TABLES.table_names:
                 yield sql.SQL(SMALL_TABLE).format(name=sql.Identifier(name), rows=sql.Literal(SMALL_ROWS))

@@ -1,4 +1,4 @@
-"""What was measured, as values: samples, their medians and ratios, and the JSON file that keeps them.
+"""The results of a benchmark: samples, their medians and ratios, and the JSON file that stores them.
 
 Begin at `Figures`.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One contender at one task, once."""
+    """One measurement of one contender at one task."""
 
     task: str
     contender: str
@@ -25,13 +25,13 @@ class Sample:
     source_cpu_seconds: float = 0.0
     target_cpu_seconds: float = 0.0
     peak_memory_bytes: int = 0
-    source_transactions_per_second: float | None = None  # of others, meanwhile; in the task about load only
-    fault: str | None = None  # why what it did is not right
+    source_transactions_per_second: float | None = None  # of pgbench meanwhile; only in the task source-load
+    fault: str | None = None  # why the result is wrong
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """The samples of one run, with what they were taken on."""
+    """The samples of one run, and the machine they were taken on."""
 
     rows: int
     repeat: int
@@ -50,25 +50,25 @@ class Figures:
         return [sample for sample in self.samples if (sample.task, sample.contender) == (task, contender)]
 
     def fault(self, task: str, contender: str) -> str | None:
-        """Return why a contender's figure is none: the first fault of its samples."""
+        """Return the first fault among a contender's samples, or None."""
         return next((sample.fault for sample in self.of(task, contender) if sample.fault), None)
 
     def median(
         self, task: str, contender: str, value: Callable[[Sample], float | None] = lambda sample: sample.seconds
     ) -> float | None:
-        """Return the median over the turns; None where nothing was measured, or something was wrong."""
+        """Return the median over the turns; None if nothing was measured or a sample has a fault."""
         if self.fault(task, contender):
             return None
         found = [number for sample in self.of(task, contender) if (number := value(sample)) is not None]
         return statistics.median(found) if found else None
 
     def ratio(self, task: str, contender: str, other: str) -> float | None:
-        """Return the median seconds of a contender by those of another."""
+        """Return the median seconds of a contender divided by those of another."""
         ours, theirs = self.median(task, contender), self.median(task, other)
         return ours / theirs if ours is not None and theirs else None
 
     def spread(self, task: str, contender: str) -> tuple[float, float] | None:
-        """Return the least and the most seconds."""
+        """Return the minimum and maximum seconds."""
         seconds = [sample.seconds for sample in self.of(task, contender)]
         return (min(seconds), max(seconds)) if seconds else None
 

@@ -1,6 +1,6 @@
-"""Load on the source: how many transactions a second pgbench gets through while something else happens.
+"""Load on the source: how many transactions per second pgbench completes while a contender runs.
 
-pgbench's tables are in the same database as those that are copied. Begin at `Load`.
+pgbench's tables are in the same database as the copied ones. Begin at `Load`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bench.stage import Stage, execute, fetch
 SCALE = 100
 CLIENTS = 4
 WARM_UP_SECONDS = 2.0
-# After a checkpoint, the first change of each page is logged whole: until most have been changed, pgbench gets faster.
+# After a checkpoint, the first change of a page logs the whole page: pgbench gets faster until most pages have changed.
 FIRST_WARM_UP_SECONDS = 30.0
 LONGEST_SECONDS = 3600
 
@@ -32,7 +32,7 @@ class Load:
 
     @contextmanager
     def counted(self) -> Iterator[_Count]:
-        """Keep pgbench at work for the time of the block, and count its transactions in it."""
+        """Run pgbench during the block, and count its transactions."""
         command = [self._pgbench, "-c", str(CLIENTS), "-T", str(LONGEST_SECONDS), self._url]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -46,7 +46,7 @@ class Load:
 
 
 class _Count:
-    """Each transaction of pgbench leaves a row in its history."""
+    """Counts pgbench's transactions by the rows that they add to its history table."""
 
     def __init__(self, url: str) -> None:
         self._url = url

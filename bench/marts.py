@@ -1,8 +1,8 @@
-"""`python -m bench.marts`: what an incremental build of each fact costs beside its full refresh, in one run.
+"""`python -m bench.marts`: compare an incremental build of each fact with its full refresh, in one run.
 
-Orders are changed at the source and replicated, and all other models are built. Then the facts are built, again with
-nothing changed, and anew in full: the same facts on the same servers, in turn. Seconds are dbt's own, of each model,
-which are built one at a time. Servers are embedded ones, PostgreSQL 18, fsync on.
+Each turn changes orders at the source, replicates them and builds all other models. Then it builds the facts three
+times: with the changes, with nothing changed, and with a full refresh. The seconds are those that dbt reports for each
+model, built one at a time. Servers are embedded PostgreSQL 18, with fsync on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from source_db import schema, seed
 
 PROJECT = Path(__file__).parents[1] / "dbt"
 FACTS = "path:models/marts/facts"
-# Stock has a row per day: as if the first build had been that long ago.
+# Stock has a row per day: pretend that the first build was 90 days ago.
 AGE_STOCK = "update snapshots.snap_inventory_levels set dbt_valid_from = dbt_valid_from - interval '90 days'"
 TASKS = ("1 % changed", "nothing changed", "full refresh")
 
@@ -29,7 +29,7 @@ TASKS = ("1 % changed", "nothing changed", "full refresh")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.marts", description=__doc__)
     parser.add_argument("--scale", type=float, default=20, help="size of the shop; 1 is 20,000 orders (default: 20)")
-    parser.add_argument("--repeat", type=int, default=5, help="times each is measured (default: 5)")
+    parser.add_argument("--repeat", type=int, default=5, help="number of turns (default: 5)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args()
     with open_stage() as stage:
@@ -55,7 +55,7 @@ class Warehouse:
         }
 
     def measure(self, scale: float, repeat: int) -> dict[str, dict[str, list[float]]]:
-        """Return seconds by fact and task."""
+        """Return the seconds of each turn, by fact and task."""
         _say(f"filling the shop, scale {scale:g} ...")
         schema.apply(self._source.url())
         seed.load(self._source.url(), scale=scale)
@@ -105,7 +105,7 @@ class Warehouse:
 
 
 def print_figures(figures: dict[str, dict[str, list[float]]], scale: float) -> None:
-    """Print medians, and what an incremental build takes of the full refresh."""
+    """Print medians, and the time of an incremental build as a fraction of a full refresh."""
     print(f"scale {scale:g}; medians in seconds")
     print(f"{'':22}" + "".join(f"{task:>17}" for task in TASKS) + f"{'1 % / full':>12}")
     for fact, seconds in figures.items():

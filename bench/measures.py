@@ -19,7 +19,7 @@ from deploy.local.servers import Server
 
 CHECKOUT = Path(__file__).parents[1]
 PROC = Path("/proc")
-# Memory is sampled often at first, for short commands, then ever more rarely, for long ones not to be disturbed.
+# Memory is sampled often at first, for short commands, then less and less often, so that long ones are not slowed.
 FIRST_SAMPLE_SECONDS = 0.005
 LAST_SAMPLE_SECONDS = 0.1
 SAMPLE_GROWTH = 1.1
@@ -30,21 +30,21 @@ ERROR_CHARACTERS = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one command took."""
+    """What one command used."""
 
     seconds: float  # from its start to its end, as a whole process
     client_cpu_seconds: float  # of the command and all processes that it started
-    source_cpu_seconds: float  # of all processes of that server meanwhile
+    source_cpu_seconds: float  # of all processes of that server during the command
     target_cpu_seconds: float
     peak_memory_bytes: int  # of the command and its processes together; what they share is counted once
-    error: str | None = None  # the end of what it wrote on standard error, when it failed
+    error: str | None = None  # the end of its standard error, if it failed
 
 
 def measure(command: str, environment: Mapping[str, str], source: Server, target: Server) -> Measurement:
     """Run a bash command to its end, in the checkout, and measure it."""
     cpu_before = server_cpu_seconds(source), server_cpu_seconds(target)
     with tempfile.TemporaryFile() as errors, tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
-        script.write(command)  # of many tables, it is longer than an argument may be
+        script.write(command)  # for many tables, it is longer than an argument may be
         script.flush()
         started = time.monotonic()
         process = subprocess.Popen(  # every part of the command is quoted where it is composed
@@ -59,7 +59,7 @@ def measure(command: str, environment: Mapping[str, str], source: Server, target
         memory.start()
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - started
-        process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait for it once more
+        process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait for it again
         memory.stop()
         errors.seek(0)
         text = errors.read().decode(errors="replace").strip()
@@ -68,13 +68,13 @@ def measure(command: str, environment: Mapping[str, str], source: Server, target
         client_cpu_seconds=usage.ru_utime + usage.ru_stime,
         source_cpu_seconds=server_cpu_seconds(source) - cpu_before[0],
         target_cpu_seconds=server_cpu_seconds(target) - cpu_before[1],
-        peak_memory_bytes=memory.peak_bytes,  # not ru_maxrss, which counts what this process had when it forked
+        peak_memory_bytes=memory.peak_bytes,  # not ru_maxrss, which includes what this process had when it forked
         error=f"exit code {process.returncode}: {text[-ERROR_CHARACTERS:]}" if process.returncode else None,
     )
 
 
 def server_cpu_seconds(server: Server) -> float:
-    """Return the processor time that a server has used, with that of its sessions that have ended."""
+    """Return the processor time that a server has used, including its ended sessions."""
     postmaster = int((server.data / "postmaster.pid").read_text().splitlines()[0])
     ticks = sum(_cpu_ticks(pid, with_ended=pid == postmaster) for pid in _tree(postmaster))
     return ticks / TICKS_PER_SECOND
@@ -100,7 +100,7 @@ class _MemoryWatch(threading.Thread):
 
 
 def _tree(pid: int) -> Iterator[int]:
-    """Yield a process and all its descendants that are there now."""
+    """Yield the ids of a process and of its present descendants."""
     yield pid
     with suppress(OSError):  # it has ended
         for thread in (PROC / str(pid) / "task").iterdir():
@@ -109,7 +109,7 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def _memory_bytes(pid: int) -> int:
-    """Return the proportional set size of a process: pages that several share are divided among them."""
+    """Return the proportional set size of a process: shared pages are divided among the processes that share them."""
     with suppress(OSError):
         for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -118,8 +118,8 @@ def _memory_bytes(pid: int) -> int:
 
 
 def _cpu_ticks(pid: int, *, with_ended: bool) -> int:
-    """Return the user and system time of a process; with that of its children that have ended, if asked for."""
+    """Return the user and system time of a process, with that of its ended children if `with_ended`."""
     with suppress(OSError):
-        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()  # the name may hold blanks
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()  # the name may contain spaces
         return sum(map(int, fields[11 : 15 if with_ended else 13]))
     return 0

@@ -13,7 +13,7 @@ from html import escape
 from bench.figures import Figures
 
 TASKS = ("full load", "1 % changed", "nothing changed, four tables")
-# Told apart by dash and mark as well as by colour (those of Okabe and Ito, for people who see fewer).
+# Lines differ in dashes as well as in colour; the colours are those of Okabe and Ito, safe for colour blindness.
 STYLES = {
     "tidemark": ("#0072b2", ""),
     "psql binary": ("#000000", "6 3"),
@@ -21,18 +21,18 @@ STYLES = {
     "tutorial": ("#d55e00", "10 3 2 3"),
 }
 OTHER_STYLE = ("#777777", "4 4")
-WIDTH, HEIGHT = 300, 260  # of a panel's plot
+WIDTH, HEIGHT = 300, 260  # of the plot in a panel
 LEFT, TOP, GAP, BELOW = 60, 40, 70, 90
 MARK_RADIUS = 3
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of whole powers of ten, laid over a length."""
+    """A range of whole powers of ten, mapped to a range of coordinates."""
 
-    low: int  # exponents
+    low: int  # exponents of ten
     high: int
-    begin: float  # of the drawing
+    begin: float  # coordinates
     end: float
 
     def place(self, value: float) -> float:
@@ -44,11 +44,11 @@ class Axis:
         return list(range(self.low, self.high + 1))
 
 
-Point = tuple[float, float]  # rows and seconds
+Point = tuple[float, float]  # rows of orders, seconds
 
 
 def draw(found: Sequence[Figures], tasks: Sequence[str] = TASKS) -> str:
-    """Return an SVG of the median seconds at each size; raises ValueError when there is nothing to draw."""
+    """Return an SVG of the median seconds at each size. Raises ValueError if there is nothing to draw."""
     panels = {task: lines for task in tasks if (lines := collect(found, task))}
     values = [point for lines in panels.values() for line in lines.values() for point in line]
     if not values:
@@ -72,7 +72,7 @@ def draw(found: Sequence[Figures], tasks: Sequence[str] = TASKS) -> str:
 
 
 def collect(found: Sequence[Figures], task: str) -> dict[str, list[Point]]:
-    """Return for each contender its points by size; wrong figures are left out."""
+    """Return the points of each contender, ordered by size, without wrong figures."""
     lines: dict[str, list[Point]] = {}
     for figures in sorted(found, key=lambda each: each.rows):
         for contender in figures.contenders:
@@ -83,7 +83,7 @@ def collect(found: Sequence[Figures], task: str) -> dict[str, list[Point]]:
 
 
 def powers_around(values: Sequence[float]) -> tuple[int, int]:
-    """Return the exponents of the powers of ten that hold all values between them."""
+    """Return the exponents of the two powers of ten that enclose all values."""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     return low, max(high, low + 1)
 
@@ -135,7 +135,7 @@ def _grid(x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def _number(exponent: int) -> str:
-    """Write a power of ten: 0.01, 10, 10,000, 10 million."""
+    """Format a power of ten: 0.01, 10, 10,000, 10 million."""
     if exponent < 0:
         return f"{10.0**exponent:.{-exponent}f}"
     return f"{10 ** (exponent - 6):,} million" if exponent >= 6 else f"{10**exponent:,}"

@@ -1,7 +1,7 @@
-"""`python -m bench.report FIGURES.json ...`: tables, as Markdown, of what `python -m bench --json` wrote.
+"""`python -m bench.report FIGURES.json ...`: Markdown tables of what `python -m bench --json` wrote.
 
-With --into, the tables take the place of those between the two marks of a page. With --picture, an SVG shows cost
-against size, from several files. Begin at `tables`.
+With --into, they replace the tables between the two marks of a page. With --picture, it draws cost against size as an
+SVG, from several files. Begin at `tables`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from bench.figures import Figures, Sample
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 PROJECT, LIMIT, TUTORIAL = "tidemark", "psql binary", "tutorial"
 PLAIN_QUERY = "plain query"
-BESIDE, ALONE = "full load beside pgbench", "nobody"
+BESIDE, ALONE = "full load beside pgbench", "none"
 MEGABYTE = 1_000_000
 WRONG = "wrong"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportTable:
-    """Texts in rows and columns, with a caption."""
+    """A caption, a header and rows of text."""
 
     caption: str
     header: tuple[str, ...]
@@ -35,8 +35,8 @@ class ReportTable:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FIGURES.json", help="what `python -m bench` wrote")
-    parser.add_argument("--into", type=Path, metavar="PAGE", help="put the tables between the marks of this page")
-    parser.add_argument("--picture", type=Path, metavar="SVG", help="draw cost against size to this file instead")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="write the tables between the marks of this page")
+    parser.add_argument("--picture", type=Path, metavar="SVG", help="draw cost against size to this file, not tables")
     given = parser.parse_args()
     found = [figures.read(path) for path in given.files]
     if given.picture:
@@ -56,7 +56,7 @@ def describe(found: Figures) -> str:
 
 
 def tables(found: Figures) -> list[ReportTable]:
-    """Return the tables of one run; those without rows are left out."""
+    """Return the tables of one run, without empty ones."""
     made = (_seconds(found), _comparing(found), _source_load(found), _resources(found))
     return [table for table in made if table.rows]
 
@@ -73,7 +73,7 @@ def align(table: ReportTable) -> str:
 
 
 def replace_between_marks(page: str, text: str) -> str:
-    """Return a page with a text between its marks; raises ValueError when it has none."""
+    """Return a page with the text between its marks replaced. Raises ValueError if it has no marks."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -91,7 +91,7 @@ def _seconds(found: Figures) -> ReportTable:
     names = [name for name in found.contenders if name != PLAIN_QUERY]
     contenders = [name for name in names if any(found.of(task, name) for task in tasks)]
     return ReportTable(
-        caption="Seconds of whole processes: the median, and the least and the most.",
+        caption="Seconds of whole processes: median (minimum-maximum).",
         header=("task", *contenders, f"{PROJECT} / {LIMIT}", f"{TUTORIAL} / {PROJECT}"),
         rows=tuple(
             (
@@ -138,8 +138,8 @@ def _source_load(found: Figures) -> ReportTable:
         seconds = "" if name == ALONE else _spread(found, BESIDE, name)
         rows.append((name, "" if beside is None else f"{beside:,.0f}", share, seconds))
     return ReportTable(
-        caption="Transactions of pgbench on the source each second, while a contender loads its orders.",
-        header=("at work beside it", "transactions / s", "share of alone", "seconds of the load"),
+        caption="pgbench transactions per second on the source while a contender loads the orders.",
+        header=("concurrent load", "transactions / s", "relative rate", "seconds of the load"),
         rows=tuple(rows),
     )
 
@@ -158,7 +158,7 @@ def _resources(found: Figures) -> ReportTable:
                 cpu = [found.median(task, contender, column) or 0.0 for column in columns]
                 rows.append((task, contender, *(f"{seconds:.2f}" for seconds in cpu), f"{memory / MEGABYTE:.0f}"))
     return ReportTable(
-        caption="Processor seconds and peak memory, medians.",
+        caption="Processor seconds and peak memory: medians.",
         header=("task", "contender", "client", "source server", "target server", "client's peak MB"),
         rows=tuple(rows),
     )
@@ -181,7 +181,7 @@ def _markdown(table: ReportTable) -> str:
 
 
 def list_faults(found: Sequence[Sample]) -> list[str]:
-    """Return a line for each sample whose copy was not right."""
+    """Return a line for each sample with a fault."""
     return [
         f"{sample.task}, turn {sample.turn + 1}: {sample.contender} is wrong: {sample.fault}"
         for sample in found

@@ -1,4 +1,4 @@
-"""The two embedded servers of a measurement: start them, run statements on them, and remove them with their data.
+"""The two embedded servers of a benchmark: starts them, runs statements on them, and removes them with their data.
 
 Begin at `open_stage`. Both servers are PostgreSQL 18 with fsync on.
 """
@@ -22,15 +22,15 @@ from psycopg2.extensions import connection as Connection
 from deploy.local.servers import Server, find_binaries, free_port
 
 MAJOR = 18
-# Large enough that no checkpoint falls into a load by chance.
+# Large enough that no checkpoint happens during a load by chance.
 SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "8GB", "maintenance_work_mem": "256MB"}
-# A worker that wakes up after one contender's load would work in the next one's time: tables are vacuumed between.
+# Autovacuum after one contender's load would slow the next one: tables are vacuumed between measurements instead.
 QUIET_SETTINGS = {**SETTINGS, "autovacuum": "off", "checkpoint_timeout": "1h"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """The servers, both running, and the folder that goes with them."""
+    """The two running servers, and the folder of their data."""
 
     source: Server
     target: Server
@@ -42,7 +42,7 @@ class Stage:
 
     @property
     def psql(self) -> str:
-        """The shell words that start psql for a script."""
+        """The shell command that starts psql for a script."""
         return f"{shlex.quote(str(self.program('psql')))} -XqAt -v ON_ERROR_STOP=1"
 
     def text(self, statement: sql.Composable) -> str:
@@ -51,11 +51,11 @@ class Stage:
 
     @cached_property
     def _session(self) -> Connection:
-        """An idle session, by whose encoding identifiers are quoted."""
+        """An idle session, whose encoding is used to quote identifiers."""
         return psycopg2.connect(self.source.url())
 
     def urls(self, source_database: str, target_database: str) -> dict[str, str]:
-        """Return the environment variables that name two databases, on top of this process's own."""
+        """Return this process's environment with the URLs of two databases."""
         urls = {
             "SOURCE_DATABASE_URL": self.source.url(source_database),
             "TARGET_DATABASE_URL": self.target.url(target_database),
@@ -68,7 +68,7 @@ def open_stage(settings: Mapping[str, str] = SETTINGS) -> Iterator[Stage]:
     """Start a source and a target in a new folder; remove both at the end."""
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="tidemark-bench-") as name:
         folder = Path(name)
-        folder.chmod(0o755)  # the servers' user has to enter it
+        folder.chmod(0o755)  # the servers' user must be able to enter it
         source, target = (
             Server(name=side, folder=folder / side, port=free_port(), major=MAJOR, settings=settings)
             for side in ("source", "target")
@@ -98,7 +98,7 @@ def fetch(url: str, statement: str | sql.Composable) -> list[tuple[Any, ...]]:
 
 
 def create_database(server: Server, name: str) -> None:
-    """Make an empty database; one of that name goes first."""
+    """Create an empty database; drop an existing one of that name first."""
     drop_database(server, name)
     execute(server.url(), sql.SQL("create database {} template template0").format(sql.Identifier(name)))
 

@@ -1,4 +1,4 @@
-"""What is measured: for each task the work before it, which is not, and the commands of the contenders in turn.
+"""What is measured: for each task its preparation, which is not measured, and the contenders' commands in turn.
 
 A task is a function that yields the samples of one turn. Begin at `TASKS`.
 """
@@ -22,14 +22,14 @@ from bench.measures import Measurement, measure
 from bench.stage import create_database, execute
 from source_db import schema, seed
 
-# This project reads again what is nearer than 5 s, the fence's margin, to its last point; an hour later it does not.
+# Longer than the fence's margin, 5 s, within which rows would be read again; runs at usual intervals do not do that.
 SETTLE_SECONDS = 6.0
-ALONE = "nobody"
+ALONE = "none"
 PLAIN_QUERY = "plain query"
 SIDES = ("SOURCE_DATABASE_URL", "TARGET_DATABASE_URL")
-# Each side of a comparison works with one process.
+# Each side of a comparison uses one process.
 NO_PARALLEL_QUERY = {"PGOPTIONS": "-c max_parallel_workers_per_gather=0"}
-# What docs/configuration.md advises for a source that is busy.
+# What docs/configuration.md recommends for a busy source.
 GENTLE = {"ETL_MAX_SOURCE_MB_PER_SECOND": "10", "ETL_MAX_SNAPSHOT_SECONDS": "1"}
 EXAMPLE_SHOP = "example_shop"
 
@@ -44,7 +44,7 @@ class Bench:
     pipeline_environment: Mapping[str, str] = field(default_factory=dict)
 
     def contenders(self, turn: int) -> Sequence[Contender]:
-        """Return the contenders in the order of a turn: every other one the other way round."""
+        """Return the contenders in the order of a turn, which is reversed in every other turn."""
         return self.copies.contenders[::-1] if turn % 2 else self.copies.contenders
 
 
@@ -52,9 +52,9 @@ Task = Callable[[Bench, int], Iterator[Sample]]
 
 
 def run(bench: Bench, tasks: Sequence[str], repeat: int, say: Callable[[str], None]) -> Iterator[Sample]:
-    """Yield the samples of some tasks, turn by turn. Each turn loads its tables of the shop anew."""
+    """Yield the samples of some tasks, turn by turn. Each turn loads the shop's tables again."""
     for turn in range(repeat):
-        for place in (ORDERS, FOUR_TABLES):  # two names for one source: what is done to one outdates the other's copies
+        for place in (ORDERS, FOUR_TABLES):  # of one database: changes for one make copies of the other stale
             bench.copies.forget(place)
         for name in tasks:
             say(f"turn {turn + 1} of {repeat}: {TASKS[name][0]} ...")
@@ -72,7 +72,7 @@ def load(place: Place, bench: Bench, turn: int) -> Iterator[Sample]:
 
 
 def update(place: Place, bench: Bench, turn: int) -> Iterator[Sample]:
-    """Bring over changed orders, as many as 1 % of `--rows`."""
+    """Copy changed orders, as many as 1 % of `--rows`."""
     bench.copies.require(place)
     since = bench.copies.sources.change_orders(place)
     for contender in bench.contenders(turn):
@@ -91,9 +91,9 @@ def find_nothing(place: Place, bench: Bench, turn: int) -> Iterator[Sample]:
 
 
 def reconcile(bench: Bench, turn: int) -> Iterator[Sample]:
-    """Bring over deletes, and take checksums of all keys by the plain query.
+    """Copy deletes, and compute checksums of all keys with the plain query.
 
-    A contender that has no way to bring deletes over loses its copy, which is wrong from now on.
+    The copy of a contender that cannot copy deletes is dropped, because it would be wrong from then on.
     """
     copies = bench.copies
     copies.require(FOUR_TABLES)
@@ -117,7 +117,7 @@ def _reconcile_by(bench: Bench, contender: Contender) -> Iterator[Sample]:
 
 
 def verify(bench: Bench, turn: int) -> Iterator[Sample]:
-    """Compare both sides by this project, and by the plain query."""
+    """Compare both sides with this project and with the plain query."""
     project = bench.copies.of(Tidemark)
     if project is None:
         return
@@ -137,7 +137,7 @@ def _verify_by_project(bench: Bench, project: Contender) -> Iterator[Sample]:
 def _ask_plainly(
     bench: Bench, project: Contender, query: Callable[[Table, sql.Composable], sql.Composable]
 ) -> Iterator[Sample]:
-    """Run a query on all tables of each side, one side after the other: the slower one counts."""
+    """Run a query on all tables of each side, one side after the other; yield the slower side."""
     stage, tables = bench.copies.stage, bench.copies.sources.tables(FOUR_TABLES)
     rows_of: Sequence[Callable[[Table], sql.Composable]] = (lambda table: sql.Identifier(table.name), project.rows)
     measured = []
@@ -149,7 +149,7 @@ def _ask_plainly(
 
 
 def work_beside_others(bench: Bench, turn: int) -> Iterator[Sample]:
-    """Load everything while pgbench works on the same database of the source; and leave it alone for a while."""
+    """Measure pgbench alone on the source, and while each contender loads everything from the same database."""
     copies = bench.copies
     load = bench.load = bench.load or Load(copies.stage, copies.sources.url(ORDERS))
     works = [partial(_leave_alone, bench, load)]
@@ -171,11 +171,11 @@ def _leave_alone(bench: Bench, load: Load) -> Sample:
 
 def _load_beside(bench: Bench, load: Load, contender: Contender, settings: Mapping[str, str] | None = None) -> Sample:
     contender.prepare(ORDERS)
-    execute(bench.copies.stage.target.url(), "checkpoint")  # the source's would make pgbench slower
+    execute(bench.copies.stage.target.url(), "checkpoint")  # a checkpoint on the source would slow pgbench
     with load.counted() as count:
         measured = bench.copies.run(contender, ORDERS, contender.load(ORDERS), settings)
     sample = bench.copies.judge(contender, ORDERS, measured)
-    name = f"{contender.name}, gently" if settings else contender.name
+    name = f"{contender.name}, throttled" if settings else contender.name
     return replace(sample, contender=name, source_transactions_per_second=count.transactions_per_second)
 
 
@@ -205,7 +205,7 @@ def _make_pipeline(bench: Bench) -> Measurement:
     return measure("make pipeline", bench.pipeline_environment, stage.source, stage.target)
 
 
-# Names for the command line, what the tables of figures say, and the functions; the order is that of a turn.
+# By name on the command line: the text in the tables of figures, and the function. A turn runs them in this order.
 TASKS: Mapping[str, tuple[str, Task]] = {
     "load": ("full load", partial(load, ORDERS)),
     "load-four": ("full load, four tables", partial(load, FOUR_TABLES)),

@@ -1,8 +1,8 @@
-"""`python -m bench.tutorial TABLE ...`: the loader that a tutorial teaches, to compare with.
+"""`python -m bench.tutorial TABLE ...`: the loader that a tutorial teaches, for comparison.
 
-Reads rows above `max(updated_at)` through a server-side cursor, `fetchmany` by `fetchmany`, and upserts them with
-`execute_values`. Written as a careful tutorial would; what it lacks is in its idea: rows pass through Python, rows that
-commit late are lost, and deletes are not seen. The tables are there already.
+It reads rows above `max(updated_at)` through a server-side cursor with `fetchmany`, and upserts them with
+`execute_values` into existing tables. The code is as careful as a good tutorial's; its limits are those of the method:
+rows pass through Python, rows that commit late are lost, and deletes are not seen.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What `make` and the containers run around the product; not part of the installed package."""
+"""Commands around the product that `make` and the containers run; not part of the installed package."""

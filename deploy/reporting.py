@@ -1,4 +1,4 @@
-"""Runs a command of this folder: its errors go to standard error, one line each, and become the exit codes of `etl`."""
+"""Runs a command of this folder, prints its errors to standard error and turns them into the exit codes of `etl`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run_reported(name: str, command: Callable[[], int]) -> int:
             print(f"{name}: {line}", file=sys.stderr)
         return error.exit_code
     except psycopg2.OperationalError as error:
-        print(f"{name}: {' '.join(str(error).split())}; look at it with `make status`", file=sys.stderr)
+        print(f"{name}: {' '.join(str(error).split())}; check the servers with `make status`", file=sys.stderr)
         return UNAVAILABLE
     except KeyboardInterrupt:
         return INTERRUPTED

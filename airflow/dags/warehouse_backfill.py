@@ -1,4 +1,4 @@
-"""Chosen tables loaded anew, then the models; by hand."""
+"""Reloads chosen tables, then builds the models; started by hand."""
 
 import datetime as dt
 
@@ -22,19 +22,19 @@ DAG_ID = "warehouse_backfill"
     tags=["tidemark", "maintenance"],
     params={
         "tables": Param(
-            type="array", items={"type": "string", "minLength": 1}, minItems=1, description="Tables to load anew"
+            type="array", items={"type": "string", "minLength": 1}, minItems=1, description="Tables to reload"
         ),
         "allow_deletes": Param(
-            False, type="boolean", description="Confirm that more rows are gone than max_delete_fraction"
+            False, type="boolean", description="Allow more rows to be deleted than max_delete_fraction"
         ),
     },
 )
 def warehouse_backfill():
     """
-    ### Loading tables anew
+    ### Reloading tables
 
-    `reload` loads the chosen tables anew, as `etl reset` does: readers see the old rows until the new ones are there,
-    and rows that are gone from the source become tombstones. Then come `dbt_run` and `dbt_test`.
+    `reload` reloads the chosen tables, as `etl reset` does: readers see the old rows until the new ones are complete,
+    and rows deleted from the source become tombstones. `dbt_run` and `dbt_test` follow.
     """
 
     @task(outlets=[RAW], execution_timeout=EXTRACT_LIMIT)

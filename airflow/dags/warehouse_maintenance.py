@@ -1,4 +1,4 @@
-"""What keeps a warehouse in order, weekly and by hand: compare, purge, vacuum, and build models anew."""
+"""Compares, purges and vacuums the tables and rebuilds chosen models, weekly and by hand."""
 
 import datetime as dt
 
@@ -9,7 +9,7 @@ from etl.orchestration.connections import read_environment
 from etl.orchestration.defaults import DBT_LIMIT, DEFAULT_ARGUMENTS, EXTRACT_LIMIT, RAW, START, deadline
 
 DAG_ID = "warehouse_maintenance"
-NAMES = {"type": "array", "items": {"type": "string", "pattern": "^[^-]"}}  # no option of a command
+NAMES = {"type": "array", "items": {"type": "string", "pattern": "^[^-]"}}  # a name, not an option of the command
 
 
 @dag(
@@ -22,24 +22,26 @@ NAMES = {"type": "array", "items": {"type": "string", "pattern": "^[^-]"}}  # no
     deadline=deadline(DAG_ID, dt.timedelta(hours=12)),
     tags=["tidemark", "maintenance"],
     params={
-        "tables": Param([], **NAMES, description="Tables to reconcile and verify; none: all"),
-        "repair": Param(False, type="boolean", description="Load again what differs"),
+        "tables": Param([], **NAMES, description="Tables to reconcile and verify; empty: all"),
+        "repair": Param(False, type="boolean", description="Reload rows that differ"),
         "tombstone_days": Param(
             None,
             type=["null", "number"],
             minimum=0,
-            description="Purge tombstones of this age; null: as tables.yml says",
+            description="Purge tombstones older than this; null: as in tables.yml",
         ),
-        "models": Param([], **NAMES, description="Models to build anew from all rows, as dbt selects them"),
+        "models": Param([], **NAMES, description="Models to rebuild from all rows, in dbt's selection syntax"),
     },
 )
 def warehouse_maintenance():
     """
-    ### Keeping the warehouse in order
+    ### Maintaining the warehouse
 
-    `reconcile` compares the keys of every table, also where the source has counted no deletes, and purges old
-    tombstones; `verify` compares source and raw by content, and fails when they differ; `dbt_full_refresh` builds
-    chosen models anew; `vacuum` vacuums and analyzes raw and marts.
+    - `reconcile` compares the keys of every table, even where the source has counted no deletes, and purges old
+      tombstones.
+    - `verify` compares source and raw by content, and fails if they differ.
+    - `dbt_full_refresh` rebuilds chosen models.
+    - `vacuum` vacuums and analyzes raw and the marts.
     """
 
     @task(outlets=[RAW], execution_timeout=EXTRACT_LIMIT)

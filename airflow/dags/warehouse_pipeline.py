@@ -1,4 +1,4 @@
-"""Source to marts, hourly: replicate, build, check; then tell how fresh it is, and document it."""
+"""Source to marts, hourly: replicates, builds and checks, then reports freshness and writes the documentation."""
 
 import datetime as dt
 
@@ -38,7 +38,7 @@ DAG_ID = "warehouse_pipeline"
         "mapped_tables": Param(
             None,
             type=["null", "boolean"],
-            description="Replicate each table by a task of its own; null: as the variable mapped_tables says",
+            description="Replicate each table in its own task; null: as set by the variable mapped_tables",
         ),
     },
 )
@@ -46,15 +46,16 @@ def warehouse_pipeline():
     """
     ### Source to marts
 
-    `extract_and_load` replicates all tables at one snapshot of the source; `dbt_run` builds snapshots and models;
-    `dbt_test` checks the rules, and a broken one stops the run; then come freshness and documentation.
-    With `mapped_tables`, a variable or a param, `begin_run`, `replicate` for each table, and `end_run` stand in for
-    `extract_and_load`; they need the pool `tidemark_source`.
+    `extract_and_load` replicates all tables at one snapshot of the source. `dbt_run` builds snapshots and models.
+    `dbt_test` checks the rules, and a broken rule stops the run. `freshness` and `docs` follow.
 
-    Connections: `source_db`, `target_db`, and `transformer_db` where dbt works as a role of its own.
-    Each task may be cleared and run again at any time: a repetition changes nothing twice.
-    What each table took is in the log of the task that replicates it and in its return value.
-    With the variable `dbt_runner` set to `cosmos`, a group of tasks stands in for `dbt_run`, one for each model.
+    If the variable or param `mapped_tables` is true, `begin_run`, one `replicate` for each table and `end_run` replace
+    `extract_and_load`; they need the pool `tidemark_source`.
+    If the variable `dbt_runner` is `cosmos`, a group with one task for each model replaces `dbt_run`.
+
+    Connections: `source_db`, `target_db`, and `transformer_db` if dbt uses another role.
+    Each task can be cleared and run again at any time: repeating it changes nothing twice.
+    The log and the return value of the task that replicates a table say what was done and how long it took.
     """
 
     @task(outlets=[RAW], execution_timeout=EXTRACT_LIMIT)
@@ -98,14 +99,14 @@ def warehouse_pipeline():
     def docs():
         return steps.write_docs(read_environment())
 
-    begun = begin_run().as_setup()  # clearing a table's task clears both ends of the run with it
+    begun = begin_run().as_setup()  # clearing a table's task also clears both ends of the run
     replicated = replicate.partial(run=begun["run"]).expand(table=begun)
     ended = end_run(begun["run"]).as_teardown(setups=begun, on_failure_fail_dagrun=True)
     replicated >> ended
 
     extracted, checked = [extract_and_load(), replicated, ended], dbt_test()
     if read_dbt_runner() == "cosmos":
-        from etl.orchestration.models import build_by_model  # noqa: PLC0415 Cosmos, only where it is chosen
+        from etl.orchestration.models import build_by_model  # noqa: PLC0415 needs Cosmos, which may not be chosen
 
         build_by_model(after=extracted, before=checked)
     else:

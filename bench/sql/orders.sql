@@ -1,5 +1,5 @@
--- A table such as an OLTP has it: bigint key, enum, numeric, jsonb, timestamps, an index on the watermark.
--- All times are past, so that what is changed now is newer.
+-- A typical OLTP table: bigint key, enum, numeric, jsonb, timestamps, an index on the watermark column.
+-- All times are in the past, so that rows changed now are newer.
 create type order_status as enum ('placed', 'paid', 'shipped', 'delivered');
 create table orders (
     order_id bigint primary key,

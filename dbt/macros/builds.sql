@@ -1,18 +1,18 @@
 {#
-    What a build has read, for models that are stored.
+    Records what the builds of stored models have read.
 
-    A stored model notes, in the transaction of its rows, the newest run that had ended before it began, and no more
-    than what the stored models it reads from have noted: a fact that joins a history knows no later run than the
-    history does, whichever way the two were built. The next build reads from the noted run on. What a run in progress
-    commits after the note was taken belongs to a run above it, so the next build reads it again, whether this one
-    saw it or not. A build that fails notes nothing and is repeated in full.
+    A stored model notes, in the transaction of its rows, the newest run that had ended before the build began. The
+    note never exceeds the notes of the stored models that it reads: a fact that joins a history notes no later run
+    than the history, in whatever order the two were built. The next build reads rows of later runs only. A run in
+    progress has a higher id than the note, so the next build reads its rows again, whether or not this build saw
+    them. A build that fails notes nothing and is repeated in full.
 #}
 
 {% macro builds_table() -%}
     {{ api.Relation.create(database=target.database, schema=generate_schema_name('intermediate', none), identifier='dbt_builds') }}
 {%- endmacro %}
 
-{# Make the table of builds where it is missing, and forget models that the project has no more; on-run-start. #}
+{# Create the table of builds if it is missing, and delete notes of models that no longer exist; on-run-start. #}
 {% macro prepare_builds() -%}
     {%- if execute -%}
     create schema if not exists {{ generate_schema_name('intermediate', none) }};
@@ -30,8 +30,8 @@
 {%- endmacro %}
 
 {#
-    Make the schemas of all models, and the table of builds: each dbt command makes those that are missing, and two that
-    do so at once would fail. For a build whose models are built by several processes.
+    Create the schemas of all models and the table of builds, for a build by several processes: each dbt command
+    creates those that are missing, and fails if another one does so at the same time.
 #}
 {% macro prepare_schemas() -%}
     {%- set names = [] -%}
@@ -45,7 +45,7 @@
     {%- do run_query('commit') -%}
 {%- endmacro %}
 
-{# The names of the stored models from which a node reads, directly or through views. #}
+{# The names of the stored models that a node reads, directly or through views. #}
 {% macro stored_parents(node) -%}
     {%- set names = [] -%}
     {%- for parent_id in node.depends_on.nodes if parent_id in graph.nodes -%}
@@ -59,7 +59,7 @@
     {{ return(names | unique | list) }}
 {%- endmacro %}
 
-{# Take the note of a build, before it reads anything; pre-hook of snapshots; facts and histories do it by themselves. #}
+{# Take the note of a build before it reads anything; a pre-hook of snapshots, which facts and histories call themselves. #}
 {% macro begin_build() -%}
     drop table if exists pg_temp.build_start;
     create temporary table build_start as
@@ -79,7 +79,7 @@
     on conflict (model_name) do update set run_id = excluded.run_id, dbt_built_at = excluded.dbt_built_at
 {%- endmacro %}
 
-{# The run that the last build of this model has noted, as a number: the planner sees how few rows lie above it. #}
+{# The run that the last build of this model noted, as a literal: the planner then knows how few rows are above it. #}
 {% macro noted_run() -%}
     {%- if execute and flags.WHICH in ('run', 'build') and is_incremental() -%}
         {{ run_query(
@@ -90,14 +90,14 @@
     {%- endif -%}
 {%- endmacro %}
 
-{# True for rows that a run has changed since the last build of this model: of staging models, sources and histories. #}
+{# Condition: a run changed the row since the last build of this model. For staging models, sources and histories. #}
 {% macro is_touched(relation_alias) -%}
     {{ relation_alias }}._etl_run_id > {{ noted_run() }}
 {%- endmacro %}
 
 {#
-    The orders that a run has touched which one of these models need not know yet. A run that ends while models are
-    built comes between them, so rules that compare models leave these orders to the next build.
+    The orders touched by runs that at least one of these models has not read yet. A run may end between the builds of
+    two models, so rules that compare models leave these orders to the next build.
 #}
 {% macro orders_touched_after(models) -%}
     {%- for parent in ('stg_orders', 'stg_order_items', 'stg_payments') %}

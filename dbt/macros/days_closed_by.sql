@@ -1,8 +1,8 @@
 {#
-    The days, UTC, at whose end a version was valid: from a day on, and through the day of the newest ended run.
+    The days, UTC, at whose end a version was valid, from a given day through the day of the newest ended run.
 
-    A version may have ended later than that, in rows of a run in progress: days are counted for all stock alike, so
-    they wait. They are timestamps without a zone, for in zones that skip a midnight a series of instants loses a day.
+    A run in progress may have brought versions that end later; their days wait, so that all stock has the same days.
+    The days are timestamps without time zone, because a series of instants loses a day in zones that skip a midnight.
 #}
 {% macro days_closed_by(version, from_date) -%}
     generate_series(

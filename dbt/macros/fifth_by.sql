@@ -1,6 +1,6 @@
 {#
-    The fifth in which a row lies within its group when ordered, 1 to 5: equal rows lie in the same one, that of their
-    middle. So a group of equal rows is all in the third, and a tie is never decided by chance.
+    The fifth, 1 to 5, of a row in the order of its group. Equal rows get the same fifth, that of their middle position:
+    a group of equal rows is entirely in the third, and chance never decides a tie.
 #}
 {% macro fifth_by(ordering, group) -%}
     ceil(

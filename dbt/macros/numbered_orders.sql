@@ -1,4 +1,4 @@
-{# The orders that were placed, each with its number among the orders of its customer; a condition chooses customers. #}
+{# The placed orders, each with its number among the orders of its customer; the condition selects customers. #}
 {% macro numbered_orders(condition='true') -%}
     select
         placed.order_id,

@@ -1,10 +1,10 @@
 {#
-    Incremental models that equal a full refresh.
+    Incremental models whose result equals a full refresh.
 
-    A model names, in a call block of `collect_touched_keys`, the keys whose row may have changed since its last
-    build: by `_etl_run_id` of all its parents, never by business time. Exactly these keys are deleted and built
-    anew, so rows that are gone leave. The note of the build is taken before the keys are collected, and stored with
-    the rows (see `builds`).
+    In a call block of `collect_touched_keys`, a model selects the keys whose row may have changed since its last
+    build: by `_etl_run_id` of all its parents, never by business time. A build deletes and rebuilds exactly these
+    keys, so deleted rows disappear. It takes its note before it collects the keys, and stores the note with the rows
+    (see `builds`).
 #}
 
 {# The temporary table of touched keys of this model. #}
@@ -13,19 +13,19 @@
 {%- endmacro %}
 
 {#
-    Take the note, then collect the keys that the call block selects. Writes nothing but temporary tables.
+    Take the note, then collect the keys that the call block selects. Writes only temporary tables.
 
-    A table without a note, which was lost with `dbt_builds` or while the model was disabled, is built anew: also the
-    keys that it has and that have been purged from raw since.
+    If the note is missing, because `dbt_builds` was lost or the model was disabled, the whole table is rebuilt,
+    including keys that have been purged from raw since.
 #}
 {% macro collect_touched_keys() -%}
     {%- set selected_keys = caller() -%}
     {%- if execute and flags.WHICH in ('run', 'build') and model.resource_type == 'model' -%}
-        {#- One snapshot from here to the note: what a run commits meanwhile is seen by all of the build, or by none. -#}
+        {#- One snapshot from here to the note: all statements of the build see what a run commits meanwhile, or none does. -#}
         {%- do run_query('commit; begin transaction isolation level repeatable read') -%}
         {%- do run_query(begin_build()) -%}
         {%- if is_incremental() -%}
-            {#- Statistics lag behind a run: a nested loop planned for one changed row would be taken for thousands. -#}
+            {#- Statistics lag behind a run: a nested loop planned for one changed row would run for thousands. -#}
             {%- do run_query('set local enable_nestloop = off') -%}
             {%- set unique_key = config.get('unique_key') -%}
             {%- set key = get_quoted_csv([unique_key] if unique_key is string else unique_key) -%}
@@ -43,10 +43,10 @@
 {%- endmacro %}
 
 {#
-    A condition, in an incremental build only: the row belongs to a touched key.
+    Condition, in incremental builds only: the row belongs to a touched key.
 
-    As an array, because PostgreSQL pushes it down to the key of the raw table, also through views that have CTEs,
-    which it does not do with a join: so the cost follows the touched rows. Use it on keys of raw tables.
+    It compares with an array, because PostgreSQL pushes that down to the key of the raw table, even through views
+    with CTEs, and does not do so with a join. The cost therefore follows the touched rows. Use it on keys of raw tables.
 #}
 {% macro where_touched(column, conjunction='where') -%}
     {%- if is_incremental() -%}
@@ -54,7 +54,7 @@
     {%- endif -%}
 {%- endmacro %}
 
-{# The incremental strategy `rebuild_touched`: what was touched goes, what is still there comes back. #}
+{# The incremental strategy `rebuild_touched`: delete the rows of touched keys, and insert those that still exist. #}
 {% macro get_incremental_rebuild_touched_sql(arg_dict) -%}
     {%- set columns = get_quoted_csv(arg_dict['dest_columns'] | map(attribute='name')) -%}
     {%- set unique_key = arg_dict['unique_key'] -%}

@@ -1,14 +1,14 @@
 {#
-    The versions of each row that a snapshot has kept, with validity in the time of the shop.
+    The versions of each row that a snapshot has kept, with their validity in the shop's time.
 
-    A snapshot orders versions by when `raw` was written. What analysts ask is what was true when an order was placed,
-    so a version is valid from when the shop changed the row, or from when the row was found gone. Where that is not
-    after the version before (a row that came back as it was, or a change that left `updated_at` alone), it is valid
-    from when `raw` was written. The clocks of shop and warehouse may disagree: no version begins before the one that
-    it follows, and one that was valid for no time is left out. So there is no gap and no overlap.
-    The first version is valid from `first_valid_from`: as a rule from when the row was made, for what it was before its
-    first change that was seen is not known.
-    A build after the first makes anew the versions of touched keys, all of them.
+    A snapshot orders versions by when `raw` was written. Analysts ask what was true when an order was placed, so a
+    version is valid from when the shop changed the row, or from when the row was found deleted. If that time is not
+    after that of the version before (a row that came back unchanged, or a change that did not set `updated_at`), the
+    version is valid from when `raw` was written. The clocks of shop and warehouse may disagree: no version begins
+    before the one it follows, and a version that was valid for no time is left out. So there is no gap and no overlap.
+    The first version is valid from `first_valid_from`. By default that is the row's creation, because its state before
+    the first change that was seen is unknown.
+    An incremental build rebuilds all versions of touched keys.
 #}
 {% macro versions_of(snapshot, key, columns, first_valid_from='least(created_at, changed_at)') -%}
     {%- set key_columns = key | join(', ') -%}
@@ -56,7 +56,7 @@
     where valid_to is null or valid_from < valid_to
 {%- endmacro %}
 
-{# Collect the keys of which a snapshot has versions that the last build has not seen; at the head of a history. #}
+{# Collect the keys with versions in a snapshot that the last build has not read; a history begins with this. #}
 {% macro collect_touched_versions(snapshot, key) -%}
     {%- call collect_touched_keys() %}
     select distinct versions.{{ key | join(', versions.') }}
@@ -65,12 +65,12 @@
     {%- endcall %}
 {%- endmacro %}
 
-{# The condition that a version, or one that it follows, was valid at an instant; the first answers for all before. #}
+{# Condition: the version had begun at an instant; the first version also counts for all earlier instants. #}
 {% macro had_begun(version, instant) -%}
     ({{ version }}.version_number = 1 or {{ version }}.valid_from <= {{ instant }})
 {%- endmacro %}
 
-{# The condition that a version was the valid one at an instant. #}
+{# Condition: the version was the valid one at an instant. #}
 {% macro was_valid_at(version, instant) -%}
     {{ had_begun(version, instant) }} and ({{ version }}.valid_to is null or {{ instant }} < {{ version }}.valid_to)
 {%- endmacro %}

@@ -1,4 +1,4 @@
--- The lines of an order and the order itself tell the same money.
+-- The lines of an order and the order itself have the same revenue.
 select
     orders.order_id,
     orders.gross_usd,

@@ -1,1 +1,1 @@
-"""What `make` runs for docker-compose.yml, and what the containers run inside."""
+"""What `make` runs for docker-compose.yml, and what runs inside the containers."""

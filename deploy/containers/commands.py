@@ -1,6 +1,6 @@
 """`python3 -m deploy.containers COMMAND`: what `make` calls for the containers of docker-compose.yml.
 
-It needs Docker with its compose plugin and any Python 3: no package, and no environment. Begin at `main`.
+It needs only Docker with its compose plugin and any Python 3, no packages. Begin at `main`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from deploy.containers.secret_files import FOLDER, make_secrets
 CHECKOUT = Path(__file__).resolve().parents[2]
 BACKUPS = "backups"
 WAREHOUSE, SUPERUSER, TARGET = "warehouse", "postgres", "target_db"
-# Beside the warehouse, until a restored one is whole; then the former one until the new one is in its place.
+# A restored warehouse until it is complete, and the replaced one until the restored one has its name.
 RESTORED, REPLACED = "warehouse_restored", "warehouse_replaced"
 DATABASES = ("source_db", "target_db")
 STEPS = ("roles", "seed", "etl", "dbt")
@@ -29,7 +29,7 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
 class ContainersError(Exception):
-    """A command cannot be done; the message says the next step."""
+    """A command cannot be carried out; the message says the next step."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,52 +49,52 @@ def main(argv: Sequence[str]) -> int:
 
 def make_secret_files(_: Sequence[str]) -> None:
     made = make_secrets(CHECKOUT)
-    print(f"{FOLDER}: {len(made)} made" if made else f"{FOLDER}: all there")
+    print(f"{FOLDER}: {len(made)} files created" if made else f"{FOLDER}: nothing to create")
 
 
 def build_image(_: Sequence[str]) -> None:
-    """Build the image that all services but the servers run; IMAGE names it."""
-    make_secrets(CHECKOUT)  # compose reads no file of services without them
+    """Build the image of all services except the database servers and Redis; IMAGE names it."""
+    make_secrets(CHECKOUT)  # without them, compose refuses docker-compose.yml
     compose("build", "dbt")
 
 
 def pipeline(_: Sequence[str]) -> None:
-    """Build the image, start both databases, and go the whole way to the marts, a container for each step."""
+    """Build the image, start both databases, and run the pipeline up to the marts, with a container for each step."""
     build_image([])
     compose("up", "--detach", "--wait", "--wait-timeout", START_SECONDS, *DATABASES)
     for number, step in enumerate(STEPS, 1):
         _say(f"{number}/{len(STEPS)} {step}")
         compose("run", "--rm", "--no-deps", "--no-TTY", step)
-    _say("the marts are in target_db: docker compose exec target_db psql -U analyst warehouse")
+    _say("query the marts with: docker compose exec target_db psql -U analyst warehouse")
 
 
 def up(arguments: Sequence[str]) -> None:
-    """Go the whole way to the marts, then start Airflow, and wait until all of it is at work."""
+    """Run the pipeline up to the marts, then start Airflow and wait until all its services are healthy."""
     pipeline([])
-    _say("Airflow (about a minute) ...")
+    _say("starting Airflow (about a minute) ...")
     compose("up", "--detach", "--wait", "--wait-timeout", START_SECONDS, *arguments, *_lasting_services())
     port = answer("port", API_SERVER, API_PORT).strip().rpartition(":")[2]
     print(f"Airflow: http://localhost:{port}  login admin  password in {FOLDER}/airflow_admin")
 
 
 def down(_: Sequence[str]) -> None:
-    """Stop and remove the containers; the data stay."""
+    """Stop and remove the containers; keep the data."""
     compose(*ALL_PROFILES, "down", "--remove-orphans")
 
 
 def clean(_: Sequence[str]) -> None:
-    """Remove the containers and all of their data; secrets and backups stay."""
+    """Remove the containers and all their data; keep secrets and backups."""
     compose(*ALL_PROFILES, "down", "--remove-orphans", "--volumes")
 
 
 def back_up(arguments: Sequence[str]) -> None:
-    """Write the warehouse, as it is at one moment, to a file; it is there whole or not at all."""
+    """Dump the warehouse at one snapshot to a file, which is complete or does not exist."""
     folder = CHECKOUT / BACKUPS
     folder.mkdir(mode=0o700, exist_ok=True)
     stamp = dt.datetime.now(dt.timezone.utc).strftime("%Y%m%dT%H%M%SZ")  # noqa: UP017 an older Python may run this
     path = Path(arguments[0]) if arguments else folder / f"{WAREHOUSE}-{stamp}.dump"
     if path.exists():
-        raise ContainersError(f"{path} is there already: name another file")
+        raise ContainersError(f"{path} already exists: name another file")
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -105,20 +105,22 @@ def back_up(arguments: Sequence[str]) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): bring it back with make restore FILE={path}")
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): restore it with make restore FILE={path}")
 
 
 def restore(arguments: Sequence[str]) -> None:
-    """Bring a warehouse back from a file, beside the present one, and put it in its place when it is whole."""
+    """Restore a warehouse from a file next to the present one, and replace that one once it is complete."""
     if not arguments:
-        raise ContainersError(f"which backup? make restore FILE={BACKUPS}/{WAREHOUSE}-....dump")
+        raise ContainersError(
+            f"expected a backup to restore, found none: make restore FILE={BACKUPS}/{WAREHOUSE}-....dump"
+        )
     path = Path(arguments[0])
     if not path.is_file():
-        raise ContainersError(f"{path} is not there: the backups are in {BACKUPS}/")
+        raise ContainersError(f"{path} does not exist: the backups are in {BACKUPS}/")
     make_secrets(CHECKOUT)
     _refuse_writers()
     compose("up", "--detach", "--wait", "--wait-timeout", START_SECONDS, *DATABASES)
-    compose("run", "--rm", "--no-deps", "--no-TTY", "roles")  # owners of what comes back
+    compose("run", "--rm", "--no-deps", "--no-TTY", "roles")  # the owners of what is restored
     _check_dump(path)
     sql(f"drop database if exists {RESTORED} with (force)", f"create database {RESTORED} template template0")
     with path.open("rb") as file:
@@ -127,14 +129,14 @@ def restore(arguments: Sequence[str]) -> None:
             stdin=file,
         )  # fmt: skip
     _exchange()
-    compose("run", "--rm", "--no-deps", "--no-TTY", "roles")  # what roles may do with the database itself
-    print(f"{WAREHOUSE} is as it was in {path}; the next run brings what has changed since")
+    compose("run", "--rm", "--no-deps", "--no-TTY", "roles")  # the privileges on the database itself
+    print(f"{WAREHOUSE} was restored from {path}; the next run replicates what has changed since")
 
 
 def _exchange() -> None:
-    """Put the restored database in the place of the present one, in one transaction, and drop that.
+    """Replace the present database with the restored one, in one transaction, and drop the present one.
 
-    Sessions of the present one are ended; where one comes back in time, nothing is exchanged, and psql tells so.
+    Terminates the sessions on the present one; if one reconnects in time, nothing changes and psql reports it.
     """
     sql(f"drop database if exists {REPLACED} with (force)")
     psql(
@@ -147,11 +149,13 @@ def _exchange() -> None:
 
 
 def _refuse_writers() -> None:
-    """Raise when something that writes to the warehouse is running: it would go on in the database that is replaced."""
+    """Raise if something that writes to the warehouse is running: it would write to the database that is replaced."""
     names = answer(*ALL_PROFILES, "ps", "--services", "--status", "running").split()
     found = [name for name in names if name in (*WRITERS, *STEPS)]
     if found:
-        raise ContainersError(f"{', '.join(found)} may write meanwhile: docker compose stop {' '.join(found)}")
+        raise ContainersError(
+            f"{', '.join(found)} could write during the restore: docker compose stop {' '.join(found)}"
+        )
 
 
 def _check_dump(path: Path) -> None:
@@ -161,7 +165,7 @@ def _check_dump(path: Path) -> None:
 
 
 def in_target(*command: str, **streams: object) -> None:
-    """Run a program of the target's container, of the version of its server."""
+    """Run a program in the target's container, where it has the server's version."""
     compose("exec", "--no-TTY", TARGET, *command, **streams)
 
 
@@ -179,7 +183,7 @@ def psql(*arguments: str) -> None:
 
 
 def compose(*arguments: str, **streams: object) -> None:
-    """Run docker compose on this checkout. Raises ContainersError when it fails; it has told why."""
+    """Run docker compose on this checkout. Raises ContainersError when it fails; its output says why."""
     finished = _run(arguments, **streams)
     if finished.returncode:
         step = next((argument for argument in arguments if not argument.startswith("-")), "")
@@ -195,7 +199,7 @@ def answer(*arguments: str) -> str:
 
 
 def _run(arguments: Sequence[str], **streams: object) -> subprocess.CompletedProcess[str]:
-    # make exports variables that nobody has set as empty ones, which would hide those of `.env` from compose.
+    # make exports unset variables as empty ones, which would override those of `.env` in compose.
     chosen = {name: value for name, value in os.environ.items() if value}
     options: Mapping[str, object] = {"stdin": subprocess.DEVNULL, "env": chosen, **streams}
     command = ["docker", "compose", *arguments]
@@ -206,7 +210,7 @@ def _run(arguments: Sequence[str], **streams: object) -> subprocess.CompletedPro
 
 
 def _lasting_services() -> list[str]:
-    """Return the services that go on, of the profiles that are chosen."""
+    """Return the services of the chosen profiles that keep running."""
     return [name for name in answer("config", "--services").split() if name not in (*STEPS, "airflow-init")]
 
 

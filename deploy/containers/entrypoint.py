@@ -1,8 +1,8 @@
-"""`python -m deploy.containers.entrypoint PROGRAM ...`: what every container of the image begins with.
+"""`python -m deploy.containers.entrypoint PROGRAM ...`: the entry point of every container of the image.
 
-Passwords come as files, one for each role of a server; libpq and asyncpg read them from one file that nobody else may
-read. The URLs that alerts are sent to come as files too, and become variables of the program alone. So nothing secret
-is in an argument, or in what `docker inspect` shows. Then the program takes this process's place.
+Passwords are mounted as files, one for each role of a server; this writes them to one private file that libpq and
+asyncpg read. The URLs for alerts are mounted as files too, and become environment variables of the program only. So
+no secret is in an argument or in the output of `docker inspect`. Then the program replaces this process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ USAGE = 2
 
 
 def main(argv: Sequence[str], environment: Mapping[str, str] = os.environ, secrets: Path = SECRETS) -> int:
-    """Write what the program needs, then become it; return only when it cannot be found."""
+    """Write what the program needs, then replace this process with it; return only if it cannot be started."""
     if not argv:
         print("entrypoint: expected a program, such as: etl run", file=sys.stderr)
         return USAGE
@@ -36,7 +36,7 @@ def main(argv: Sequence[str], environment: Mapping[str, str] = os.environ, secre
         _copy_manifest(Path(target))
     try:
         variables = {**environment, **alert_variables(secrets)}
-        os.execvpe(argv[0], list(argv), variables)  # noqa: S606 it takes this process's place, so that signals reach it
+        os.execvpe(argv[0], list(argv), variables)  # noqa: S606 it replaces this process, so that signals reach it
     except OSError as error:
         print(f"entrypoint: {argv[0]}: {error.strerror}", file=sys.stderr)
     return USAGE
@@ -51,7 +51,7 @@ def passfile_lines(secrets: Path) -> Iterator[str]:
 
 
 def alert_variables(secrets: Path) -> dict[str, str]:
-    """Return the variables that alerts are sent by, of the files that are there and say something."""
+    """Return the variables that configure alerts, from those files that exist and are not empty."""
     found = {ALERTS[name]: read_secret(secrets / name).strip() for name in ALERTS if (secrets / name).is_file()}
     return {variable: url for variable, url in found.items() if url}
 
@@ -61,7 +61,7 @@ def read_secret(path: Path) -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that its owner alone may read; libpq ignores any other."""
+    """Write a file that only its owner can read; libpq ignores any other."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -73,7 +73,7 @@ def _escape(value: str) -> str:
 
 
 def _copy_manifest(target: Path) -> None:
-    """Put the manifest that came with the image where it is looked for: that folder is empty at first."""
+    """Copy the image's manifest to dbt's target folder, which is empty when the container starts."""
     made = CHECKOUT / "dbt" / "target"
     if made.is_dir() and not target.exists():
         shutil.copytree(made, target)

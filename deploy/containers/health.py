@@ -1,7 +1,7 @@
-"""`python -m deploy.containers.health [PART]`: what the health checks of containers run; it ends with 1 and the reason.
+"""`python -m deploy.containers.health [PART]`: the health check of a container; exits with 1 and the reason.
 
-Without PART, every database that a variable names has to answer. PART is one of Airflow's, which tells of itself in
-the metadata database, and of which its api-server knows: asking that costs no start of Airflow.
+Without PART, every database that a variable names must accept a connection. PART is a component of Airflow, which
+reports to the metadata database; the api-server returns its state, which is faster than starting Airflow's own check.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> in
 
 
 def _fault_of_part(part: str, environment: Mapping[str, str]) -> str:
-    """Return what is wrong with a part of Airflow, or nothing."""
+    """Return what is wrong with a component of Airflow, or an empty text."""
     address = environment.get("AIRFLOW_HEALTH_URL") or "http://localhost:8080/api/v2/monitor/health"
     try:
         with urllib.request.urlopen(address, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 an http address
@@ -32,11 +32,11 @@ def _fault_of_part(part: str, environment: Mapping[str, str]) -> str:
     except (OSError, ValueError) as error:
         return f"{part}: {address} does not answer: {error}"
     found = (health.get(part) or {}).get("status")
-    return "" if found == "healthy" else f"{part}: {found or 'not heard of'}"
+    return "" if found == "healthy" else f"{part}: {found or 'unknown'}"
 
 
 def _database_faults(environment: Mapping[str, str]) -> list[str]:
-    import psycopg2  # noqa: PLC0415 the other way needs no driver
+    import psycopg2  # noqa: PLC0415 checks of Airflow need no driver
 
     faults = []
     for name, url in sorted(environment.items()):

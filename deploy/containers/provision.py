@@ -1,4 +1,4 @@
-"""Provisions the servers that containers reach, with passwords from files. Begin at `provision_given`."""
+"""Provisions the servers that the containers use, with passwords from files. Begin at `provision_given`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from etl.errors import ConfigurationError
 
 @dataclass(frozen=True, kw_only=True)
 class GivenServer:
-    """A server known by a URL of its superuser; the password is in it, or in libpq's password file."""
+    """A server and the URL of its superuser; the password is in the URL or in libpq's password file."""
 
     admin_url: str
 
@@ -23,7 +23,7 @@ class GivenServer:
         return read_url(self.admin_url, "admin_url").get("host", "")
 
     def url(self, database: str = "postgres", user: str | None = None, password: str | None = None) -> str:
-        """Return the URL with another database, and another role where one is given."""
+        """Return the URL with another database, and with another role if one is given."""
         parts = read_url(self.admin_url, "admin_url") | {"dbname": database}
         if user is not None:
             parts = {name: value for name, value in parts.items() if name != "password"}
@@ -32,10 +32,10 @@ class GivenServer:
 
 
 def provision_given(environment: Mapping[str, str], secrets: Path) -> list[str]:
-    """Make what the pipeline needs on each server of which a variable names a superuser's URL; tell what was made.
+    """Create what the pipeline needs on each server whose superuser's URL is in a variable; return a line for each.
 
-    A role's password is in a file HOST.ROLE of the folder. Raises ConfigurationError when one is missing, before
-    anything is made.
+    A role's password is in the file HOST.ROLE of the folder. Raises ConfigurationError if one is missing, before
+    anything is created.
     """
     makers = {
         "SOURCE_ADMIN_DATABASE_URL": (make_source, SOURCE_ROLES),
@@ -44,7 +44,7 @@ def provision_given(environment: Mapping[str, str], secrets: Path) -> list[str]:
     }
     found = {name: GivenServer(admin_url=environment[name]) for name in makers if environment.get(name)}
     if not found:
-        raise ConfigurationError(f"expected a superuser's URL in {', '.join(makers)}, found none: set one")
+        raise ConfigurationError(f"expected a superuser's URL in {', '.join(makers)}, found none: set at least one")
     passwords = {name: read_passwords(secrets, server.host, makers[name][1]) for name, server in found.items()}
     for name, server in found.items():
         makers[name][0](server, passwords[name])
@@ -52,8 +52,8 @@ def provision_given(environment: Mapping[str, str], secrets: Path) -> list[str]:
 
 
 def read_passwords(secrets: Path, host: str, roles: tuple[str, ...]) -> dict[str, str]:
-    """Return the passwords of roles from their files. Raises ConfigurationError with those that are missing."""
+    """Return the roles' passwords from their files. Raises ConfigurationError that names the missing files."""
     missing = [f"{host}.{role}" for role in roles if not (secrets / f"{host}.{role}").is_file()]
     if missing:
-        raise ConfigurationError(f"{secrets} lacks {', '.join(missing)}: make the files with `make secrets`")
+        raise ConfigurationError(f"{secrets} lacks {', '.join(missing)}: create the files with `make secrets`")
     return {role: read_secret(secrets / f"{host}.{role}") for role in roles}

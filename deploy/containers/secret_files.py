@@ -1,7 +1,7 @@
-"""Makes the passwords and keys of the containers: a file each, at random, once. Runs on any Python 3, without packages.
+"""Generates the passwords and keys of the containers, once, a file each. Runs on any Python 3, without packages.
 
-A file named HOST.ROLE is the password of a role on a server. The folder is the owner's alone; the files in it are
-readable by all, because containers see them as they are, and run as users of their own.
+A file named HOST.ROLE is the password of a role on a server. Only the owner can enter the folder; the files in it are
+readable by all, because containers mount them with these permissions and run as other users.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import secrets
 from pathlib import Path
 
 FOLDER = ".secrets"
-VARIABLE = "SECRETS_FOLDER"  # what docker-compose.yml asks for, and tells to make the files where it is not set
+VARIABLE = "SECRETS_FOLDER"  # without it, docker-compose.yml stops with a message
 PASSWORDS = (
     "source_db.postgres",
     "source_db.replicator",
@@ -28,15 +28,15 @@ PASSWORDS = (
 )
 FERNET_KEY = "airflow_fernet_key"
 REDIS_CONFIGURATION, BROKER_URL, RESULT_BACKEND = "redis_conf", "celery_broker_url", "celery_result_backend"
-# URLs that a person may write, with what they hold of passwords; empty, they choose nothing.
+# URLs for alerts, which may contain passwords; a person fills them in, and empty files send no alerts.
 CHOICES = ("alert_webhook_url", "alert_smtp_url")
 READABLE, EDITABLE = 0o444, 0o644
-PASSWORD_BYTES = 32  # as 64 characters that mean nothing to a shell, a URL or a server
+PASSWORD_BYTES = 32  # 64 hexadecimal digits, with no special meaning in a shell, a URL or a server
 FERNET_KEY_BYTES = 32
 
 
 def make_secrets(checkout: Path) -> list[str]:
-    """Make the files that are missing, and name the folder in `.env`; return the names of those made."""
+    """Create the missing files and name the folder in `.env`; return the names of the new files."""
     folder = checkout / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
@@ -50,7 +50,7 @@ def make_secrets(checkout: Path) -> list[str]:
 
 
 def _make_broker(folder: Path) -> list[str]:
-    """Make what Redis and its clients read: three forms of one password, so all anew where one is missing."""
+    """Create the three files with Redis's password; if one is missing, replace all, because they must agree."""
     password = secrets.token_hex(PASSWORD_BYTES)
     texts = {
         REDIS_CONFIGURATION: f"requirepass {password}",
@@ -66,7 +66,7 @@ def _make_broker(folder: Path) -> list[str]:
 
 
 def _write(path: Path, text: str, mode: int = READABLE) -> bool:
-    """Write a file that is not there yet; tell whether it was missing."""
+    """Write a file unless it exists; return whether it was missing."""
     if path.exists():
         return False
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -77,7 +77,7 @@ def _write(path: Path, text: str, mode: int = READABLE) -> bool:
 
 
 def _name_folder(path: Path) -> None:
-    """Add the variable to `.env`, which compose reads, unless it is there; other lines are a person's."""
+    """Add the variable to `.env`, which compose reads, unless it is set there; keep all other lines."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if not any(line.split("=")[0].strip() == VARIABLE for line in lines):
         path.write_text("\n".join([*lines, f"{VARIABLE}={FOLDER}"]) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`python -m deploy.containers.steps STEP`: what the services `roles` and `dbt` run, on servers given by URL."""
+"""`python -m deploy.containers.steps STEP`: run what the services `roles` and `dbt` do, on servers given by URL."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from etl.errors import ConfigurationError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one step and return its exit code, as `etl` does."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.containers.steps", description="The steps of containers.")
-    parser.add_argument("step", choices=sorted(STEPS), help="what to do")
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.containers.steps", description="Run one step of the pipeline in a container."
+    )
+    parser.add_argument("step", choices=sorted(STEPS), help="step to run")
     given = parser.parse_args(argv)
     return run_reported(given.step, STEPS[given.step])
 
 
 def provision() -> int:
-    """Make databases and roles on the servers whose superuser's URL is given, with passwords from files."""
+    """Create databases and roles on the servers whose superuser's URL is given, with passwords from files."""
     print("\n".join(provision_given(os.environ, SECRETS)))
     return 0
 
 
 def build() -> int:
-    """Build the models on a warehouse given by URL and check their rules; show what the marts hold."""
-    from etl.transform import project  # noqa: PLC0415 each step pays for its own imports only
+    """Build the models on a warehouse given by URL and check their rules; print the row counts of the marts."""
+    from etl.transform import project  # noqa: PLC0415 so that each step imports only what it needs
 
     url = os.environ.get("TRANSFORMER_DATABASE_URL") or os.environ.get("TARGET_DATABASE_URL")
     if not url:

@@ -1,4 +1,4 @@
-"""One machine: embedded servers, the example source, and the whole way from source to marts for `make`.
+"""What `make` runs on one machine: the environment, embedded servers, the example source, the pipeline, Airflow.
 
-A floor above the command line: it calls `etl`, `source_db` and dbt, and nothing below imports it.
+It calls `etl`, `source_db` and dbt; none of them imports it.
 """

@@ -1,4 +1,4 @@
-"""`python -m deploy.local COMMAND`: what `make` calls. Embedded servers are started where no URL is given."""
+"""`python -m deploy.local COMMAND`: what `make` runs. It starts an embedded server for each side without a URL."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ WITHOUT_TLS = ("disable", "allow", "prefer")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code, as `etl` does."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.local", description="The pipeline on one machine.")
-    parser.add_argument("command", choices=sorted(COMMANDS), help="what to do; the Makefile tells each")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on")
+    parser = argparse.ArgumentParser(prog="python -m deploy.local", description="Run the pipeline on one machine.")
+    parser.add_argument("command", choices=sorted(COMMANDS), help="command to run; `make` describes each")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the command")
     given = parser.parse_args(argv)
     return run_reported(given.command, partial(COMMANDS[given.command], given.arguments))
 
@@ -52,11 +52,11 @@ def up(_: Sequence[str]) -> int:
 
 
 def airflow(_: Sequence[str]) -> int:
-    """Start Airflow on the databases, which are made and filled if needed, and tell where it is."""
+    """Start Airflow on the databases, created and seeded if needed, and print its address and login."""
     databases = open_databases()
     _seed_if_empty(databases)
     metadata_server = embedded_servers()[1]
-    metadata_server.start()  # also where the warehouse is given by URL
+    metadata_server.start()  # even if the warehouse is given by URL
     server = airflow_server.find_airflow()
     if os.environ.get("AIRFLOW_VAR_DBT_RUNNER") == "cosmos":
         manifest([])
@@ -64,7 +64,7 @@ def airflow(_: Sequence[str]) -> int:
     airflow_server.start(server, databases, metadata_server)
     user, password = server.login()
     print(f"Airflow: {server.address}  login {user}  password {password}")
-    print("switch warehouse_pipeline on there, or trigger it; `make airflow-down` stops it")
+    print("unpause warehouse_pipeline there, or trigger it; `make airflow-down` stops Airflow")
     return 0
 
 
@@ -97,8 +97,8 @@ def simulate(arguments: Sequence[str]) -> int:
     databases = open_databases()
     if not databases.is_source_embedded:
         raise ConfigurationError(
-            "simulate writes to the source, and SOURCE_DATABASE_URL is a database of yours: unset it to play on the "
-            "embedded one, or name it yourself: SOURCE_ADMIN_DATABASE_URL=... python -m source_db simulate"
+            "simulate writes to the source, and SOURCE_DATABASE_URL is a database of yours: unset it to use the "
+            "embedded one, or confirm yours: SOURCE_ADMIN_DATABASE_URL=... python -m source_db simulate"
         )
     return _source_db("simulate", arguments, databases)
 
@@ -140,7 +140,7 @@ def dbt_test(arguments: Sequence[str]) -> int:
 
 def pipeline(_: Sequence[str]) -> int:
     from deploy.local.summary import Timings, print_summary  # noqa: PLC0415
-    from etl.cli import execute_run  # noqa: PLC0415 each command pays for its own imports only
+    from etl.cli import execute_run  # noqa: PLC0415 so that each command imports only what it needs
     from etl.config import load_settings  # noqa: PLC0415
     from etl.transform import project  # noqa: PLC0415
 
@@ -180,7 +180,7 @@ def docs(arguments: Sequence[str]) -> int:
 
 
 def manifest(_: Sequence[str]) -> int:
-    """Write what Airflow draws a task for each model from; no database is asked."""
+    """Write the manifest from which Airflow creates a task for each model; connect to no database."""
     from etl.transform import project  # noqa: PLC0415
 
     print(project.write_manifest())
@@ -190,7 +190,7 @@ def manifest(_: Sequence[str]) -> int:
 def psql(arguments: Sequence[str]) -> int:
     """Open psql on the embedded warehouse as `analyst`, or as ROLE, else on TARGET_DATABASE_URL.
 
-    The password is not an argument.
+    The password is passed in the environment, not as an argument.
     """
     role = os.environ.get("ROLE") or "analyst"
     if role not in PSQL_ROLES:
@@ -204,14 +204,14 @@ def psql(arguments: Sequence[str]) -> int:
 
 
 def _find_psql(variables: Mapping[str, str]) -> Path:
-    """Return the psql to start: the one of the embedded servers knows no TLS, so that another is needed for it."""
+    """Return the psql to run: for TLS the installed one, because that of the embedded servers does not support it."""
     if variables.get("PGSSLMODE", "prefer") in WITHOUT_TLS:
         return find_binaries(18, choose_home(CHECKOUT)) / "bin" / "psql"
     found = shutil.which("psql")
     if found is None:
         raise ConfigurationError(
-            f"sslmode is {variables['PGSSLMODE']}, and the psql of the embedded servers knows no TLS: install psql "
-            "(on Debian: apt-get install postgresql-client)"
+            f"sslmode is {variables['PGSSLMODE']}, and the psql of the embedded servers does not support TLS: install "
+            "psql (on Debian: apt-get install postgresql-client)"
         )
     return Path(found)
 
@@ -237,7 +237,7 @@ def _dbt(command: str, arguments: Sequence[str]) -> int:
 
 
 def _stop_airflow() -> None:
-    """Stop Airflow before its databases, where it was started."""
+    """Stop Airflow, if it is running, before its databases."""
     if airflow_server.stop(airflow_server.find_airflow()):
         print("airflow: stopped")
 
@@ -246,11 +246,11 @@ def _seed_if_empty(databases: Databases) -> None:
     from source_db import seed as seeding  # noqa: PLC0415
 
     if not databases.is_source_embedded:
-        _say("the source is yours: it is only read")
+        _say("the source is your own database: it is only read")
         return
     url = databases.urls["SOURCE_ADMIN_DATABASE_URL"]
     if not seeding.is_empty(url):
-        _say("the source has data already")
+        _say("the source already has data")
         return
     counts = seeding.load(url)
     _say(f"seeded {sum(counts.values()):,} rows in {len(counts)} tables")

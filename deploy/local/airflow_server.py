@@ -1,7 +1,7 @@
 """Starts and stops Airflow on this machine: `airflow standalone` on an embedded metadata database, without containers.
 
-All of its processes are in one session, and are found and stopped by it: children outlive a plain end of their parent,
-and a process that gives itself a title writes over its environment. Begin at `start`.
+All its processes belong to one session, which is how they are found and stopped: children survive their parent, and a
+process that sets its title overwrites its environment, so neither identifies them. Begin at `start`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deploy.local.servers import Server, choose_home, is_listening
 from etl.errors import UnavailableError
 from etl.orchestration.pools import SOURCE_POOL, SOURCE_POOL_SLOTS
 
-START_SECONDS = 240  # seen: 30 on two cores, most of it the making of the metadata database
+START_SECONDS = 240  # measured: 30 on two cores, mostly to create the metadata database
 STOP_SECONDS = 20
 POLL_SECONDS = 0.5
 ANSWER_SECONDS = 5
@@ -36,7 +36,7 @@ ALREADY_THERE = 409
 
 @dataclass(frozen=True, kw_only=True)
 class Airflow:
-    """Where Airflow of this checkout lives; making the value touches nothing."""
+    """Where the Airflow of this checkout is; creating the value has no effect on it."""
 
     home: Path
     port: int
@@ -51,11 +51,11 @@ class Airflow:
 
     @property
     def session(self) -> Path:
-        """The file that holds the number of the session in which it was started last."""
+        """The file with the id of the session in which Airflow was last started."""
         return self.home / "session"
 
     def login(self) -> tuple[str, str]:
-        """Return the user and the password that Airflow made at its first start."""
+        """Return the user and the password that Airflow generated at its first start."""
         passwords = json.loads((self.home / "passwords.json").read_text())
         return LOGIN, passwords[LOGIN]
 
@@ -66,15 +66,15 @@ def find_airflow(environment: Mapping[str, str] = os.environ) -> Airflow:
 
 
 def start(airflow: Airflow, databases: Databases, metadata_server: Server) -> None:
-    """Start Airflow and wait until its scheduler is at work. Raises UnavailableError with where its log is."""
+    """Start Airflow and wait until all its components are healthy. Raises UnavailableError that names its log."""
     if any(processes(airflow)):
         if is_healthy(airflow):
-            make_pool(airflow)  # which an earlier start may have failed to make
+            make_pool(airflow)  # an earlier start may have failed to create it
             return
         stop(airflow)
     if is_listening(airflow.port):
         raise UnavailableError(
-            f"port {airflow.port} is taken by another program: stop that, or choose another port: "
+            f"port {airflow.port} is taken by another program: stop it, or choose another port: "
             f"make airflow AIRFLOW_PORT={airflow.port + 1000}"
         )
     airflow.home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -96,46 +96,47 @@ def start(airflow: Airflow, databases: Databases, metadata_server: Server) -> No
             code = process.poll()
             stop(airflow)
             found = f"has not started within {START_SECONDS} s" if code is None else f"ended with exit code {code}"
-            raise UnavailableError(f"Airflow {found}: {airflow.log} says why")
+            raise UnavailableError(f"Airflow {found}: see {airflow.log}")
         time.sleep(POLL_SECONDS)
     make_pool(airflow)
 
 
 def stop(airflow: Airflow) -> bool:
-    """Stop every process of this Airflow, tasks at work too; tell whether there were any."""
+    """Stop every process of this Airflow, including running tasks; return whether there were any."""
     was_running = any(processes(airflow))
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + STOP_SECONDS
-        told: set[int] = set()
+        signalled: set[int] = set()
         while found := set(processes(airflow)):
-            for pid in found - told:  # those that were started meanwhile, too
+            for pid in found - signalled:  # includes those started meanwhile
                 with suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            told |= found
+                    os.kill(pid, signal_number)
+            signalled |= found
             if time.monotonic() > deadline:
                 break
             time.sleep(POLL_SECONDS)
         else:
             return was_running
-    raise UnavailableError(f"processes of Airflow do not end: {', '.join(map(str, processes(airflow)))}")
+    left = ", ".join(map(str, processes(airflow)))
+    raise UnavailableError(f"these processes of Airflow have not ended, even after SIGKILL: {left}")
 
 
 def processes(airflow: Airflow) -> Iterator[int]:
-    """Yield the ids of the processes of this Airflow's session that work in this checkout.
+    """Yield the ids of the processes in Airflow's session whose working directory is in this checkout.
 
-    The number of a session that has ended may be given to another one, which works elsewhere.
+    The id of an ended session may be reused by another one, which has another working directory.
     """
     if not airflow.session.exists():
         return
     session = int(airflow.session.read_text())
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended, or is another user's
+        with suppress(OSError):  # it has ended, or belongs to another user
             if os.getsid(int(folder.name)) == session and (folder / "cwd").readlink().is_relative_to(CHECKOUT):
                 yield int(folder.name)
 
 
 def variables(airflow: Airflow, databases: Databases, metadata_url: str) -> dict[str, str]:
-    """Return the environment of all parts of Airflow on this machine; they share keys, so make it once."""
+    """Return the environment of all components of Airflow on this machine; call it once: they share keys."""
     connections = {
         "AIRFLOW_CONN_SOURCE_DB": databases.urls["SOURCE_DATABASE_URL"],
         "AIRFLOW_CONN_TARGET_DB": databases.urls["TARGET_DATABASE_URL"],
@@ -150,11 +151,11 @@ def variables(airflow: Airflow, databases: Databases, metadata_url: str) -> dict
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "PYTHONPATH": str(CHECKOUT),
         "AIRFLOW_HOME": str(airflow.home),
-        "AIRFLOW__API__HOST": "127.0.0.1",  # whoever has the login runs the DAGs
+        "AIRFLOW__API__HOST": "127.0.0.1",  # anyone with the login can run the DAGs
         "AIRFLOW__API__PORT": str(airflow.port),
         "AIRFLOW__API__BASE_URL": airflow.address,
         "AIRFLOW__API__WORKERS": "1",
-        "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(64),  # its own is shorter than what it asks for
+        "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(64),  # Airflow's default is shorter than it requires
         "AIRFLOW__CORE__DAGS_FOLDER": str(CHECKOUT / "airflow" / "dags"),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{airflow.address}/execution/",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -170,20 +171,20 @@ def variables(airflow: Airflow, databases: Databases, metadata_url: str) -> dict
 
 
 def make_pool(airflow: Airflow) -> None:
-    """Make the pool that bounds connections to the source; one that is there keeps its slots."""
+    """Create the pool that limits connections to the source; an existing one keeps its slots."""
     user, password = airflow.login()
     try:
         token = _post(airflow, "/auth/token", {"username": user, "password": password})["access_token"]
         pool = {
             "name": SOURCE_POOL,
             "slots": SOURCE_POOL_SLOTS,
-            "description": "connections of warehouse_pipeline to the source, where each table has a task",
+            "description": "connections of warehouse_pipeline to the source",
         }
         _post(airflow, "/api/v2/pools", pool, Authorization=f"Bearer {token}")
-    except OSError as error:  # of urllib, too
+    except OSError as error:  # includes the errors of urllib
         if getattr(error, "code", None) != ALREADY_THERE:
             raise UnavailableError(
-                f"Airflow has started, but the pool {SOURCE_POOL} cannot be made ({error}): make it with "
+                f"Airflow has started, but the pool {SOURCE_POOL} could not be created ({error}): create it with "
                 f"`airflow pools set {SOURCE_POOL} {SOURCE_POOL_SLOTS} source`, or see {airflow.log}"
             ) from error
 
@@ -198,12 +199,12 @@ def _post(airflow: Airflow, path: str, content: Mapping[str, Any], **headers: st
 
 
 def _with_driver(url: str, driver: str) -> str:
-    """Name the driver: SQLAlchemy takes another one by default than the one that is installed."""
+    """Name the driver in a URL, because SQLAlchemy's default driver is not installed."""
     return url.replace("postgresql:", f"postgresql+{driver}:", 1)
 
 
 def is_healthy(airflow: Airflow) -> bool:
-    """Tell whether every part of Airflow says that it is at work."""
+    """Return whether every component of Airflow reports that it is healthy."""
     try:
         address = f"{airflow.address}/api/v2/monitor/health"
         with urllib.request.urlopen(address, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 an http address

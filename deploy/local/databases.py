@@ -1,6 +1,6 @@
-"""Chooses the databases to work on: those given by URL, or embedded ones made ready on this machine.
+"""Chooses the databases to use: those given by URL, or embedded ones that it provisions on this machine.
 
-Begin at `open_databases`. A database given by URL is never created, provisioned or written to from here.
+Begin at `open_databases`. Nothing here creates, provisions or writes to a database given by URL.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEFAULT_PORTS = {"SOURCE_PORT": 5433, "TARGET_PORT": 5434, "AIRFLOW_PORT": 8080}
 
 @dataclass(frozen=True, kw_only=True)
 class Databases:
-    """The URLs that commands work with, as environment variables, and whether each side is embedded."""
+    """The URLs that commands use, as environment variables, and whether each side is embedded."""
 
     urls: Mapping[str, str]
     is_source_embedded: bool
@@ -60,7 +60,7 @@ def open_databases(environment: Mapping[str, str] = os.environ) -> Databases:
 
 
 def provision_source(server: Server) -> dict[str, str]:
-    """Make the database, the schema and the replicator where they are missing; return the URLs."""
+    """Create the database, the schema and the replicator if they are missing; return the URLs."""
     passwords = _passwords(server, provision.SOURCE_ROLES)
     provision.make_source(server, passwords)
     return {
@@ -70,7 +70,7 @@ def provision_source(server: Server) -> dict[str, str]:
 
 
 def provision_target(server: Server) -> dict[str, str]:
-    """Make the database, its schemas and its roles where they are missing; return the URLs."""
+    """Create the database, its schemas and its roles if they are missing; return the URLs."""
     passwords = _passwords(server, provision.TARGET_ROLES)
     provision.make_target(server, passwords)
     urls = {role: server.url(TARGET_NAME, role, passwords[role]) for role in provision.TARGET_ROLES}
@@ -82,14 +82,14 @@ def provision_target(server: Server) -> dict[str, str]:
 
 
 def provision_metadata(server: Server) -> str:
-    """Make a database for Airflow's metadata, and a role that owns it, where they are missing; return the URL."""
+    """Create a database for Airflow's metadata and the role that owns it if they are missing; return the URL."""
     passwords = _passwords(server, (METADATA_NAME,), "airflow.json")
     provision.make_metadata(server, passwords)
     return server.url(METADATA_NAME, METADATA_NAME, passwords[METADATA_NAME])
 
 
 def _passwords(server: Server, roles: tuple[str, ...], name: str = "passwords.json") -> dict[str, str]:
-    """Return the roles' passwords, made at random once and kept beside the data, readable by the owner only."""
+    """Return the roles' passwords, generated once and kept next to the data in a file that only its owner can read."""
     path = server.folder / name
     if path.exists():
         found: dict[str, str] = json.loads(path.read_text())
@@ -108,7 +108,7 @@ def _server(name: str, major: int, home: Path, environment: Mapping[str, str]) -
 
 
 def read_port(environment: Mapping[str, str], name: str) -> int:
-    """Return the port that a variable names, or its default."""
+    """Return the port in an environment variable, or its default. Raises ConfigurationError if it is not a port."""
     text = environment.get(name) or str(DEFAULT_PORTS[name])
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise ConfigurationError(f"{name} is {text!r}: expected a port, 1 to 65535")

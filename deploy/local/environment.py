@@ -1,6 +1,6 @@
-"""Makes the project's environment, `.venv`, from the lock file, with nothing but Python and its venv module.
+"""Creates the project's environment, `.venv`, from the lock file, with only Python and its venv module.
 
-Run by the system's Python, so it uses the standard library only and still starts on an old Python, to say so.
+The system's Python runs it, so it uses only the standard library, and starts on an old Python to report that.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ GROUPS = ("core", "dev", "airflow")
 
 
 def main(group: str, checkout: Path = CHECKOUT) -> int:
-    """Bring `.venv` to the state of the lock file of a group; a second call finds nothing to do."""
+    """Install the lock file of a group into `.venv`, unless that is done already; return the exit code."""
     if sys.version_info < LEAST_PYTHON:
         found = ".".join(map(str, sys.version_info[:3]))
         return _fail(f"expected Python 3.11 or newer, found {found}: run make with PYTHON=/path/to/python3.11")
@@ -29,7 +29,7 @@ def main(group: str, checkout: Path = CHECKOUT) -> int:
         finished = subprocess.run(command, env=_pip_environment(), cwd=checkout, check=False)
         if finished.returncode:
             return _fail(f"{step} failed: the lines above say why; then run the same make command again")
-    # Every group holds the core; all come from one resolution, so what another group brought stays as it was.
+    # Every group includes the core. All are locked in one resolution, so packages of other groups stay as they are.
     current = {fingerprint(checkout, known) for known in GROUPS}
     stamps = {wanted, fingerprint(checkout, "core")} | (installed_fingerprints(environment) & current)
     (environment / "installed.txt").write_text("\n".join(sorted(stamps)) + "\n")
@@ -37,14 +37,14 @@ def main(group: str, checkout: Path = CHECKOUT) -> int:
 
 
 def fingerprint(checkout: Path, group: str) -> str:
-    """Return what tells an up-to-date environment: group, Python, place and the contents of the lock."""
+    """Return the text that identifies an installed group: its name, the Python version, and a hash of lock and path."""
     lock = (checkout / "lock" / f"{group}.txt").read_bytes() + (checkout / "pyproject.toml").read_bytes()
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     return f"{group} {version} {hashlib.sha256(lock + str(checkout).encode()).hexdigest()}"
 
 
 def installed_fingerprints(environment: Path) -> set[str]:
-    """Return the groups that were installed to their end, and nothing for a broken environment."""
+    """Return the fingerprints of completely installed groups; none for a broken environment."""
     stamp = environment / "installed.txt"
     if not stamp.exists() or not (environment / "bin" / "python").exists():
         return set()
@@ -57,9 +57,8 @@ def _steps(checkout: Path, environment: Path, group: str) -> list[tuple[str, lis
     steps = []
     if not _is_whole(environment):
         shutil.rmtree(environment, ignore_errors=True)
-        steps.append(
-            ("making .venv (on Debian: apt-get install python3-venv)", [sys.executable, "-m", "venv", str(environment)])
-        )
+        create = [sys.executable, "-m", "venv", str(environment)]
+        steps.append(("creating .venv (on Debian: apt-get install python3-venv)", create))
     lock = str(checkout / "lock" / f"{group}.txt")
     # The lock names every package, so pip resolves nothing; compiled bytecode saves dbt 8 seconds at each start.
     steps.append(
@@ -70,7 +69,7 @@ def _steps(checkout: Path, environment: Path, group: str) -> list[tuple[str, lis
 
 
 def _is_whole(environment: Path) -> bool:
-    """Tell whether the environment has a pip of the Python that runs this; else it is made anew."""
+    """Return whether the environment has pip and the version of this Python; otherwise it is recreated."""
     python = environment / "bin" / "python"
     if not python.exists():
         return False
@@ -79,7 +78,7 @@ def _is_whole(environment: Path) -> bool:
 
 
 def _pip_environment() -> dict[str, str]:
-    # setuptools warns of how it installs a checkout, which a newcomer can do nothing about.
+    # setuptools warns about editable installs, and a new user cannot do anything about that.
     return {**os.environ, "PIP_NO_INPUT": "1", "PIP_ROOT_USER_ACTION": "ignore", "PYTHONWARNINGS": "ignore"}
 
 

@@ -1,6 +1,6 @@
-"""Makes databases, schemas and roles on servers, embedded or in containers; all of it may be repeated.
+"""Creates databases, schemas and roles on servers, embedded or in containers; all of it can be repeated.
 
-Begin at `provision_given`. The passwords are the caller's: here they are only set.
+Begin at `make_target`. The caller provides the passwords.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from source_db import schema
 SOURCE_NAME, TARGET_NAME = "source", "warehouse"
 SOURCE_ROLES = ("replicator",)
 TARGET_ROLES = ("loader", "transformer", "analyst")
-METADATA_NAME = "airflow"  # of Airflow: its database, and the role that owns it
+METADATA_NAME = "airflow"  # Airflow's database, and the role that owns it
 
 
 class Reachable(Protocol):
@@ -29,7 +29,7 @@ class Reachable(Protocol):
 
 
 def make_source(server: Reachable, passwords: Mapping[str, str]) -> None:
-    """Make the database, the schema and the replicator where they are missing."""
+    """Create the database, the schema and the replicator if they are missing."""
     _create_database(server, SOURCE_NAME)
     admin = server.url(SOURCE_NAME)
     if not schema.is_applied(admin):
@@ -38,7 +38,7 @@ def make_source(server: Reachable, passwords: Mapping[str, str]) -> None:
 
 
 def make_target(server: Reachable, passwords: Mapping[str, str]) -> None:
-    """Make the database, its schemas and its roles where they are missing."""
+    """Create the database, its schemas and its roles if they are missing."""
     _create_database(server, TARGET_NAME)
     roles = Path(__file__).with_name("roles.sql").read_text(encoding="utf-8")
     with schema.session(server.url(TARGET_NAME)) as connection, connection.cursor() as cursor:
@@ -48,7 +48,7 @@ def make_target(server: Reachable, passwords: Mapping[str, str]) -> None:
 
 
 def make_metadata(server: Reachable, passwords: Mapping[str, str]) -> None:
-    """Make a database for Airflow's metadata, and a role that owns it, where they are missing."""
+    """Create a database for Airflow's metadata and the role that owns it if they are missing."""
     _create_database(server, METADATA_NAME)
     with schema.session(server.url(METADATA_NAME)) as connection, connection.cursor() as cursor:
         _create_role(cursor, METADATA_NAME, passwords[METADATA_NAME])
@@ -59,7 +59,7 @@ def make_metadata(server: Reachable, passwords: Mapping[str, str]) -> None:
 
 def _create_database(server: Reachable, name: str) -> None:
     connection = psycopg2.connect(server.url())
-    connection.autocommit = True  # CREATE DATABASE refuses a transaction
+    connection.autocommit = True  # CREATE DATABASE cannot run in a transaction
     try:
         with connection.cursor() as cursor:
             cursor.execute("select from pg_catalog.pg_database where datname = %s", (name,))

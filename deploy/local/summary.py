@@ -1,4 +1,4 @@
-"""The last page of `make pipeline`: what was moved, what the marts hold, and how to query them."""
+"""The summary that ends `make pipeline`: rows replicated, rows in each mart, and how to query them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ QUERY = "select order_date, count(*), sum(total_usd) from marts.fct_orders group
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds of each stage."""
+    """How many seconds each stage took."""
 
     replicate: float
     build: float
 
 
 def print_summary(databases: Databases, result: RunResult, timings: Timings) -> None:
-    """Print the summary on standard output."""
+    """Print the summary to standard output."""
     header = ("table", "read", "inserted", "updated", "deleted", "seconds")
     rows = [
         (
@@ -41,13 +41,13 @@ def print_summary(databases: Databases, result: RunResult, timings: Timings) -> 
 
 
 def print_marts(url: str, seconds: float) -> None:
-    """Print how long the models took, and how many rows each mart holds."""
+    """Print how many seconds the models took, and the number of rows in each mart."""
     print(f"\nMarts: built and tested in {seconds:.1f} s")
     print_aligned(("mart", "rows"), [(name, f"{rows:,}") for name, rows in count_marts(url)], numbers_from=1)
 
 
 def count_marts(url: str) -> list[tuple[str, int]]:
-    """Return every table of schema marts with its number of rows."""
+    """Return each table of schema marts with its number of rows."""
     connection = psycopg2.connect(url)
     try:
         with connection, connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""What scheduled tasks call: the steps of the pipeline, the connections that they use, and who is told of failures.
+"""What scheduled tasks call: the steps of the pipeline, the connections they use, and alerts about failures.
 
-The DAG files in `airflow/dags` arrange these steps; nothing here knows of an order. Begin at `steps`.
+The DAG files in `airflow/dags` arrange these steps; nothing here knows their order. Begin at `steps`.
 """

@@ -1,6 +1,6 @@
-"""Tells people of failed tasks and late runs: in the log, and by webhook or e-mail where these are configured.
+"""Sends alerts about failed tasks and late runs: to the log, and by webhook or e-mail if these are configured.
 
-An alert that cannot be sent is logged and changes nothing else. Begin at `tell_failure`.
+An alert that cannot be sent is logged and has no other effect. Begin at `tell_failure`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SEND_TIMEOUT_SECONDS = 10
 
 
 def tell_failure(context: Mapping[str, Any]) -> None:
-    """Tell that a task has failed for good: which, in which run, and why. An `on_failure_callback`."""
+    """Send an alert that a task has failed for good: which task, in which run, and why. An `on_failure_callback`."""
     task = context.get("task_instance") or context.get("ti")
     reason = str(context.get("exception") or "its process was killed or lost").strip()
     where = f"{task.dag_id}.{task.task_id}, run {task.run_id}, try {task.try_number}" if task else "a task"
@@ -33,9 +33,9 @@ def tell_failure(context: Mapping[str, Any]) -> None:
 
 
 async def tell_lateness(**kwargs: Any) -> None:
-    """Tell that a run has not ended by its deadline. The callback of a deadline alert, in the triggerer.
+    """Send an alert that a run has not ended by its deadline. The callback of a deadline alert, in the triggerer.
 
-    Airflow calls it for a run that failed long before its deadline, too: that has been told already.
+    Airflow also calls it for runs that failed before their deadline; these have had an alert already.
     """
     run = (kwargs.get("context") or {}).get("dag_run") or {}
     if run.get("state") in ENDED:
@@ -47,7 +47,7 @@ async def tell_lateness(**kwargs: Any) -> None:
 
 
 def tell(subject: str, text: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Log a message, and send it by every way that the environment configures."""
+    """Log a message, and send it by each means that the environment configures."""
     log.error("%s: %s", subject, text)
     for variable, send in WAYS.items():
         if environment.get(variable):
@@ -56,11 +56,11 @@ def tell(subject: str, text: str, environment: Mapping[str, str] = os.environ) -
             except (OSError, ValueError, http.client.HTTPException, smtplib.SMTPException) as error:
                 log.warning(
                     "%s: the alert was not sent: %s", variable, type(error).__name__
-                )  # its text may hold the URL
+                )  # its text may contain the URL
 
 
 def _post(environment: Mapping[str, str], subject: str, text: str) -> None:
-    """Post `{"text": ...}`, which Slack, Mattermost, Teams and most others read."""
+    """Post `{"text": ...}`, which Slack, Mattermost, Teams and most other services accept."""
     url = environment["ALERT_WEBHOOK_URL"]
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError("expected an http or https URL")
@@ -71,7 +71,7 @@ def _post(environment: Mapping[str, str], subject: str, text: str) -> None:
 
 
 def _mail(environment: Mapping[str, str], subject: str, text: str) -> None:
-    """Send through ALERT_SMTP_URL, smtp://user:password@host:587, or smtps:// for TLS from the start."""
+    """Send through ALERT_SMTP_URL: smtp://user:password@host:587, or smtps:// for TLS from the start."""
     server = urlsplit(environment.get("ALERT_SMTP_URL") or "smtp://localhost:25")
     message = EmailMessage()
     message["Subject"] = subject

@@ -1,4 +1,4 @@
-"""Reads how a DAG is to be arranged, from variables of Airflow, when its file is read."""
+"""Reads, while a DAG file is parsed, the Airflow variables that decide which tasks the DAG has."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ DBT_RUNNERS = ("plain", "cosmos")
 
 
 def read_dbt_runner() -> str:
-    """Return who runs dbt: `plain`, one process for all models, or `cosmos`, a task for each model.
+    """Return how dbt runs: `plain`, one process for all models, or `cosmos`, a task for each model.
 
-    Raises ConfigurationError when the variable `dbt_runner` is neither.
+    Raises ConfigurationError when the variable `dbt_runner` has any other value.
     """
     chosen = str(Variable.get("dbt_runner", default=DBT_RUNNERS[0]))
     if chosen not in DBT_RUNNERS:

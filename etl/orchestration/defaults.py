@@ -1,4 +1,4 @@
-"""What the DAGs share: owner, retries, time limits, who is told, and the assets that they produce."""
+"""What the DAGs share: owner, retries, time limits, alerts, and the assets that they produce."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from etl.orchestration.alerts import tell_failure, tell_lateness
 
 
 def read_number(name: str, default: float) -> float:
-    """Return the number above 0 that a variable states. Raises ConfigurationError with what it states instead."""
+    """Return the number above 0 in an environment variable, or the default. Raises ConfigurationError for all else."""
     text = os.environ.get(name) or str(default)
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise ConfigurationError(f"{name} is {text!r}: expected a number above 0, or nothing for {default:g}")
+        raise ConfigurationError(f"{name} is {text!r}: expected a number above 0; if unset, it is {default:g}")
     return number
 
 
@@ -31,7 +31,7 @@ START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 SCHEDULE = os.environ.get("PIPELINE_SCHEDULE") or "@hourly"
 PIPELINE_LIMIT = dt.timedelta(minutes=read_number("PIPELINE_DEADLINE_MINUTES", 120))
 EXTRACT_LIMIT = dt.timedelta(hours=6)  # a first load of a large source
-AFTER_EITHER_WAY = "none_failed_min_one_success"  # of the two ways to replicate, one is skipped
+AFTER_EITHER_WAY = "none_failed_min_one_success"  # one of the two ways to replicate is skipped
 DBT_LIMIT = dt.timedelta(hours=2)
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "owner": "data_platform",
@@ -44,7 +44,7 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
 
 
 def deadline(dag_id: str, limit: dt.timedelta) -> DeadlineAlert:
-    """Return the alert for a run that has not ended within `limit` of being queued."""
+    """Return the alert for a run that has not ended `limit` after it was queued."""
     return DeadlineAlert(
         reference=DeadlineReference.DAGRUN_QUEUED_AT,
         interval=limit,

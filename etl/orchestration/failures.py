@@ -1,4 +1,4 @@
-"""Tells Airflow which errors a retry cannot mend. Begin at `final_errors`."""
+"""Stops Airflow from retrying errors that a retry cannot fix. Begin at `final_errors`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class DifferenceError(TableError):
 
 
 class UnfinishedTablesError(TableError):
-    """Tables of a run that has ended were not replicated."""
+    """A run has ended, and some of its tables were not replicated."""
 
 
 @contextmanager
 def final_errors() -> Iterator[None]:
-    """Make errors that the same rows and settings bring again fail a task without a retry."""
+    """Fail the task without a retry on errors that the same rows and settings would cause again."""
     try:
         yield
     except (

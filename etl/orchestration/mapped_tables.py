@@ -1,6 +1,6 @@
-"""Extract and load as one mapped task per table, all of them in one run: whether that is chosen, and its three steps.
+"""Extract and load with one mapped task per table, all in one run: whether that is chosen, and its three steps.
 
-A table's task may be tried again or cleared at any time, also when the run is over. Begin at `begin_run`.
+A table's task may be retried or cleared at any time, even after the run has ended. Begin at `begin_run`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from etl.orchestration.steps import describe_tables, log_event
 
 log = logging.getLogger("tidemark")
 
-CHOICE = "mapped_tables"  # an Airflow variable, and a param of the DAG, which wins over it
+CHOICE = "mapped_tables"  # an Airflow variable, and a param of the DAG that overrides it
 YES, NO = "true", "false"
 
 
 @final_errors()
 def skip_unless(is_mapped: bool, params: Mapping[str, Any]) -> None:
-    """Skip the task at work unless tables are to be replicated in this way."""
+    """Skip the current task unless mapped tables are chosen; with `is_mapped` false, unless they are not chosen."""
     if is_chosen(params) != is_mapped:
         from airflow.sdk.exceptions import AirflowSkipException  # noqa: PLC0415 in a task only
 
@@ -31,7 +31,7 @@ def skip_unless(is_mapped: bool, params: Mapping[str, Any]) -> None:
 
 
 def is_chosen(params: Mapping[str, Any]) -> bool:
-    """Tell whether each table gets a task of its own: as the param says, else the variable, else not."""
+    """Return whether each table gets its own task: the param decides, else the variable; the default is no."""
     from airflow.sdk import Variable  # noqa: PLC0415 read in a task only, never when a DAG file is parsed
 
     given = params.get(CHOICE)
@@ -44,7 +44,7 @@ def is_chosen(params: Mapping[str, Any]) -> bool:
 
 
 def begin_run(environment: Mapping[str, str], shared_by: str) -> tuple[int, list[str]]:
-    """Begin a run; return its id, and the names of the tables, those that refer to others before these."""
+    """Begin a run; return its id and the names of the tables, each before those that it references."""
     with final_errors():
         run = shared_run.begin(load_settings(environment), shared_by=shared_by, observe=log_event)
         log.info("run %s: %s tables: %s", run.run_id, len(run.table_names), ", ".join(run.table_names))
@@ -52,7 +52,7 @@ def begin_run(environment: Mapping[str, str], shared_by: str) -> tuple[int, list
 
 
 def replicate_table(environment: Mapping[str, str], run_id: int, table_name: str) -> dict[str, Any]:
-    """Bring one table up to date in the run; return what was done, and what holds it back. Raises TableError."""
+    """Bring one table up to date in the run; return what was done and what holds it back. Raises TableError."""
     with final_errors():
         settings = load_settings(environment)
         result = shared_run.replicate(settings, run_id, table_name, observe=log_event)
@@ -63,14 +63,14 @@ def replicate_table(environment: Mapping[str, str], run_id: int, table_name: str
 
 
 def end_run(environment: Mapping[str, str], run_id: int) -> dict[str, Any]:
-    """End the run, and bring tables that refer to each other to one snapshot; fail for good where a table failed."""
+    """End the run, and bring tables linked by foreign keys to one snapshot; fail without a retry if a table failed."""
     with final_errors():
         settings = load_settings(environment)
         ended = shared_run.end(settings, run_id, observe=log_event)
         if ended.failed_tables:
             raise UnfinishedTablesError(
                 f"run {run_id} has ended, and these tables failed: {', '.join(ended.failed_tables)}; the logs of "
-                "their tasks say why, and clearing these tasks does them again"
+                "their tasks say why: fix that, then clear these tasks"
             )
         records = describe_tables(settings, ended.caught_up) if ended.caught_up else []
         failed = [f"{record['table']}: {record['error']}" for record in records if record["error"]]

@@ -1,7 +1,7 @@
-"""Each model as a task of its own, by Cosmos: a retry, a duration and a log for each. Begin at `build_by_model`.
+"""A task for each model, with Cosmos: each has its own retries, duration and log. Begin at `build_by_model`.
 
-Imported only where the variable `dbt_runner` asks for it. What the tasks are is read from a manifest; what they do is
-one build in parts (see `etl.transform.lock`), between two tasks of the project's own that open and close it.
+Imported only if the variable `dbt_runner` is `cosmos`. Cosmos reads the tasks from a manifest. Together they are one
+build in parts (see `etl.transform.lock`), which a task before them opens and a task after them closes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from etl.transform.manifest import PROJECT, find_manifest, manifest_path
 
 
 class PartOfBuild:
-    """Holds a part of the build while Cosmos has dbt build a model; the password is in the environment meanwhile."""
+    """Holds a part of the build while Cosmos has dbt build a model, with the password in the environment."""
 
     extra_context: Mapping[str, Any]
 
@@ -48,19 +48,19 @@ OPERATORS = {DbtResourceType.MODEL: ModelOperator, DbtResourceType.SNAPSHOT: Sna
 
 
 def begin_build(**context: Any) -> None:
-    """Open the build of this DAG run: no other dbt command works on the warehouse until its end."""
+    """Open the build of this DAG run: no other dbt command runs on the warehouse until it is closed."""
     steps.begin_build(read_environment(), _build_of(context))
 
 
 def end_build(**context: Any) -> None:
-    """Close the build, whether its models were built or not."""
+    """Close the build, whether or not its models were built."""
     steps.end_build(read_environment(), _build_of(context))
 
 
 def build_by_model(*, after: Any, before: Any) -> None:
-    """Add the tasks that build the models to the DAG at hand, between those that load raw and the one that checks.
+    """Add the tasks that build the models to the current DAG, after the tasks `after` and before the task `before`.
 
-    Raises ConfigurationError when the manifest is missing, or not that of the models.
+    Raises ConfigurationError when the manifest is missing or stale.
     """
     manifest = find_manifest()
 
@@ -75,21 +75,21 @@ def build_by_model(*, after: Any, before: Any) -> None:
         execution_config=ExecutionConfig(execution_mode=ExecutionMode.LOCAL, invocation_mode=InvocationMode.DBT_RUNNER),
         render_config=RenderConfig(
             load_method=LoadMode.DBT_MANIFEST,
-            test_behavior=TestBehavior.NONE,  # the rules are checked at once, after the models
+            test_behavior=TestBehavior.NONE,  # all rules are checked together, after the models
             emit_datasets=False,
             node_converters=dict.fromkeys(OPERATORS, _task_of),
         ),
         operator_args={"execution_timeout": DBT_LIMIT},
     )
     after >> begun >> models >> ended
-    # An end that failed stops the run, too: the rules would wait for a build that nobody closes.
+    # If end_build fails, the run stops: the rules would wait for a build that stays open.
     models >> before
     ended >> before
 
 
 def _task_of(*, dag: Any, task_group: Any, task_args: Mapping[str, Any], node: Any, task_id: str, **_: Any) -> Any:
-    """Return the task of one node, as Cosmos makes it but for the lock."""
-    cache_folder = manifest_path().parent  # not one that other users write to
+    """Return the task of one node, as Cosmos would create it but with the lock."""
+    cache_folder = manifest_path().parent  # not Cosmos's default below /tmp, where others can write
     arguments = {**task_args, "cache_dir": cache_folder if os.access(cache_folder, os.W_OK) else None}
     return OPERATORS[node.resource_type](
         task_id=task_id,
@@ -102,6 +102,6 @@ def _task_of(*, dag: Any, task_group: Any, task_args: Mapping[str, Any], node: A
 
 
 def _build_of(context: Mapping[str, Any]) -> Build:
-    """Return the build of a DAG run: cleared tasks of it are parts of the same one, opened again."""
+    """Return the build of a DAG run; when its tasks are cleared, the same build is opened again."""
     run = context["dag_run"]
     return Build(name=f"{run.dag_id} {run.run_id}", owner=run.dag_id)

@@ -1,7 +1,7 @@
-"""The steps of the pipeline as scheduled tasks call them: one function a task, JSON-ready results, a log line each.
+"""The steps of the pipeline: a function for each scheduled task, with JSON-ready results and log lines.
 
-Every step may be repeated, also after its process was killed: a run goes on where the last one stopped, and a build
-reads again what an unfinished one has not noted. An error that a retry cannot mend fails the task for good.
+Every step can be repeated, even after its process was killed: a run continues where the last one stopped, and a build
+reads again what an unfinished build has not noted. An error that a retry cannot fix fails the task without a retry.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from etl.transform.project import BrokenRuleError, BuildError, find_url, profile
 
 log = logging.getLogger("tidemark")
 
-# A name that selects nothing is a warning to dbt.
+# By default, dbt only warns about a name that selects nothing.
 ALL_MUST_EXIST = ("--warn-error-options", '{"error": ["NoNodesForSelectionCriteria"]}')
-STOP_SECONDS = 20  # for dbt to end its statements, before it is killed
+STOP_SECONDS = 20  # dbt's time to end its statements before it is killed
 
 
 def extract_and_load(
@@ -44,9 +44,9 @@ def extract_and_load(
     options: RunOptions | None = None,
     tombstone_days: float | None = None,
 ) -> dict[str, Any]:
-    """Replicate what changed at one snapshot; return what was done with each table, and what holds it back.
+    """Replicate what changed, at one snapshot; return what was done with each table and what holds it back.
 
-    Raises TableError when a table failed: the others are done and committed.
+    Raises TableError when a table failed; the others are committed.
     """
     with final_errors():
         settings = load_settings(environment)
@@ -64,7 +64,7 @@ def extract_and_load(
 
 
 def describe_tables(settings: Settings, result: RunResult) -> list[dict[str, Any]]:
-    """Log and return what a run did with each table, and what holds it back."""
+    """Log and return what a run did with each table and what holds it back."""
     held_back = _read_holders(settings, [table.table_name for table in result.tables])
     records = [{**result_record(table), "held_back_by": held_back.get(table.table_name, [])} for table in result.tables]
     for record in records:
@@ -76,20 +76,20 @@ def describe_tables(settings: Settings, result: RunResult) -> list[dict[str, Any
 def reconcile(
     environment: Mapping[str, str], tables: Sequence[str] = (), tombstone_days: float | None = None
 ) -> dict[str, Any]:
-    """Replicate and compare all keys, also where the source has counted no deletes; purge old tombstones.
+    """Replicate, compare all keys even where the source has counted no deletes, and purge old tombstones.
 
-    `tombstone_days` stands in for what tables.yml says; those that dbt has not read stay.
+    `tombstone_days` overrides tables.yml; tombstones that dbt has not read are kept.
     """
     return extract_and_load(environment, tables, RunOptions(reconcile=True), tombstone_days)
 
 
 def reload(environment: Mapping[str, str], tables: Sequence[str], *, allow_deletes: bool = False) -> dict[str, Any]:
-    """Load tables anew; readers of raw see the old rows until the new ones are there."""
+    """Reload tables; readers of raw see the old rows until the new ones are complete."""
     return extract_and_load(environment, tables, RunOptions(full_refresh=True, allow_deletes=allow_deletes))
 
 
 def compare(environment: Mapping[str, str], tables: Sequence[str] = (), *, is_repair: bool = False) -> dict[str, Any]:
-    """Compare source and raw by content; return the verdict on each table. Fails for good when one differs."""
+    """Compare source and raw by content; return the verdict on each table. Fails without a retry if one differs."""
     with final_errors():
         verdicts = verify(load_settings(environment), tables, observe=log_event, is_repair=is_repair)
         uncompared = [f"{verdict.table_name}: {verdict.error}" for verdict in verdicts if verdict.error]
@@ -114,7 +114,7 @@ def vacuum(environment: Mapping[str, str]) -> dict[str, Any]:
         ]
         for table in found:
             if table.is_locked:
-                log.warning("%s: left out, for others have it locked", table.table_name)
+                log.warning("%s: skipped, because another session has it locked", table.table_name)
             else:
                 log.info("%s: vacuumed and analyzed in %.1f s", table.table_name, table.seconds)
         return {
@@ -124,7 +124,7 @@ def vacuum(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def refresh_models(environment: Mapping[str, str], models: Sequence[str]) -> dict[str, Any]:
-    """Build these models anew from all rows; skip the task where none is named."""
+    """Rebuild these models from all rows; skip the task if none is named."""
     if not models:
         from airflow.sdk.exceptions import AirflowSkipException  # noqa: PLC0415 in a task only
 
@@ -138,15 +138,15 @@ def build_models(environment: Mapping[str, str], arguments: Sequence[str] = ()) 
 
 
 def begin_build(environment: Mapping[str, str], build: Build) -> None:
-    """Open a build whose models are built by tasks of their own."""
+    """Open a build whose models are built in separate tasks."""
     _transform(environment, "begin", [build.name, build.owner])
 
 
 @contextmanager
 def part_of_build(environment: Mapping[str, str], build: Build, part: str) -> Iterator[None]:
-    """Hold one part of an open build, with what dbt needs in this process's environment, until the end of the block.
+    """Hold one part of an open build during the block, with what dbt needs in this process's environment.
 
-    dbt writes nowhere but where its caller says. Fails for good when the build is not open.
+    dbt writes only to the folders that its caller names. Fails without a retry if the build is not open.
     """
     with final_errors():
         url = find_url(environment)
@@ -164,19 +164,19 @@ def part_of_build(environment: Mapping[str, str], build: Build, part: str) -> It
 
 
 def end_build(environment: Mapping[str, str], build: Build) -> None:
-    """Close a build, whether its models were built or not; others may work on the warehouse again."""
+    """Close a build, whether or not its models were built, so that other builds can run on the warehouse."""
     with final_errors():
         if not close_build(environment, find_url(environment), build):
-            log.warning("the build %s was not open: it was closed before, or another took its place", build.name)
+            log.warning("the build %s was not open: it was closed, or another build replaced it", build.name)
 
 
 def check_rules(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> dict[str, Any]:
-    """Check the rules of the models; return how each ended. Fails for good when rows break a rule."""
+    """Check the rules of the models; return how each ended. Fails without a retry if rows break a rule."""
     return _transform(environment, "check", arguments)
 
 
 def check_freshness(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return how old the newest run that succeeded is. Raises BuildError when the sources allow less."""
+    """Return how long ago the newest successful run ended. Raises BuildError when the sources allow less."""
     return _transform(environment, "freshness")
 
 
@@ -186,7 +186,7 @@ def write_docs(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _transform(environment: Mapping[str, str], command: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    """Run `python -m etl.transform` and pass on what it says; raise the error that it ended with."""
+    """Run `python -m etl.transform` and return its outcome, or raise the error that it ended with."""
     with final_errors(), tempfile.TemporaryDirectory(prefix="tidemark-") as folder:
         path = Path(folder) / "outcome.json"
         exit_code = _run(environment, ["--outcome", str(path), command, *arguments])
@@ -203,11 +203,11 @@ def _transform(environment: Mapping[str, str], command: str, arguments: Sequence
 
 
 def _run(environment: Mapping[str, str], arguments: Sequence[str]) -> int:
-    """Run the process to its end, a log line for each of its lines; end it with this call, whatever happens."""
+    """Run the process to its end and log each line of its output; stop it if this call is interrupted."""
     process = subprocess.Popen(
         [sys.executable, "-m", "etl.transform", *arguments],
         env={**environment, "DBT_USE_COLORS": "false"},
-        stdin=subprocess.PIPE,  # its end tells the process that this one is gone
+        stdin=subprocess.PIPE,  # when it closes, the process knows that this one has ended
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -236,17 +236,17 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def _read_holders(settings: Settings, table_names: Sequence[str]) -> dict[str, list[str]]:
-    """Return what holds the watermarks of these tables back; a report that fails is no failure of the run."""
+    """Return what holds back the watermarks of these tables; if that cannot be read, the run does not fail."""
     try:
         found = read_status(settings, table_names)
         return {table.table_name: [describe_holder(one) for one in table.holders] for table in found}
     except EtlError as error:
-        log.warning("what holds tables back cannot be told: %s", error)
+        log.warning("cannot read what holds tables back: %s", error)
         return {}
 
 
 def log_event(event: Event) -> None:
-    """Log what a person watching the run wants to see."""
+    """Log an event if it matters to a person who watches the run."""
     line = describe(event)
     if line:
         log.info(line)

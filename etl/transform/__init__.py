@@ -1,1 +1,1 @@
-"""The way from `raw` to the marts: runs dbt on the project's models and tells what it answers."""
+"""Runs dbt on the project's models, from `raw` to the marts, one command at a time; reports the outcome of each."""

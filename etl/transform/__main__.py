@@ -1,7 +1,7 @@
-"""`python -m etl.transform COMMAND`: one dbt command in a process of its own, for an orchestrator.
+"""`python -m etl.transform COMMAND`: run one dbt command in its own process, for an orchestrator.
 
-A line for each node goes to standard error, the outcome as JSON to the file that `--outcome` names. The process ends
-with the one that started it, which holds the other end of standard input: a dbt that nobody waits for writes no more.
+It prints a line for each node to standard error and writes the outcome, as JSON, to the file given by `--outcome`.
+It exits when its parent, which holds the other end of standard input, exits: an orphaned dbt writes nothing more.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from etl.errors import EtlError
 from etl.transform import project
 from etl.transform.lock import Build
 
-INTERRUPTED = 130  # as shells report a process that SIGINT ended
+INTERRUPTED = 130  # the exit code that shells report for a process ended by SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; write its outcome; return the exit code of `etl.errors`."""
+    """Run one command and write its outcome; return an exit code as defined in `etl.errors`."""
     parser = argparse.ArgumentParser(prog="python -m etl.transform", description="Run dbt on the project's models.")
-    parser.add_argument("--outcome", type=Path, required=True, help="where the outcome goes, as JSON")
-    parser.add_argument("command", choices=sorted(COMMANDS), help="what to do")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to dbt")
+    parser.add_argument("--outcome", type=Path, required=True, help="file to write the outcome to, as JSON")
+    parser.add_argument("command", choices=sorted(COMMANDS), help="command to run")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments, or those of dbt")
     given = parser.parse_args(argv)
-    threading.Thread(target=_end_with_the_other, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
         outcome = COMMANDS[given.command](os.environ, given.arguments)
         exit_code = 0
@@ -45,7 +45,7 @@ def models(environment: Mapping[str, str], arguments: Sequence[str]) -> dict[str
 
 
 def check(environment: Mapping[str, str], arguments: Sequence[str]) -> dict[str, Any]:
-    """Return how many rules hold, and those that warn: there are hundreds."""
+    """Return the number of rules that passed, and the nodes of the others only: there are hundreds of rules."""
     nodes = [node for node in project.check_rules(environment, arguments) if node["kind"] in ("test", "unit_test")]
     return {
         "passed": sum(node["status"] == "pass" for node in nodes),
@@ -54,7 +54,7 @@ def check(environment: Mapping[str, str], arguments: Sequence[str]) -> dict[str,
 
 
 def begin(environment: Mapping[str, str], arguments: Sequence[str]) -> dict[str, Any]:
-    """Open a build in parts, which a name and an owner tell from others."""
+    """Open a build in parts; the arguments are its name and its owner."""
     name, owner = arguments
     project.begin_build(environment, Build(name=name, owner=owner))
     return {}
@@ -68,8 +68,9 @@ def docs(environment: Mapping[str, str], _: Sequence[str]) -> dict[str, Any]:
     return {"lines": [str(project.write_docs(environment))]}
 
 
-def _end_with_the_other() -> None:
-    while os.read(sys.stdin.fileno(), 1):  # unbuffered: a buffer's lock would be held when the process ends
+def _exit_with_parent() -> None:
+    # Unbuffered, because a buffered read would still hold its lock when the process exits.
+    while os.read(sys.stdin.fileno(), 1):
         pass
     os._exit(INTERRUPTED)
 

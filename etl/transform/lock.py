@@ -1,9 +1,10 @@
-"""Lets one build at a time work on a warehouse, whoever starts it. Begin at `build_lock`.
+"""Ensures that only one build at a time runs on a warehouse. Begin at `build_lock`.
 
-A build in parts builds each model in a process of its own, as Cosmos does: `open_build`, then `part_lock` for each
-model, at once or one after another, then `close_build`. The lock lives in a session, and no session lives as long as
-such a build; so a row tells that it is open, and is believed under the lock only: who finds another's name there is
-refused, so that two builds never mix, whatever died in between. Time decides only how long others wait.
+A build in parts builds each model in its own process, as Cosmos does: `open_build`, then `part_lock` for each model,
+concurrently or one after another, then `close_build`. A session holds the lock, and no session lasts as long as such
+a build, so a row records that the build is open. A process trusts that row only while it holds the lock, and is
+refused if the row names another build: two builds never mix, even when a process is killed. Elapsed time only decides
+how long others wait.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from etl.postgres import sessions
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import single
 
-# Any constant serves, other than that of the runs, as long as every build uses the same: "mart" in ASCII.
+# Any constant works if all builds use it and the run lock uses another: "mart" in ASCII.
 BUILD_LOCK_KEY = 0x6D617274
-# dbt's sessions look for a vanished client, so that what a killed dbt had in hand ends with it.
+# dbt's sessions check that their client still exists, so the statements of a killed dbt end soon after it.
 SESSION_OPTIONS = "-c client_connection_check_interval=500"
-# Longer than Airflow waits before the next try of a task, by default settings.
+# Longer than Airflow waits, by default, before it retries a task.
 ABANDONED_AFTER_SECONDS = 3600
 POLL_SECONDS = 0.5
 OPEN_BUILD = "intermediate.dbt_open_build"
@@ -38,36 +39,36 @@ class Build:
     """A build in parts."""
 
     name: str
-    owner: str  # who never has two builds at work at once: a new one of the same owner takes the place of the last
+    owner: str  # an owner has at most one open build: opening another replaces it
 
 
 class ClosedBuildError(EtlError):
-    """A part of a build is to be built, and the build is not open: another try finds the same."""
+    """A part cannot be built because its build is not open; a retry fails in the same way."""
 
 
 @contextmanager
 def build_lock(environment: Mapping[str, str], url: str) -> Iterator[dict[str, str]]:
-    """Hold the lock; give variables for the sessions of what runs under it, where the server takes them.
+    """Hold the build lock during the block; yield the environment variables for dbt's sessions.
 
-    The lock lives in an open transaction that has read nothing: poolers keep its session, vacuum does not wait for it.
-    A build in parts that is open is waited for; one that nobody has worked on for an hour is closed.
-    Raises LockHeldError after ETL_LOCK_WAIT_SECONDS.
+    Waits for an open build in parts, and closes one that has been idle for an hour. Raises LockHeldError after
+    ETL_LOCK_WAIT_SECONDS. The variables are empty if the server or a pooler would not accept them.
+    An open transaction that has read nothing holds the lock: a pooler keeps its session, and vacuum need not wait.
     """
     with _session(environment, url) as (connection, settings):
-        _take_alone(connection, settings.lock_wait_seconds)
+        _take_exclusively(connection, settings.lock_wait_seconds)
         yield _session_options(connection)
 
 
 @contextmanager
 def open_build(environment: Mapping[str, str], url: str, build: Build) -> Iterator[dict[str, str]]:
-    """Hold the lock as `build_lock` does; leave the build open at the end of the block, unless that fails.
+    """Hold the lock as `build_lock` does, and leave the build open after the block unless the block fails.
 
-    An open build of the same owner is over, and this one takes its place: its parts are refused from then on.
+    Replaces an open build of the same owner, whose parts are refused from then on.
     """
     with _session(environment, url) as (connection, settings):
-        _take_alone(connection, settings.lock_wait_seconds, owner=build.owner)
+        _take_exclusively(connection, settings.lock_wait_seconds, owner=build.owner)
         yield _session_options(connection)
-        with _telling("opening a build"), connection.cursor() as cursor:
+        with _target_errors("opening a build"), connection.cursor() as cursor:
             cursor.execute("create schema if not exists intermediate")
             cursor.execute(
                 f"create table if not exists {OPEN_BUILD} (is_only boolean primary key default true check (is_only), "
@@ -84,10 +85,10 @@ def open_build(environment: Mapping[str, str], url: str, build: Build) -> Iterat
 
 @contextmanager
 def part_lock(environment: Mapping[str, str], url: str, build: Build, part: str) -> Iterator[dict[str, str]]:
-    """Hold one part of an open build, beside other parts of it; give variables as `build_lock` does.
+    """Hold the lock of one part of an open build, concurrently with other parts; yield variables as `build_lock` does.
 
-    Raises ClosedBuildError when the build is not the open one, and LockHeldError when the same part is at work
-    elsewhere for longer than ETL_LOCK_WAIT_SECONDS.
+    Raises ClosedBuildError when this build is not open, and LockHeldError when another process builds the same part
+    for longer than ETL_LOCK_WAIT_SECONDS.
     """
     with _session(environment, url) as (connection, settings):
         _mark_as_seen(connection, build)
@@ -98,21 +99,21 @@ def part_lock(environment: Mapping[str, str], url: str, build: Build, part: str)
             )
         found = _read_open(connection)
         if found is None or found.name != build.name:
-            at_work = f"{found.name} is" if found else "none is"
+            open_name = found.name if found else "none"
             raise ClosedBuildError(
-                f"expected the build {build.name} to be open on this warehouse, found: {at_work}; another took its "
-                "place or it was closed: start again from the task that opens it"
+                f"expected the build {build.name} to be open on this warehouse, found {open_name}: it was closed, or "
+                "another build replaced it; start again from the task that opens it"
             )
         try:
             yield _session_options(connection)
         finally:
-            with suppress(psycopg2.Error):  # what went wrong with the part is told, not this
-                _mark_as_seen(connection, build)  # before the lock goes: nobody takes it for abandoned in between
+            with suppress(psycopg2.Error):  # report the error of the part, not this one
+                _mark_as_seen(connection, build)  # before the lock is released, so it never looks abandoned
                 connection.cursor().execute("commit")
 
 
 def close_build(environment: Mapping[str, str], url: str, build: Build) -> bool:
-    """Close the build once no part of it is at work; tell whether it was open. Raises LockHeldError as `build_lock`."""
+    """Close the build once none of its parts is running; return whether it was open. Raises LockHeldError."""
     with _session(environment, url) as (connection, settings):
         with _waiting(connection, settings.lock_wait_seconds) as cursor:
             cursor.execute("select pg_catalog.pg_advisory_xact_lock(%s)", (BUILD_LOCK_KEY,))
@@ -130,17 +131,18 @@ def _session(environment: Mapping[str, str], url: str) -> Iterator[tuple[Connect
         yield connection, settings
 
 
-def _take_alone(connection: Connection, wait_seconds: float, owner: str | None = None) -> None:
-    """Take the lock when no build in parts is open, but for an abandoned one, or one of this owner."""
+def _take_exclusively(connection: Connection, wait_seconds: float, owner: str | None = None) -> None:
+    """Take the lock once no build in parts is open, except one that is abandoned or has this owner."""
     deadline = time.monotonic() + wait_seconds
     while True:
-        while _is_in_the_way(connection, owner):
+        while _is_blocked(connection, owner):
             if time.monotonic() >= deadline:
                 found = _read_open(connection)
+                name = f"the build {found.name}" if found else "another build"
                 raise LockHeldError(
-                    f"the build {found.name if found else 'of another'} is open on this warehouse; waited "
-                    f"{wait_seconds:g} s: run again once it has ended, or wait longer with ETL_LOCK_WAIT_SECONDS; if "
-                    f"nobody works on it, it is closed {ABANDONED_AFTER_SECONDS // 60} minutes after its last part"
+                    f"{name} is open on this warehouse; waited {wait_seconds:g} s: run again once it has ended, or "
+                    "wait longer with ETL_LOCK_WAIT_SECONDS; an abandoned build is closed "
+                    f"{ABANDONED_AFTER_SECONDS // 60} minutes after its last part"
                 )
             time.sleep(POLL_SECONDS)
         with _waiting(connection, wait_seconds, max(0.0, deadline - time.monotonic())) as cursor:
@@ -148,7 +150,7 @@ def _take_alone(connection: Connection, wait_seconds: float, owner: str | None =
         found = _read_open(connection)
         if found is None or found.owner == owner:
             return
-        if _is_in_the_way(connection, owner):  # opened meanwhile
+        if _is_blocked(connection, owner):  # opened meanwhile
             connection.cursor().execute("rollback")
         else:
             _delete_open(connection)
@@ -156,9 +158,9 @@ def _take_alone(connection: Connection, wait_seconds: float, owner: str | None =
 
 @contextmanager
 def _waiting(connection: Connection, wait_seconds: float, left_seconds: float | None = None) -> Iterator[Cursor]:
-    """Begin a transaction in which locks are waited for so long; it stays open."""
+    """Begin a transaction that waits for locks only for the time left, and yield its cursor; leave it open."""
     left = wait_seconds if left_seconds is None else left_seconds
-    with _telling("taking the lock of the models"), connection.cursor() as cursor:
+    with _target_errors("taking the build lock"), connection.cursor() as cursor:
         cursor.execute("begin")
         cursor.execute("set local idle_in_transaction_session_timeout = 0")
         cursor.execute("select set_config('lock_timeout', %s, true)", (f"{int(left * 1000) or 1}ms",))
@@ -166,17 +168,17 @@ def _waiting(connection: Connection, wait_seconds: float, left_seconds: float | 
             yield cursor
         except psycopg2.errors.LockNotAvailable as error:
             raise LockHeldError(
-                f"another dbt command is at work on this warehouse; waited {wait_seconds:g} s: run again once it has "
+                f"another dbt command is running on this warehouse; waited {wait_seconds:g} s: run again once it has "
                 "ended, or wait longer with ETL_LOCK_WAIT_SECONDS"
             ) from error
 
 
-def _is_in_the_way(connection: Connection, owner: str | None) -> bool:
-    """Tell whether a build of somebody else is open, and has been worked on lately."""
+def _is_blocked(connection: Connection, owner: str | None) -> bool:
+    """Return whether a build of another owner is open and not abandoned."""
     found = _read_open(connection)
     if found is None or found.owner == owner:
         return False
-    with _telling("looking for an open build"), connection.cursor() as cursor:
+    with _target_errors("reading the open build"), connection.cursor() as cursor:
         cursor.execute(
             f"select clock_timestamp() - seen_at < %s * interval '1 s' from {OPEN_BUILD}", (ABANDONED_AFTER_SECONDS,)
         )
@@ -185,7 +187,7 @@ def _is_in_the_way(connection: Connection, owner: str | None) -> bool:
 
 
 def _read_open(connection: Connection) -> Build | None:
-    with _telling("looking for an open build"), connection.cursor() as cursor:
+    with _target_errors("reading the open build"), connection.cursor() as cursor:
         cursor.execute("select pg_catalog.to_regclass(%s) is not null", (OPEN_BUILD,))
         if not single(cursor):
             return None
@@ -195,25 +197,25 @@ def _read_open(connection: Connection) -> Build | None:
 
 
 def _mark_as_seen(connection: Connection, build: Build) -> None:
-    """Write that the build is worked on, where it is the open one."""
+    """Record that the build is still in progress, if it is the open one."""
     if _read_open(connection) == build:
-        with _telling("working on a build"), connection.cursor() as cursor:
+        with _target_errors("updating an open build"), connection.cursor() as cursor:
             cursor.execute(f"update {OPEN_BUILD} set seen_at = clock_timestamp() where build_name = %s", (build.name,))
 
 
 def _delete_open(connection: Connection) -> None:
     """Delete the row and release the lock, in one commit."""
-    with _telling("closing a build"), connection.cursor() as cursor:
+    with _target_errors("closing a build"), connection.cursor() as cursor:
         cursor.execute(f"delete from {OPEN_BUILD}")
         cursor.execute("commit")
 
 
-def _telling(what: str) -> AbstractContextManager[None]:
+def _target_errors(what: str) -> AbstractContextManager[None]:
     return errors_of("target", what)
 
 
 def _session_options(connection: Connection) -> dict[str, str]:
-    """Return what has sessions look for a vanished client, where they reach the server itself: a pooler refuses it."""
+    """Return variables that make sessions check that their client still exists; none if a pooler would refuse them."""
     with connection.cursor() as cursor:
         cursor.execute("select pg_catalog.pg_backend_pid()")
         is_direct = bool(single(cursor) == connection.info.backend_pid)

@@ -1,7 +1,7 @@
-"""Runs dbt on the project's models, in this process: one start for models and rules costs seconds, not minutes.
+"""Runs dbt on the project's models in this process: starting it once for models and rules saves minutes.
 
-Begin at `build`. What dbt answers is told by `rules`; here it is called, one command at a time on a warehouse, and its
-files are put in place.
+It runs one command at a time on a warehouse and puts dbt's files in place; `rules` describes the results.
+Begin at `build`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from etl.transform.manifest import FINGERPRINT_VARIABLE, PROJECT, fingerprint, m
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS_FOLDER = CHECKOUT / "dist" / "docs"
 WITHOUT_TESTS = ("--exclude-resource-type", "test", "--exclude-resource-type", "unit_test")
-ROWS_PLACE = "rows that break a rule are in schema audit, which analysts do not see"
+ROWS_PLACE = "rows that break a rule are in schema audit, which analysts cannot read"
 PROGRAM = "psql as the role that runs dbt"
 
 
@@ -34,7 +34,7 @@ class BuildError(EtlError):
 
 
 class BrokenRuleError(BuildError):
-    """Rules of the dbt project are broken, and nothing else failed: the same rows break them again."""
+    """Rules of the dbt project are broken and nothing else failed: on a retry, the same rows break them again."""
 
     is_transient = False
 
@@ -44,33 +44,33 @@ class StaleError(EtlError):
 
 
 def build(environment: Mapping[str, str], *, program: str = PROGRAM) -> None:
-    """Build all models and check all rules, a line for each model.
+    """Build all models and check all rules; print a line for each model to standard error.
 
-    Rules that only warn are told on standard error, with `program`, which reads the rows that break them. Raises
-    BuildError with what failed and what was not built for it.
+    Prints rules that only warn as well, and names `program` as the way to read the rows that break them. Raises
+    BuildError with what failed and what was not built because of it.
     """
-    _execute(environment, ["build"], told=("LogModelResult",), program=program)
+    _execute(environment, ["build"], shown=("LogModelResult",), program=program)
 
 
 def build_models(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Build snapshots and models, a line for each; return each node's status. Raises BuildError."""
-    told = ("LogModelResult", "LogSnapshotResult")
-    return _execute(environment, ["build", *WITHOUT_TESTS, *arguments], told=told)
+    """Build snapshots and models, and print a line for each; return each node's status. Raises BuildError."""
+    shown = ("LogModelResult", "LogSnapshotResult")
+    return _execute(environment, ["build", *WITHOUT_TESTS, *arguments], shown=shown)
 
 
 def check_rules(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Check all rules, a line for each; return each rule's status. Raises BrokenRuleError, or BuildError."""
-    told = ("LogTestResult", "LogUnitTestResult")
-    return _execute(environment, ["test", *arguments], told=told)
+    """Check all rules, and print a line for each; return each rule's status. Raises BrokenRuleError or BuildError."""
+    shown = ("LogTestResult", "LogUnitTestResult")
+    return _execute(environment, ["test", *arguments], shown=shown)
 
 
 def check_freshness(environment: Mapping[str, str]) -> list[str]:
-    """Return lines that tell how old the newest run that succeeded is.
+    """Return lines that say how long ago the newest successful run ended.
 
-    Raises StaleError when that is more than the sources allow, BuildError when it cannot be told.
+    Raises StaleError when that is longer than the sources allow, and BuildError when dbt cannot determine it.
     """
     outcome = _invoke(environment, ["source", "freshness", "--log-level", "none"], [])
-    results = getattr(outcome.result, "results", None) or []  # hooks of the project among them
+    results = getattr(outcome.result, "results", None) or []  # includes hooks of the project
     lines = [rules.describe_freshness(result) for result in results if result.node.resource_type == "source"]
     if not lines or any(result.status == "runtime error" for result in results):
         raise BuildError("\n".join(lines or [_reason(outcome)]))
@@ -90,7 +90,7 @@ def write_docs(environment: Mapping[str, str], folder: Path = DOCS_FOLDER) -> Pa
 
 
 def begin_build(environment: Mapping[str, str], build: Build) -> None:
-    """Open a build in parts, and make what its parts would make at once: schemas, and the table of builds."""
+    """Open a build in parts, and create what its parts cannot create concurrently: schemas and the table of builds."""
     url = find_url(environment)
     variables = profile_variables(url)
     with open_build(environment, url, build) as options:
@@ -100,9 +100,9 @@ def begin_build(environment: Mapping[str, str], build: Build) -> None:
 
 
 def write_manifest() -> Path:
-    """Have dbt read the project, and write the manifest for Airflow; return its path.
+    """Have dbt parse the project and write the manifest for Airflow; return its path.
 
-    No database is asked. The file is whole, or the one that was there before.
+    Connects to no database. Replaces the file atomically: on an error, the old one stays.
     """
     target = manifest_path()
     with tempfile.TemporaryDirectory(prefix="tidemark-") as folder:
@@ -124,14 +124,14 @@ def run(environment: Mapping[str, str], arguments: Sequence[str]) -> int:
 
 
 def _execute(
-    environment: Mapping[str, str], arguments: Sequence[str], *, told: Sequence[str], program: str = PROGRAM
+    environment: Mapping[str, str], arguments: Sequence[str], *, shown: Sequence[str], program: str = PROGRAM
 ) -> list[dict[str, Any]]:
-    """Run dbt with a line for each event of the kinds `told`; return its nodes, or raise what failed."""
+    """Run dbt and print a line for each event named in `shown`; return its nodes, or raise what failed."""
     counted = {"checks": 0}
 
     def show(event: Any) -> None:
-        if event.info.name in told:
-            # One write a line: models end in several threads.
+        if event.info.name in shown:
+            # One write per line, because models end in several threads.
             sys.stderr.write(f"{_label(event.data)}: {event.data.status.lower()}\n")
         if event.info.name in ("LogTestResult", "LogUnitTestResult"):
             counted["checks"] += 1
@@ -174,12 +174,12 @@ def _run_dbt(variables: Mapping[str, str], arguments: Sequence[str], callbacks: 
 
 
 def find_url(environment: Mapping[str, str]) -> str:
-    """Return the URL that dbt works with: that of `transformer`, where that role has one."""
+    """Return the URL that dbt uses: TRANSFORMER_DATABASE_URL if set, else TARGET_DATABASE_URL."""
     return environment.get("TRANSFORMER_DATABASE_URL") or environment["TARGET_DATABASE_URL"]
 
 
 def profile_variables(url: str) -> dict[str, str]:
-    """Return what dbt/profiles.yml reads; raises ConfigurationError for what is no URL."""
+    """Return the environment variables that dbt/profiles.yml reads. Raises ConfigurationError for an invalid URL."""
     parts = read_url(url, "TRANSFORMER_DATABASE_URL or TARGET_DATABASE_URL")
     return {
         "DBT_HOST": parts.get("host", "localhost"),
@@ -192,7 +192,7 @@ def profile_variables(url: str) -> dict[str, str]:
 
 
 def _tls_defaults() -> dict[str, str]:
-    """Return what libpq takes where the URL says nothing: the profile has to say something, and would override it."""
+    """Return libpq's TLS settings, for a URL without them: the profile always sets these, so it must repeat them."""
     return {name: os.environ.get(variable, "") for name, variable in TLS_VARIABLES.items()} | {
         "sslmode": os.environ.get("PGSSLMODE") or "prefer"
     }

@@ -164,7 +164,7 @@ def test_nothing_starts_without_passwords_and_the_next_step_is_told(tmp_path, ma
     refused = alone.run("docker", "compose", "up", "--detach")
 
     assert refused.returncode != 0
-    assert "there are no passwords yet, make them with `make secrets`" in refused.stderr
+    assert "there are no passwords yet, generate them with `make secrets`" in refused.stderr
     assert [alone.left(kind) for kind in ("container", "network", "volume")] == [[], [], []]
 
 

@@ -15,7 +15,7 @@ renamed as (
         source.run_id,
         source.status,
         source.error,
-        -- A run that died ends when the next one finds it: how long it worked is not known.
+        -- The end of a run that died is when the next run found it, so its duration is unknown.
         case
             when source.status in ('succeeded', 'failed')
                 then extract(epoch from source.ended_at - source.started_at)

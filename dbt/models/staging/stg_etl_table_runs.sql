@@ -1,6 +1,6 @@
 with
 
--- By name, not `*`: a new version of the ledger makes `rows_unchanged` anew, which a view that reads it would forbid.
+-- Names columns instead of `*`: ledger upgrades recreate `rows_unchanged`, which a view that reads it would block.
 source as (
     select
         run_id,

@@ -1,4 +1,4 @@
-{# Versions of a key follow each other: each begins where the one before ended, and the last one is open. #}
+{# The versions of a key are contiguous: each begins where the one before it ended, and the last one has no end. #}
 {% test has_no_gap_or_overlap(model, key) %}
 {%- set key_columns = key | join(', ') %}
 with

@@ -1,8 +1,8 @@
 {#
-    The newest whole day, UTC, has about as many rows as the mean of the days before it.
+    The newest complete day, UTC, has about as many rows as the mean of the days before it.
 
-    A day is whole once a run that succeeded has begun after it. Each day is judged as the newest one only, so that a
-    warning does not stay for a month; while the mean is below `least_mean`, chance alone would break the rule.
+    A day is complete once a successful run has begun after it. Only the newest day is checked, so that a warning does
+    not last for a month. With a mean below `least_mean` the rule holds, because chance alone would break it.
 #}
 {% test has_usual_volume(
     model, instant_column, trailing_days=28, least_fraction=0.5, greatest_fraction=2, least_mean=10

@@ -1,8 +1,8 @@
 {#
-    No time of a row lies after the end of the newest run, but for what the clocks of shop and warehouse may differ.
+    No time of a row is after the end of the newest run, with a margin for the clocks of shop and warehouse.
 
-    Told by the ledger and not by a clock, so that old data give the same answer on any day.
-    Rows of a run in progress wait for its end.
+    It compares with the ledger and not with a clock, so that old data give the same result on any day.
+    Rows of a run in progress are checked once it has ended.
 #}
 {% test is_not_in_the_future(model, columns, margin_minutes=10) %}
 with

@@ -1,4 +1,4 @@
-{# The expression holds for every row; an unknown answer breaks the rule. #}
+{# The expression is true for every row; null breaks the rule. #}
 {% test is_true(model, expression) %}
 select *
 from {{ model }}

@@ -1,7 +1,7 @@
 {#
-    What a column names exists in another model. Unlike `relationships`, it shows the whole row.
+    Every value of a column exists in another model. Unlike `relationships`, the result has the whole row.
 
-    Rows of a run in progress wait for its end: it commits table by table, and the parent may come last.
+    Rows of a run in progress are checked once it has ended: it commits table by table, and the parent may be last.
 #}
 {% test refers_to(model, column, to, to_column) %}
 with

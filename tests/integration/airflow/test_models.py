@@ -113,6 +113,6 @@ def test_two_runs_at_once_never_mix_their_models(cosmos, make_airflow, manifest)
 
     assert states(second)["begin_build"] == "failed"
     assert {state for name, state in states(second).items() if name.startswith("models.")} == {"upstream_failed"}
-    assert "another dbt command is at work on this warehouse" in second["log"]
+    assert "another dbt command is running on this warehouse" in second["log"]
     assert set(states(cosmos.read_outcome(log)).values()) == {"success", "skipped"}
     assert skipped(cosmos.read_outcome(log)) == A_TASK_EACH

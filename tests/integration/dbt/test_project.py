@@ -204,7 +204,7 @@ def test_rows_that_break_a_rule_are_kept_apart_from_the_marts_and_few(project):
 
 
 def test_every_rule_of_its_own_says_why_it_stops_or_warns(project):
-    words = {"error": "an error, as ", "warn": "a warning, as "}
+    words = {"error": "an error because ", "warn": "a warning because "}
     rules = [
         node for node in project.data_tests() if not node.get("test_metadata") or node["test_metadata"]["name"] in RULES
     ]

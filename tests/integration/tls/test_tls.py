@@ -208,4 +208,4 @@ def test_psql_without_tls_is_told_before_it_starts(shop, tmp_path):
     finished = run("-m", "deploy.local", "psql", **{**shop.environment, "PATH": str(tmp_path)})
 
     assert finished.returncode == 2
-    assert "sslmode is verify-full, and the psql of the embedded servers knows no TLS: install psql" in finished.stderr
+    assert "sslmode is verify-full, and the psql of the embedded servers does not support TLS" in finished.stderr

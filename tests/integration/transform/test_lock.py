@@ -50,7 +50,7 @@ def wait_for_a_waiter(url):
 
 
 def test_a_second_build_waits_and_is_refused(target_url):
-    refusal = r"another dbt command is at work on this warehouse; waited 0\.2 s"
+    refusal = r"another dbt command is running on this warehouse; waited 0\.2 s"
     with build_lock(HASTY, target_url), pytest.raises(LockHeldError, match=refusal):
         build_lock(HASTY, target_url).__enter__()
     with build_lock(HASTY, target_url):
@@ -76,7 +76,7 @@ def test_the_lock_keeps_no_row_version(target_url):
 def test_parts_of_an_open_build_are_built_at_once_but_the_same_one_is_not(target_url):
     begin(target_url, BUILD)
     with part_lock(HASTY, target_url, BUILD, "model.a"), part_lock(HASTY, target_url, BUILD, "model.b") as variables:
-        with pytest.raises(LockHeldError, match="another dbt command is at work"):
+        with pytest.raises(LockHeldError, match="another dbt command is running"):
             part_lock(HASTY, target_url, BUILD, "model.a").__enter__()
         assert "PGOPTIONS" in variables
     with part_lock(HASTY, target_url, BUILD, "model.a"):
@@ -108,12 +108,12 @@ def test_a_build_that_waits_goes_on_once_the_open_one_is_closed(target_url):
 
 def test_a_part_of_a_build_that_is_not_open_is_refused(target_url):
     with pytest.raises(
-        ClosedBuildError, match="expected the build pipeline 1 to be open on this warehouse, found: none"
+        ClosedBuildError, match="expected the build pipeline 1 to be open on this warehouse, found none"
     ):
         part_lock(HASTY, target_url, BUILD, "model.a").__enter__()
     begin(target_url, BUILD)
     close_build(HASTY, target_url, BUILD)
-    with pytest.raises(ClosedBuildError, match="found: none is"):
+    with pytest.raises(ClosedBuildError, match="found none: "):
         part_lock(HASTY, target_url, BUILD, "model.a").__enter__()
     assert not close_build(HASTY, target_url, BUILD)
 
@@ -123,7 +123,7 @@ def test_a_new_build_of_the_same_owner_takes_the_place_of_the_last_once_its_part
     with part_lock(HASTY, target_url, BUILD, "model.a"), pytest.raises(LockHeldError, match="another dbt command"):
         open_build(HASTY, target_url, NEXT_BUILD).__enter__()
     begin(target_url, NEXT_BUILD)
-    with pytest.raises(ClosedBuildError, match="found: pipeline 2 is"):
+    with pytest.raises(ClosedBuildError, match="found pipeline 2: "):
         part_lock(HASTY, target_url, BUILD, "model.b").__enter__()
     assert not close_build(HASTY, target_url, BUILD)
     with part_lock(HASTY, target_url, NEXT_BUILD, "model.b"):
@@ -150,7 +150,7 @@ def test_a_build_that_nobody_works_on_is_closed_after_an_hour(target_url):
     change(target_url, HOURS_AGO)
     with build_lock(HASTY, target_url), pytest.raises(LockHeldError):
         part_lock(HASTY, target_url, BUILD, "model.a").__enter__()
-    with pytest.raises(ClosedBuildError, match="found: none is"):
+    with pytest.raises(ClosedBuildError, match="found none: "):
         part_lock(HASTY, target_url, BUILD, "model.a").__enter__()
 
 

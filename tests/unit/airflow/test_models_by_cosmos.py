@@ -107,7 +107,7 @@ def test_a_missing_manifest_is_an_error_that_says_how_to_write_it(tmp_path):
     found = read_by_cosmos(tmp_path / "airflow" / "manifest.json", tmp_path)
 
     (error,) = found["errors"].values()
-    assert "manifest.json is missing, and tells which models there are: write it with `make manifest`" in error
+    assert "manifest.json is missing, and Cosmos reads the models from it: write it with `make manifest`" in error
     assert found["dags"] == []
 
 
@@ -118,7 +118,7 @@ def test_a_manifest_of_other_models_is_refused(copied, tmp_path):
     found = read_by_cosmos(copied, tmp_path)
 
     (error,) = found["errors"].values()
-    assert "manifest.json is stale: files of dbt/ have changed since; write it anew with `make manifest`" in error
+    assert "manifest.json is stale: files in dbt/ have changed since; write it again with `make manifest`" in error
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"metadata": {"env": null}}', "[]"])
@@ -127,7 +127,7 @@ def test_what_is_no_manifest_is_refused(copied, content, tmp_path):
     found = read_by_cosmos(copied, tmp_path)
 
     (error,) = found["errors"].values()
-    assert "is not a manifest of dbt: write it anew with `make manifest`" in error
+    assert "is not a dbt manifest: write it again with `make manifest`" in error
 
 
 def test_another_runner_is_refused_with_those_that_there_are(tmp_path):

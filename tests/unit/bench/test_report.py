@@ -47,7 +47,7 @@ def test_load_on_the_source_is_told_as_a_share_of_pgbench_alone():
 
     (table,) = report.tables(found)
 
-    assert table.rows == (("nobody", "1,000", "1.00", ""), ("tidemark", "750", "0.75", "4.00 (4.00-4.00)"))
+    assert table.rows == (("none", "1,000", "1.00", ""), ("tidemark", "750", "0.75", "4.00 (4.00-4.00)"))
 
 
 def test_what_has_a_plain_query_is_told_by_it_and_among_the_others_only_where_there_are_others():

@@ -152,12 +152,12 @@ def test_a_backup_never_overwrites_a_file(tmp_path, capsys):
 
     assert commands.main(["backup", str(path)]) == 1
     assert path.read_text() == "kept"
-    assert f"{path} is there already" in capsys.readouterr().err
+    assert f"{path} already exists" in capsys.readouterr().err
 
 
 def test_a_backup_that_is_missing_is_told_before_anything_is_touched(tmp_path, capsys):
     assert commands.main(["restore", str(tmp_path / "none.dump")]) == 1
-    assert "none.dump is not there: the backups are in backups/" in capsys.readouterr().err
+    assert "none.dump does not exist: the backups are in backups/" in capsys.readouterr().err
 
 
 def test_the_image_bears_the_version_of_the_project():

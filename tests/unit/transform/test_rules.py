@@ -67,7 +67,7 @@ def test_models_that_were_not_built_are_named_and_rules_that_were_not_checked_ar
         ]
     )
 
-    assert lines[1:] == ["not built, as they read what failed: fct_a, fct_b"]
+    assert lines[1:] == ["not built, because they read what failed: fct_a, fct_b"]
 
 
 def test_a_warning_is_no_failure():

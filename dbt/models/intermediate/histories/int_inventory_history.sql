@@ -12,7 +12,7 @@
 
 with
 
--- Stock begins when it was first seen: before that, days would show the stock that moved slowly, and no other.
+-- Stock is valid from when it was first seen, because earlier days would show only stock that has not changed since.
 versions as (
     {{
         versions_of(

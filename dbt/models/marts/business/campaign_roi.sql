@@ -11,7 +11,7 @@ orders as (
         campaign_id,
         count(*) as order_count,
         count(*) filter (where is_first_order) as new_customer_count,
-        sum(margin_usd + cost_usd) as revenue_usd,  -- of the lines: their margin is net less cost
+        sum(margin_usd + cost_usd) as revenue_usd,  -- net of the lines, because margin is net less cost
         sum(margin_usd) as margin_usd
     from {{ ref('fct_orders') }}
     where not is_reversed

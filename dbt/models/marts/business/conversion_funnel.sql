@@ -30,7 +30,7 @@ counted as (
         count(*) filter (where has_add_to_cart)::integer as add_to_cart_session_count,
         count(*) filter (where has_checkout)::integer as checkout_session_count,
         count(*) filter (where has_purchase)::integer as purchase_session_count,
-        -- A visit may lack an early step: a rate is of the visits that had the step before.
+        -- A visit may lack an early step, so a rate is a fraction of the visits with the previous step.
         round(avg(has_product_view::integer) filter (where has_page_view), 4) as product_view_rate,
         round(avg(has_add_to_cart::integer) filter (where has_product_view), 4) as add_to_cart_rate,
         round(avg(has_checkout::integer) filter (where has_add_to_cart), 4) as checkout_rate,

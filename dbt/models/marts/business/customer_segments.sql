@@ -28,7 +28,7 @@ bounds as (
     from orders
 ),
 
--- The newest month is not over: it is measured as of the newest order.
+-- The newest month has not ended, so it is measured as of the newest order.
 months as (
     select
         months.month_start::date as month_start_date,

@@ -22,7 +22,7 @@ sales as (
     select * from {{ ref('fct_sales') }}
 ),
 
--- Today is the day of the newest order, so that a rebuild of the same data tells the same.
+-- Today is the day of the newest order, so that rebuilding from the same data gives the same result.
 today as (
     select max(order_date) as as_of_date from sales
 ),
@@ -40,7 +40,7 @@ demand as (
     group by sales.product_id
 ),
 
--- A product that is new has not had its time to sell: its days begin when it was added, or first sold.
+-- A new product has had less time to sell: its days begin when it was added or first sold.
 selling as (
     select
         products.product_id,

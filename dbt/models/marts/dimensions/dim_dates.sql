@@ -14,7 +14,7 @@ instants as (
     select coalesce(ended_at, started_at) as instant_at from {{ source('etl', 'runs') }}
 ),
 
--- A campaign without an end may say that it ends at infinity, which no calendar reaches.
+-- A campaign without an end may have the date infinity, for which the calendar would never end.
 campaign_days as (
     select start_date as date_day from {{ ref('stg_campaigns') }}
     where isfinite(start_date)
@@ -43,7 +43,7 @@ bounds as (
 days as (
     select
         days.date_day::date as date_day,
-        -- Shifted by whole months, so that the fiscal year is the calendar year of this day.
+        -- Shifted by whole months: the calendar year of the shifted day is the fiscal year.
         days.date_day + make_interval(months => (13 - {{ var('fiscal_year_start_month') }}) % 12) as fiscal_day
     from bounds
     cross join lateral generate_series(bounds.first_day, bounds.last_day, interval '1 day') as days (date_day)

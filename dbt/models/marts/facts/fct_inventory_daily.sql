@@ -15,7 +15,7 @@ last_built as (
     select max(built.stock_date) as stock_date from {{ this }} as built
 ),
 
--- Stock that changed, and the first day that may end with another amount.
+-- Changed stock, and the first day whose final amount may differ.
 changed as (
     select
         levels.product_id,

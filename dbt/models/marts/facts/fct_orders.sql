@@ -12,7 +12,7 @@
 {%- call collect_touched_keys() %}
 with
 
--- An order that is gone, or a cart, has neither customer nor time here.
+-- A deleted order has neither customer nor time here; a cart has no time.
 changed_orders as (
     select
         orders.order_id,
@@ -34,7 +34,7 @@ changed_payments as (
     where {{ is_touched('payments') }}
 ),
 
--- Lines and payments that the order they are in did not have at the last build: new, or moved here from another one.
+-- Lines and payments that their order did not have at the last build: new, or moved from another order.
 arrived_items as (
     select changed_items.order_item_id
     from changed_items
@@ -63,7 +63,7 @@ built_payments as (
     from {{ this }} as built
 ),
 
--- Customers whose orders follow each other in another way than at the last build.
+-- Customers whose orders may have another sequence than at the last build.
 reordered as (
     select
         changed_orders.customer_id,
@@ -108,7 +108,7 @@ select built_payments.order_id
 from built_payments
 inner join arrived_payments on built_payments.payment_id = arrived_payments.payment_id
 union
--- Orders on which another version of the customer, or of a product, now has its say.
+-- Orders to which another version of the customer, or of a product, may now apply.
 select orders.order_id
 from {{ ref('stg_orders') }} as orders
 inner join {{ ref('int_customers_history') }} as customers on orders.customer_id = customers.customer_id
