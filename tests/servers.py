@@ -7,7 +7,9 @@ of values between versions 16 and 18, with an extension that images lack.
 
 from __future__ import annotations
 
+import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ CONTAINER_SETTINGS = {**SETTINGS, "timezone": "UTC", "log_timezone": "UTC", "max
 INITDB_ARGUMENTS = "--locale=C.UTF-8 --encoding=UTF8"  # as the embedded servers are made
 SHARED_MEMORY = "256m"  # Docker's 64 MB are too little for parallel queries
 PORT = 5432
+DOCKER_SOCKET = "http+unix://"  # as docker-py writes the address of a Unix socket
 DOCKER_TIMEOUT_SECONDS = 300  # pulling an image takes some of them
 
 
@@ -113,14 +116,15 @@ def choose(kind: str, images: dict[str, str]) -> Choice:
 def find_obstacle(images: tuple[str, ...]) -> str | None:
     """Return why containers of these images cannot be started, None when they can."""
     import docker
+    import requests
     from testcontainers.core.config import testcontainers_config
 
     try:
-        client = docker.from_env(timeout=DOCKER_TIMEOUT_SECONDS)
-    except docker.errors.DockerException:
+        version = _ask_docker_version()
+    except (OSError, docker.errors.DockerException, requests.RequestException):
         return "Docker does not answer"
     reaper = () if testcontainers_config.ryuk_disabled else (testcontainers_config.ryuk_image,)
-    with closing(client):
+    with closing(docker.from_env(version=version, timeout=DOCKER_TIMEOUT_SECONDS)) as client:
         for image in {*images, *reaper}:
             try:
                 client.images.get(image)
@@ -130,6 +134,25 @@ def find_obstacle(images: tuple[str, ...]) -> str | None:
                 except docker.errors.APIError:
                     return f"the image {image} is not here and cannot be pulled"
     return None
+
+
+def _ask_docker_version() -> str:
+    """Return the newest version of its interface that Docker speaks; raise an error when it does not answer.
+
+    A client that is to find the version out by itself asks while it is being made, and stays open when that fails.
+    docker-py also leaves its Unix socket open when nobody listens on it, so that is tried here first.
+    """
+    import docker
+
+    address = docker.utils.parse_host(os.environ.get("DOCKER_HOST"))
+    if address.startswith(DOCKER_SOCKET):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(DOCKER_TIMEOUT_SECONDS)
+            probe.connect("/" + address.removeprefix(DOCKER_SOCKET).lstrip("/"))
+    unasked = docker.constants.DEFAULT_DOCKER_API_VERSION
+    with closing(docker.from_env(version=unasked, timeout=DOCKER_TIMEOUT_SECONDS)) as client:
+        version: str = client.version(api_version=False)["ApiVersion"]
+    return version
 
 
 @contextmanager

@@ -1097,7 +1097,7 @@ def test_another_source_cluster_stops_its_tables_and_nothing_is_written(
 @contextmanager
 def open_pooler(server: DatabaseServer, folder: Path, port: int, pool_mode: str, *more: str) -> Iterator[None]:
     """Run PgBouncer in front of a server, with the server's own password; its files are in a folder that it reaches."""
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    program = shutil.which("pgbouncer")
     if program is None:
         pytest.skip(
             "pgbouncer is not installed (apt-get install pgbouncer): not tested is that a pool in session mode serves "
