@@ -6,8 +6,8 @@ LOCAL = .venv/bin/python -m etl.local
 CONTAINERS = $(PYTHON) -m etl.local.containers
 PYTEST = .venv/bin/python -m pytest
 AIRFLOW_TESTS = tests/unit/airflow tests/integration/airflow tests/end_to_end/test_airflow.py tests/end_to_end/test_celery.py
-# Each process has servers of its own; the tests of a file stay together.
-IN_PARALLEL = --numprocesses auto --maxprocesses 8 --dist loadfile
+# Each process has servers of its own; tests/distribution.py says which tests stay together.
+IN_PARALLEL = --numprocesses auto --dist load
 
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down airflow airflow-down seed simulate extract dbt-run dbt-test pipeline freshness \
