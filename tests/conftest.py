@@ -16,6 +16,7 @@ import pytest
 from xdist.remote import Producer
 
 from etl.local import servers
+from tests import commands
 from tests.distribution import MOST_PROCESSES, PROCESSES_PER_CORE, Distribution, rank
 from tests.servers import (
     DEFAULT_IMAGE,
@@ -50,6 +51,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             help=f"the {side}'s image, where containers are used ({variable}={DEFAULT_IMAGE})",
         )
     parser.addoption("--picture", type=Path, help="where to keep the picture of Airflow, such as docs/airflow.png")
+
+
+def pytest_unconfigure() -> None:
+    commands.close()
 
 
 @pytest.hookimpl(optionalhook=True)

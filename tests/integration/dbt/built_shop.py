@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg2
 
 from source_db import schema, seed
+from tests import commands
 from tests.servers import create_database, drop_database
 
 CHECKOUT = Path(__file__).parents[3]
@@ -97,14 +98,7 @@ class Shop:
         )
 
     def _python(self, *arguments):
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=CHECKOUT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return commands.run(*arguments, cwd=CHECKOUT, env=self.environment)
 
 
 @contextmanager

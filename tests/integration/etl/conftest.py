@@ -4,7 +4,6 @@ import datetime as dt
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from etl.errors import EtlError
 from etl.model import Event, Point, RunOptions, RunResult, Table, TableResult
 from etl.reader import Reader
 from etl.source import Source
+from tests import commands
 
 pytest.register_assert_rewrite("tests.integration.etl.faults")
 
@@ -85,14 +85,7 @@ class Replication:
 
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command line in a process of its own."""
-        return subprocess.run(
-            [sys.executable, "-m", "etl", *arguments],
-            env={**self.environment, **environment},
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        return commands.run("-m", "etl", *arguments, env={**self.environment, **environment}, timeout=60)
 
     @property
     def environment(self) -> dict[str, str]:

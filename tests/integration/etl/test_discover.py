@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import psycopg2.extensions
 import pytest
 import yaml
+
+from tests import commands
 
 # A shop that rents films: numbered keys, a trigger for last_update, a partitioned table, views, arrays and tsvector.
 RENTALS = """
@@ -341,11 +341,8 @@ def build(project, url):
     parts = psycopg2.extensions.parse_dsn(url)
     (project / "dbt_project.yml").write_text(DBT_PROJECT)
     (project / "profiles.yml").write_text(PROFILE.format(**parts))
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("dbt")), "build", "--project-dir", ".", "--profiles-dir", "."],
+    return commands.run(
+        *("-m", "dbt.cli.main", "build", "--project-dir", ".", "--profiles-dir", "."),
         cwd=project,
         env={**os.environ, "DO_NOT_TRACK": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
     )
