@@ -12,8 +12,8 @@ IN_PARALLEL = --numprocesses auto --dist load
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down airflow airflow-down seed simulate extract dbt-run dbt-test pipeline freshness \
 	image secrets compose-pipeline compose-up compose-down compose-clean backup restore docs manifest status verify \
-	reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end lint audit-dependencies \
-	bench bench-marts bench-report clean wheel lock
+	reset discover psql test test-fast test-long test-unit test-integration test-airflow test-end-to-end lint \
+	audit-dependencies bench bench-marts bench-report clean wheel lock
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -103,8 +103,11 @@ backup:  ## write the warehouse of the containers to backups/ (ARGS=file for ano
 restore:  ## bring it back (FILE=backups/warehouse-....dump)
 	@$(CONTAINERS) restore $(FILE)
 
-test: setup  ## run all tests (about 10 minutes; ARGS=--servers=embedded without containers: docs/testing.md)
+test: setup  ## run all tests (about 7 minutes on two cores; ARGS=--servers=embedded without containers: docs/testing.md)
 	@$(PYTEST) $(IN_PARALLEL) $(ARGS)
+
+test-fast: setup  ## run the unit tests and the quick tests on servers (a minute on two cores)
+	@$(PYTEST) $(IN_PARALLEL) --fast $(ARGS)
 
 test-long: setup  ## run the long form of the tests that have one (about 20 minutes; of Airflow's, if it is installed)
 	@$(PYTEST) -m has_long_form --long $(ARGS)

@@ -1,6 +1,6 @@
 """Imports what takes long and forks a process for each command that it is asked for, until nobody can ask any more.
 
-The argument is the number of a socket. A message is JSON, `arguments` as of Python, `cwd` and `environment`, and has
+The arguments are the number of a socket and the modules to import. A message is JSON, `arguments` as of Python, `cwd` and `environment`, and has
 with it the files that become the standard ones, and one into which the exit code is written. Begin at `receive`.
 """
 
@@ -14,15 +14,6 @@ import socket
 import sys
 import time
 
-SLOW = (
-    "dbt.cli.main",
-    "dbt.adapters.postgres",
-    "dbt.parser.manifest",
-    "dbt.task.build",
-    "psycopg2",
-    "rich.progress",
-    "tenacity",
-)
 MAX_MESSAGE_BYTES = 1 << 20
 FILES = 4
 
@@ -66,7 +57,7 @@ def become(environment, cwd, files):
 
 
 def main():
-    for name in SLOW:
+    for name in sys.argv[2:]:
         importlib.import_module(name)
     gc.freeze()
     command, files = receive(socket.socket(fileno=int(sys.argv[1])))

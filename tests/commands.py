@@ -16,16 +16,18 @@ from pathlib import Path
 
 SERVER = Path(__file__).with_name("command_server.py")
 STOP_SECONDS = 20
+OF_ETL = ("psycopg2", "rich.progress", "tenacity", "yaml")
+OF_DBT = (*OF_ETL, "dbt.cli.main", "dbt.adapters.postgres", "dbt.parser.manifest", "dbt.task.build")
 
 
 class _Server:
     """The process that forks, and the socket on which it is asked to."""
 
-    def __init__(self):
+    def __init__(self, modules):
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, str(SERVER), str(theirs.fileno())],
+                [sys.executable, str(SERVER), str(theirs.fileno()), *modules],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
@@ -35,13 +37,14 @@ class _Server:
         self.process.wait(STOP_SECONDS)
 
 
-_servers: list[_Server] = []
+_servers: dict[tuple[str, ...], _Server] = {}  # by what they have imported
 
 
 def run(*arguments: str, cwd: Path | str = ".", env: dict[str, str], timeout=600) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE ...` or `python -c SCRIPT ...`; return its exit code and all that it has said."""
-    if not _servers:
-        _servers.append(_Server())
+    modules = OF_ETL if arguments[:2] == ("-m", "etl") else OF_DBT
+    if modules not in _servers:
+        _servers[modules] = _Server(modules)
     reading, writing = os.pipe()
     with (
         tempfile.TemporaryFile() as output,
@@ -51,7 +54,7 @@ def run(*arguments: str, cwd: Path | str = ".", env: dict[str, str], timeout=600
     ):
         with os.fdopen(writing, "w") as for_the_answer:
             socket.send_fds(
-                _servers[0].socket,
+                _servers[modules].socket,
                 [json.dumps({"arguments": arguments, "cwd": os.path.abspath(cwd), "environment": env}).encode()],
                 [file.fileno() for file in (nothing, output, errors, for_the_answer)],
             )
@@ -73,6 +76,6 @@ def _wait(answer, arguments, timeout):
 
 
 def close():
-    """End the process that forks, if there is one."""
+    """End the processes that fork."""
     while _servers:
-        _servers.pop().close()
+        _servers.popitem()[1].close()

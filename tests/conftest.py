@@ -17,7 +17,7 @@ from xdist.remote import Producer
 
 from etl.local import servers
 from tests import commands
-from tests.distribution import MOST_PROCESSES, PROCESSES_PER_CORE, Distribution, rank
+from tests.distribution import MOST_PROCESSES, PROCESSES_PER_CORE, Distribution, is_fast, rank
 from tests.servers import (
     DEFAULT_IMAGE,
     EMBEDDED,
@@ -37,6 +37,7 @@ _numbers = itertools.count(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="play the long form of the tests that have one")
+    parser.addoption("--fast", action="store_true", help="play the tests that take a minute together")
     parser.addoption(
         "--servers",
         choices=KINDS,
@@ -69,7 +70,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Distrib
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        config.hook.pytest_deselected(items=[item for item in items if not is_fast(item.nodeid)])
+        items[:] = [item for item in items if is_fast(item.nodeid)]
     items.sort(key=lambda item: rank(item.nodeid))
 
 

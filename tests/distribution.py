@@ -1,4 +1,4 @@
-"""Which tests go to which process of pytest-xdist, and in what order. Begin at `Distribution`.
+"""Which tests are fast, which go to which process of pytest-xdist, and in what order. Begin at `Distribution`.
 
 Tests that share what is costly to make stay together: those of a file with fixtures of its whole module, and those of a
 folder with fixtures of its whole package. All others go one by one to the process that is free, the longest first, so
@@ -30,6 +30,17 @@ LONGEST_FIRST = (
     "tests/integration/etl",
 )
 
+# What `--fast` plays: a minute on two cores, for use while working. Each is about what a run does most of all.
+FAST = (
+    "tests/unit/",
+    "tests/integration/etl/test_replication.py",
+    "tests/integration/etl/test_late_commits.py",
+    "tests/integration/etl/test_sessions.py",
+    "tests/integration/etl/test_vacuum.py",
+    "tests/integration/etl/test_messages.py",
+)
+SLOW_AMONG_THEM = ("tests/unit/test_servers.py",)  # it starts pytest
+
 
 class Distribution(LoadScopeScheduling):
     """Hands out one unit after the other, in the order of collection; a unit is what stays together."""
@@ -49,6 +60,11 @@ def unit_of(nodeid: str) -> str:
     if _has(f"{folder}/conftest.py", SHARED_BY_A_FOLDER):
         return folder
     return path if _has(path, SHARED_BY_A_FILE) else nodeid
+
+
+def is_fast(nodeid: str) -> bool:
+    """Tell whether `--fast` plays a test."""
+    return nodeid.startswith(FAST) and not nodeid.startswith(SLOW_AMONG_THEM)
 
 
 @cache
