@@ -1,7 +1,8 @@
 """Imports what takes long and forks a process for each command that it is asked for, until nobody can ask any more.
 
-The arguments are the number of a socket and the modules to import. A message is JSON, `arguments` as of Python, `cwd` and `environment`, and has
-with it the files that become the standard ones, and one into which the exit code is written. Begin at `receive`.
+The arguments are the number of a socket and the modules to import. A message is JSON, `arguments` as of Python, `cwd`
+and `environment`, and has with it the files that become the standard ones, and one into which the exit code is written.
+Begin at `receive`.
 """
 
 import gc
