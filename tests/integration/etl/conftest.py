@@ -54,7 +54,7 @@ class Replication:
     def configure(self, document: dict[str, Any]) -> None:
         faults: list[str] = []
         self.settings = replace(self.settings, tables=parse_tables(document, faults))
-        assert not faults
+        assert faults == [], "faults of the configuration"
 
     def on_source(self, statement: str, *parameters: Any) -> list[Any]:
         return query(self.source, statement, *parameters)

@@ -83,7 +83,7 @@ def test_no_password_is_an_argument_of_a_process_at_work(built, command, side, t
             process.communicate()
 
     assert command[0] in found[process.pid] or "psql" in found[process.pid]
-    assert any(line.startswith("postgres: ") for line in found.values())  # the servers' processes are among them
+    assert any(line.startswith("postgres: ") for line in found.values()), found  # the servers' processes are among them
     assert_hidden(passwords(shop, urls), found.values())
 
 
@@ -105,7 +105,7 @@ def test_no_password_is_an_argument_while_a_server_is_made(servers_home, free_po
         watching.join()
         server.remove()
 
-    assert any("initdb" in line and "--pwfile" in line for line in seen)
+    assert any("initdb" in line and "--pwfile" in line for line in seen), seen
     assert_hidden([secret], seen)
 
 
