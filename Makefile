@@ -6,14 +6,14 @@ LOCAL = .venv/bin/python -m deploy.local
 CONTAINERS = $(PYTHON) -m deploy.containers
 PYTEST = .venv/bin/python -m pytest
 AIRFLOW_TESTS = tests/unit/airflow tests/integration/airflow tests/end_to_end/test_airflow.py tests/end_to_end/test_celery.py
-# Each process has its own servers; the tests of a file run in one process.
-IN_PARALLEL = --numprocesses auto --maxprocesses 8 --dist loadfile
+# Each process has its own servers; tests/distribution.py says which tests stay together.
+IN_PARALLEL = --numprocesses auto --dist load
 
 .DEFAULT_GOAL := help
 .PHONY: help setup environment up down airflow airflow-down seed simulate extract dbt-run dbt-test pipeline freshness \
 	image secrets compose-pipeline compose-up compose-down compose-clean backup restore docs manifest status verify \
-	reset discover psql test test-long test-unit test-integration test-airflow test-end-to-end lint audit-dependencies \
-	bench bench-marts bench-report clean wheel lock
+	reset discover psql test test-fast test-long test-unit test-integration test-airflow test-end-to-end lint \
+	audit-dependencies bench bench-marts bench-report clean wheel lock
 
 help:  ## show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -103,10 +103,8 @@ backup:  ## dump the containers' warehouse to backups/ (ARGS=FILE for another pl
 restore:  ## restore the containers' warehouse (FILE=backups/warehouse-....dump)
 	@$(CONTAINERS) restore $(FILE)
 
-test: setup  ## run all tests (about 10 minutes; ARGS=--servers=embedded for no containers; see docs/testing.md)
-	@$(PYTEST) $(IN_PARALLEL) $(ARGS)
-
-test-long: setup  ## run the long form of the tests that have one (about 20 minutes; includes Airflow's if it is installed)
+# Each process has its own servers; tests/distribution.py says which tests stay together.
+IN_PARALLEL = --numprocesses auto --dist load
 	@$(PYTEST) -m has_long_form --long $(ARGS)
 
 test-unit: setup  ## run the tests that need no database

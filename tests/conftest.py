@@ -12,12 +12,24 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import psycopg2
 import pytest
-from psycopg2 import sql
+from xdist.remote import Producer
 
 from deploy.local import servers
-from tests.servers import DEFAULT_IMAGE, EMBEDDED, KINDS, SIDES, Choice, DatabaseServer, choose
+from tests import commands
+from tests.distribution import MOST_PROCESSES, PROCESSES_PER_CORE, Distribution, is_fast, rank
+from tests.servers import (
+    DEFAULT_IMAGE,
+    EMBEDDED,
+    KINDS,
+    SIDES,
+    Choice,
+    DatabaseServer,
+    choose,
+    choose_place,
+    create_database,
+    drop_database,
+)
 
 _choice = pytest.StashKey[Choice]()
 _numbers = itertools.count(1)
@@ -25,6 +37,7 @@ _numbers = itertools.count(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="play the long form of the tests that have one")
+    parser.addoption("--fast", action="store_true", help="play the tests that take a minute together")
     parser.addoption(
         "--servers",
         choices=KINDS,
@@ -39,6 +52,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             help=f"the {side}'s image, where containers are used ({variable}={DEFAULT_IMAGE})",
         )
     parser.addoption("--picture", type=Path, help="where to keep the picture of Airflow, such as docs/airflow.png")
+
+
+def pytest_unconfigure() -> None:
+    commands.close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes `--numprocesses auto` starts."""
+    return min(PROCESSES_PER_CORE * len(os.sched_getaffinity(0)), MOST_PROCESSES)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Distribution:
+    return Distribution(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        config.hook.pytest_deselected(items=[item for item in items if not is_fast(item.nodeid)])
+        items[:] = [item for item in items if is_fast(item.nodeid)]
+    items.sort(key=lambda item: rank(item.nodeid))
 
 
 @pytest.fixture(scope="session")
@@ -90,11 +126,12 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def servers_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that the servers' user reaches: pytest's own are private."""
-    if os.getuid() != 0:
+    """A folder that the servers' user reaches, for pytest's own are private; in memory where there is room."""
+    place = choose_place()
+    if place is None and os.getuid() != 0:
         yield tmp_path_factory.mktemp("servers")
         return
-    home = Path(tempfile.mkdtemp(prefix="tidemark-tests-", dir="/var/tmp"))
+    home = Path(tempfile.mkdtemp(prefix="tidemark-tests-", dir=place or "/var/tmp"))
     home.chmod(0o755)
     yield home
     shutil.rmtree(home, ignore_errors=True)
@@ -135,13 +172,9 @@ def embedded_target_server(servers_home: Path) -> Iterator[DatabaseServer]:
 
 def _database(server: DatabaseServer) -> Iterator[str]:
     name = f"test_{os.getpid()}_{next(_numbers)}"
-    control = psycopg2.connect(server.url())
-    control.autocommit = True
-    with control.cursor() as cursor:
-        cursor.execute(sql.SQL("create database {} template template0 encoding 'UTF8'").format(sql.Identifier(name)))
-        yield server.url(name)
-        cursor.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
-    control.close()
+    create_database(server, name)
+    yield server.url(name)
+    drop_database(server, name)
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests import commands
 
 CHECKOUT = Path(__file__).parents[2]
 PARTS = ("etl", "deploy", "source_db", "dbt", "airflow")
@@ -27,13 +27,8 @@ class Machine:
         } | ports
 
     def run(self, command, *arguments, **environment):
-        return subprocess.run(
-            [sys.executable, "-m", "deploy.local", command, *arguments],
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
+        return commands.run(
+            "-m", "deploy.local", command, *arguments, cwd=self.folder, env={**self.environment, **environment}
         )
 
     def succeed(self, command, *arguments, **environment):
@@ -50,14 +45,8 @@ class Machine:
 
     def ask(self, script):
         """Return what a script prints as JSON, run with the code of the copy."""
-        finished = subprocess.run(
-            [sys.executable, "-c", script],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        finished = commands.run("-c", script, cwd=self.folder, env=self.environment)
+        assert finished.returncode == 0, finished.stderr
         return json.loads(finished.stdout)
 
 

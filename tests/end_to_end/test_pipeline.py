@@ -42,7 +42,7 @@ def test_the_pipeline_fills_the_marts_and_a_second_run_moves_only_the_increment(
     urls = machine.urls()
 
     assert summary(first)["orders"] == [20_000, 20_000, 0, 0]
-    assert all(numbers[1:] == [0, 0, 0] for numbers in summary(again).values())
+    assert {name: numbers for name, numbers in summary(again).items() if numbers[1:] != [0, 0, 0]} == {}
     assert sum(numbers[1] + numbers[2] for numbers in summary(third).values()) > 300
     assert "make psql ARGS=" in first
     compare_raw(urls)

@@ -1,13 +1,20 @@
 """Which servers the tests get is said, with the reason, and never something else than was asked for."""
 
+import gc
 import re
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.integration.dbt.built_shop import CHECKOUT
-from tests.servers import EMBEDDED, Choice, choose
+from tests.servers import EMBEDDED, Choice, choose, find_obstacle
 
 IMAGES = {"source": "postgres:16", "target": "postgres:17"}
 
@@ -23,6 +30,49 @@ def test_without_docker_the_servers_are_embedded_and_the_reason_is_said():
 
     assert choice.images is None
     assert str(choice) == "embedded servers, source PostgreSQL 16, target PostgreSQL 18 (Docker does not answer)"
+
+
+@contextmanager
+def listen_and_hang_up(path):
+    """Listen on a socket as Docker does, and close each connection at once."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+
+        def hang_up():
+            while True:
+                try:
+                    listening.accept()[0].close()
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        yield
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize("found", ["no port", "no socket", "a socket of which nobody reads", "another program"])
+def test_looking_for_docker_in_vain_leaves_nothing_open(monkeypatch, found):
+    with tempfile.TemporaryDirectory() as folder:  # whose name is short enough for a socket
+        path = str(Path(folder) / "docker.sock")
+        monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1" if found == "no port" else f"unix://{path}")
+        if found == "a socket of which nobody reads":
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(path)
+        gc.collect()
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            if found == "another program":
+                with listen_and_hang_up(path):
+                    obstacle = find_obstacle(tuple(IMAGES.values()))
+            else:
+                obstacle = find_obstacle(tuple(IMAGES.values()))
+            gc.collect()
+
+    assert obstacle == "Docker does not answer"
+    assert [str(warning.message) for warning in warned] == []
 
 
 @pytest.mark.usefixtures("without_docker")

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg2
-from psycopg2 import sql
 
 from source_db import schema, seed
+from tests import commands
+from tests.servers import create_database, drop_database
 
 CHECKOUT = Path(__file__).parents[3]
 SCALE = 0.02
@@ -97,29 +98,18 @@ class Shop:
         )
 
     def _python(self, *arguments):
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=CHECKOUT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return commands.run(*arguments, cwd=CHECKOUT, env=self.environment)
 
 
 @contextmanager
 def open_database(server) -> Iterator[str]:
     """Yield the URL of a fresh database, and drop it afterwards."""
     name = f"shop_{os.getpid()}_{next(_numbers)}"
-    control = psycopg2.connect(server.url())
-    control.autocommit = True
+    create_database(server, name)
     try:
-        with control.cursor() as cursor:
-            cursor.execute(sql.SQL("create database {} template template0").format(sql.Identifier(name)))
-            yield server.url(name)
-            cursor.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+        yield server.url(name)
     finally:
-        control.close()
+        drop_database(server, name)
 
 
 @contextmanager

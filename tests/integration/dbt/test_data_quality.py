@@ -137,7 +137,9 @@ def test_freshness_tells_the_age_of_the_newest_run_and_what_to_do(shop):
     never = shop.make("freshness")
     shop.query("update etl.runs set status = 'succeeded', ended_at = ended_at + interval '3 days 8 hours'")
 
-    assert (fresh.returncode, old.returncode, stale.returncode, never.returncode) == (0, 0, 1, 1)
+    found = {"fresh": fresh, "old": old, "stale": stale, "never": never}
+    codes = {name: finished.returncode for name, finished in found.items()}
+    assert codes == {"fresh": 0, "old": 0, "stale": 1, "never": 1}
     assert fresh.stdout.startswith("raw is fresh: the newest run that succeeded ended 0.")
     assert "warning: raw is stale: expected a run within 6 hours, found: the newest" in old.stdout
     assert "raw is stale: expected a run within 2 days, found: the newest run that succeeded ended 80." in stale.stderr

@@ -116,7 +116,7 @@ def test_a_build_that_failed_half_way_is_made_good_by_the_next(warehouse, model)
     warehouse.query(f"alter table {relation} add constraint no_more check (false) not valid")
     is_success, log = warehouse.try_to_build(*warehouse.dbt.snapshots, *warehouse.dbt.rebuilt)
     warehouse.query(f"alter table {relation} drop constraint no_more")
-    assert not is_success
+    assert not is_success, "expected that the build fails, found that it succeeded"
     assert "ERROR=1" in log
     assert "no_more" in log
     assert warehouse.differences(model)
@@ -133,7 +133,7 @@ def test_a_build_that_failed_is_taken_up_by_dbt_retry(warehouse):
     change_all(warehouse)
     warehouse.dbt("retry")
 
-    assert not is_success
+    assert not is_success, "expected that the build fails, found that it succeeded"
     warehouse.assert_equals_full_refresh("fct_sales")
     warehouse.build_chain()
     warehouse.assert_equals_full_refresh()
@@ -160,7 +160,7 @@ def test_a_build_that_is_killed_between_its_rows_and_its_note_leaves_neither(war
         "not exists (select from pg_stat_activity where application_name = 'dbt' and pid <> pg_backend_pid())"
     )
 
-    assert not is_success
+    assert not is_success, "expected that the build fails, found that it succeeded"
     assert "died with -9" in log
     assert warehouse.row_versions() == rows
     assert notes(warehouse) == noted
@@ -178,7 +178,7 @@ def test_a_build_after_nothing_changed_writes_no_fact(warehouse):
     )
     warehouse.build()
 
-    assert all(before.values())
+    assert [fact for fact, versions in before.items() if not versions] == []
     assert warehouse.row_versions() == before
 
 

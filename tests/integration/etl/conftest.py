@@ -4,7 +4,6 @@ import datetime as dt
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from etl.database_url import DatabaseUrl
 from etl.model import Event, Point, RunOptions, RunResult, Table, TableResult
 from etl.source.reader import Reader
 from etl.source.session import Points, Source
+from tests import commands
 
 pytest.register_assert_rewrite("tests.integration.etl.faults")
 
@@ -53,7 +53,7 @@ class Replication:
     def configure(self, document: dict[str, Any]) -> None:
         faults: list[str] = []
         self.settings = replace(self.settings, tables=parse_tables(document, faults))
-        assert not faults
+        assert faults == [], "faults of the configuration"
 
     def on_source(self, statement: str, *parameters: Any) -> list[Any]:
         return query(self.source, statement, *parameters)
@@ -84,14 +84,7 @@ class Replication:
 
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command line in a process of its own."""
-        return subprocess.run(
-            [sys.executable, "-m", "etl", *arguments],
-            env={**self.environment, **environment},
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        return commands.run("-m", "etl", *arguments, env={**self.environment, **environment}, timeout=60)
 
     @property
     def environment(self) -> dict[str, str]:

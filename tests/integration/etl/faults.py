@@ -69,7 +69,7 @@ def create_database(server, options=""):
 
 
 def stop_fast(server, _):
-    assert server.stop()
+    assert server.stop(), "expected a server that runs"
 
 
 def crash(server, wait_until):
@@ -85,23 +85,23 @@ def has_no_sessions(replication):
 def assert_whole(replication, wait_until):
     """Both sides are equal, nothing is twice, and nothing is left of any run."""
     names = [row[0] for row in replication.on_source("select tablename from pg_tables where schemaname = 'public'")]
-    assert names
+    assert names, "expected tables in the source, found none"
     for name in names:
         source, raw = replication.rows(name)
-        assert Counter(raw) - Counter(source) == Counter()
-        assert Counter(source) - Counter(raw) == Counter()
+        assert Counter(raw) - Counter(source) == Counter(), f"rows of raw.{name} that the source has not"
+        assert Counter(source) - Counter(raw) == Counter(), f"rows of {name} that raw has not"
     assert_nothing_left(replication, wait_until)
 
 
 def assert_nothing_left(replication, wait_until):
     """No session, transaction, lock or temporary table on either side, and nothing unfinished in the ledger."""
     wait_until(lambda: has_no_sessions(replication))
-    for read in (replication.on_source, replication.on_target):
+    for side, read in (("source", replication.on_source), ("target", replication.on_target)):
         wait_until(lambda read=read: read(COUNT_TEMPORARY) == [(0,)])  # a session drops its own after it has gone
-        assert read(COUNT_LOCKS) == [(0,)]
-        assert read(COUNT_PREPARED) == [(0,)]
-    assert replication.on_target(COUNT_LOADING) == [(0,)]
-    assert replication.on_target(COUNT_UNFINISHED) == [(0, 0, 0)]
+        assert read(COUNT_LOCKS) == [(0,)], f"locks that are left on the {side}"
+        assert read(COUNT_PREPARED) == [(0,)], f"prepared transactions that are left on the {side}"
+    assert replication.on_target(COUNT_LOADING) == [(0,)], "tables of first loads that are left"
+    assert replication.on_target(COUNT_UNFINISHED) == [(0, 0, 0)], "loads, runs, and runs of tables that go on"
 
 
 def port_of(url):

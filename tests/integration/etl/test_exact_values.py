@@ -19,6 +19,7 @@ from psycopg2 import sql
 
 from etl.source.session import Source
 from etl.target.types import read_types
+from tests.results import pick
 
 PINNED = {
     "DateStyle": "ISO, YMD",
@@ -479,7 +480,7 @@ def test_a_merge_of_equal_values_of_every_built_in_type_rewrites_nothing(either_
 
     result = either_way.run_one("samples")
 
-    assert (result.rows_read, result.rows_updated) == (samples.rows, 0)
+    assert pick(result, "rows_read", "rows_updated") == (samples.rows, 0)
 
 
 def test_nearly_all_built_in_types_are_copied_in_their_binary_form(either_way):
@@ -1044,7 +1045,7 @@ def test_tables_whose_long_names_differ_in_their_last_byte_are_kept_apart(replic
 
     result = replication.run(*names)
 
-    assert not result.has_failures
+    assert not result.has_failures, f"expected that every table succeeds, found {result}"
     assert [differences(replication, name) for name in names] == [[], []]
 
 
@@ -1066,7 +1067,7 @@ def test_columns_named_as_the_aliases_of_the_statements_arrive_exactly(replicati
     result = replication.run_one("aliases")
 
     assert differences(replication, "aliases") == []
-    assert (result.rows_inserted, result.rows_updated) == (0, 20)
+    assert pick(result, "rows_inserted", "rows_updated") == (0, 20)
 
 
 @pytest.mark.parametrize("column", ["picked", "s", "raw"])
@@ -1245,7 +1246,7 @@ def test_a_parent_and_its_child_by_inheritance_are_tables_apart(replication):
 
     result = replication.run()
 
-    assert not result.has_failures
+    assert not result.has_failures, f"expected that every table succeeds, found {result}"
     assert replication.on_target("select id, name from raw.places order by id") == [(1, "sea!"), (2, "wood!")]
     assert replication.on_target("select id, name, mayor from raw.cities order by id") == [
         (1, "Rome!", "R"),
@@ -1266,7 +1267,8 @@ def test_a_view_named_in_the_configuration_is_refused_with_the_reason(orders, ki
 
     results = {table.table_name: table for table in orders.run().tables}
 
-    assert (results["recent"].status, results["orders"].status) == ("failed", "succeeded")
+    assert results["recent"].status == "failed"
+    assert results["orders"].status == "succeeded"
     assert f"public.recent is {label}: only tables are replicated" in results["recent"].error
     assert orders.on_target("select to_regclass('raw.recent')") == [(None,)]
 

@@ -23,9 +23,9 @@ from etl.database_url import DatabaseUrl
 from etl.errors import UnavailableError
 from etl.model import WatermarkKind
 from etl.policy import fence
-from etl.source import open_transactions
-from etl.source.session import POINT_EXPRESSIONS, REPEATED_HOUR_SECONDS
+from etl.source.session import POINT_EXPRESSIONS, REPEATED_HOUR_SECONDS, open_transactions
 from tests.integration.etl.faults import crash, create_database, stop_fast
+from tests.results import pick
 from tests.servers import DatabaseServer
 
 MAJOR = 16
@@ -117,8 +117,8 @@ def watermarks_of(replication, table_name="orders"):
 def assert_equal(replication, *table_names):
     for table_name in table_names:
         source, raw = replication.rows(table_name)
-        assert source
-        assert source == raw
+        assert source, f"{table_name} has no rows: nothing is compared"
+        assert source == raw, f"rows of {table_name} in the source, and of raw"
 
 
 def failure_of(replication, table_name, **changes):
@@ -239,7 +239,7 @@ def test_without_pg_read_all_stats_it_is_missed_until_a_lookback_is_declared(ord
     orders.configure({"tables": {"orders": LOOKBACK}})
     orders.run_one("orders")
 
-    assert is_missed
+    assert is_missed, "expected that the row is missed without a lookback, found it in raw"
     assert_equal(orders, "orders")
 
 
@@ -406,7 +406,7 @@ def test_a_restarted_sequence_stops_its_table_and_the_others_go_on(orders):
     orders.on_target("drop table raw.events")
     orders.run_one("events")
 
-    assert (events.status, others.status) == ("failed", "succeeded")
+    assert {"events": events.status, "others": others.status} == {"events": "failed", "others": "succeeded"}
     assert "the watermark is 5, but the source has max(event_id) = 1" in events.error
     assert "its sequence is at 1" in events.error
     assert "`etl reset events`" in events.error
@@ -462,7 +462,7 @@ def test_a_source_clock_that_was_set_back_stops_the_table_until_a_lookback_is_de
 
     assert "lookback_seconds" in error
     assert re.search(r"the source's clock is 36\d\d s behind", error)
-    assert is_missing
+    assert is_missing, "expected that the row by the new clock is missed, found it in raw"
     assert_equal(orders, "orders")
 
 
@@ -518,10 +518,10 @@ def assert_settles_at_once(replication, is_still_there):
     """Run beside something that goes on; the point of that very run has to settle."""
     add_order(replication.source, "fresh")
     before = watermarks_of(replication)[0]
-    assert is_still_there()
+    assert is_still_there(), "what is to go on beside the run has ended"
     replication.run_one("orders")
     watermark, _, points = watermarks_of(replication)
-    assert is_still_there()
+    assert is_still_there(), "what is to go on beside the run has ended"
     assert watermark > before
     assert points == []
     assert_equal(replication, "orders")
@@ -634,9 +634,9 @@ def test_a_long_pg_dump_holds_the_watermark_and_is_named_while_fresh_rows_arrive
         assert dump.wait(20) == 0
     reader.run_one("orders")
 
-    assert has_fresh
+    assert has_fresh, "expected the fresh row in raw, found it missing"
     assert held == before
-    assert (holder["pid"], holder["application"], holder["user"]) == (pid, "pg_dump", "postgres")
+    assert pick(holder, "pid", "application", "user") == (pid, "pg_dump", "postgres")
     assert (holder["age_seconds"] is not None) is may_see_all
     assert f"pid {pid} pg_dump, user postgres" in line
     assert watermarks_of(reader)[0] > before
@@ -664,8 +664,8 @@ def test_status_tells_the_watermark_its_lag_its_holders_and_the_rows_rejected(or
 
     session, prepared = status["holders"]
     assert status["watermark"] == watermark
-    assert (session["pid"], session["application"], session["user"]) == (pid, "billing", "postgres")
-    assert (prepared["pid"], prepared["application"], prepared["user"]) == (None, "invoice 7", "postgres")
+    assert pick(session, "pid", "application", "user") == (pid, "billing", "postgres")
+    assert pick(prepared, "pid", "application", "user") == (None, "invoice 7", "postgres")
     assert 0 <= prepared["age_seconds"] <= session["age_seconds"] < 60
     assert 0 < status["lag_seconds"] < 60
     assert status["rejected_rows"] == 1
@@ -675,7 +675,7 @@ def test_status_tells_the_watermark_its_lag_its_holders_and_the_rows_rejected(or
         r"prepared transaction invoice 7, user postgres \(\d+ s\)",
         line,
     )
-    assert (after["holders"], after["points_waiting"]) == ([], 0)
+    assert pick(after, "holders", "points_waiting") == ([], 0)
     assert after["watermark"] > watermark
 
 
@@ -721,7 +721,8 @@ def test_a_standby_as_source_is_refused_table_by_table_until_a_lookback_is_decla
     standby.configure({"tables": {"orders": LOOKBACK, "events": EVENTS_BY_NUMBER}})
     statuses = [table.status for table in standby.run().tables]
 
-    assert (events.status, by_time.status, tags.status) == ("failed", "failed", "succeeded")
+    found = {"events": events.status, "by time": by_time.status, "tags": tags.status}
+    assert found == {"events": "failed", "by time": "failed", "tags": "succeeded"}
     for error, name in ((events.error, "lookback_rows"), (by_time.error, "lookback_seconds")):
         assert "the source is a standby" in error
         assert f"declare in tables.yml with {name} how late rows can arrive" in error
@@ -781,7 +782,7 @@ def test_a_row_committed_late_on_the_primary_arrives_within_the_lookback(standby
     standby.run_one("orders")
     standby.run_one("events")
 
-    assert not during
+    assert not during, "expected the late row to be missing before it is replayed, found it in raw"
     assert passed_by > stamped
     assert passed_by_number == str(younger) > str(number)
     assert has_order(standby, "late")
@@ -804,7 +805,7 @@ def test_a_standby_that_replays_later_than_its_lookback_misses_nothing(standby, 
     replay()
     standby.run_one("orders")
 
-    assert not during
+    assert not during, "expected the late row to be missing before it is replayed, found it in raw"
     assert has_order(standby, "delayed")
     assert_equal(standby, "orders")
 
@@ -937,7 +938,7 @@ def test_a_prepared_transaction_survives_a_restart_of_the_source_and_still_holds
     assert prepared == [("survivor",)]
     assert during == held
     assert len(points) == 2
-    assert has_fresh
+    assert has_fresh, "expected the fresh row in raw, found it missing"
     assert has_order(again, "prepared")
     assert watermarks_of(again)[0] > held
     assert watermarks_of(again)[2] == []
@@ -970,9 +971,9 @@ def test_rows_without_watermark_are_read_every_run(replication, config):
     replication.on_source("update notes set note = 'changed again' where note_id = 8")
     second = replication.run_one("notes").counts
 
-    assert (first.inserted, first.updated) == (1, 4)
+    assert pick(first, "inserted", "updated") == (1, 4)
     assert arrived[0] == arrived[1]
-    assert (second.inserted, second.updated) == (0, 1)
+    assert pick(second, "inserted", "updated") == (0, 1)
     assert_equal(replication, "notes")
 
 
@@ -1087,7 +1088,7 @@ def test_another_source_cluster_stops_its_tables_and_nothing_is_written(
             f"`etl reset {table.table_name}`"
         ) in table.error
     assert after == before
-    assert has_gone_on
+    assert has_gone_on, "expected that the run on the old source goes on, found that it stopped"
     assert_equal(other, "orders")
 
 
@@ -1097,7 +1098,7 @@ def test_another_source_cluster_stops_its_tables_and_nothing_is_written(
 @contextmanager
 def open_pooler(server: DatabaseServer, folder: Path, port: int, pool_mode: str, *more: str) -> Iterator[None]:
     """Run PgBouncer in front of a server, with the server's own password; its files are in a folder that it reaches."""
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    program = shutil.which("pgbouncer")
     if program is None:
         pytest.skip(
             "pgbouncer is not installed (apt-get install pgbouncer): not tested is that a pool in session mode serves "
@@ -1163,7 +1164,7 @@ def test_a_pooler_in_transaction_mode_is_refused_with_the_reason(orders, pool):
         f"the {side} is reached through a pooler in transaction mode, which loses a session's settings and locks "
         f"between transactions: point {side.upper()}_DATABASE_URL at the server itself, or at a pool in session mode"
     }
-    assert not any(error.is_transient for error in errors)
+    assert [error for error in errors if error.is_transient] == []
     assert orders.on_target("select to_regclass('raw.orders')") == [(None,)]
     orders.run_one("orders")
     assert_equal(orders, "orders")

@@ -14,6 +14,8 @@ import pytest
 import yaml
 from psycopg2 import sql
 
+from tests.results import pick
+
 DROP = "drop table public.canary"
 ATTACKS = {
     "a closed identifier": f'x"; {DROP}; --',
@@ -131,7 +133,7 @@ def test_a_table_all_of_whose_names_and_values_are_statements_is_replicated(guar
     (status,) = json.loads(succeed(guarded, "status", "--json", **given).stdout)
     proposed = yaml.safe_load(succeed(guarded, "discover", "--schema", names["schema"]).stdout)
 
-    assert (status["table_name"], status["watermark_column"]) == (names["table"], names["mark"])
+    assert pick(status, "table_name", "watermark_column") == (names["table"], names["mark"])
     assert proposed["tables"].keys() == {names["table"]}
     assert len(equal_rows(guarded, names["schema"], names["table"])) == 381
     assert_unharmed(guarded)
@@ -162,7 +164,7 @@ def test_a_row_that_is_refused_and_views_of_any_name_are_kept_as_they_were(guard
     )
     result = guarded.run_one(attack)
 
-    assert (result.rows_inserted, result.rows_rejected) == (1, 1)
+    assert pick(result, "rows_inserted", "rows_rejected") == (1, 1)
     assert guarded.on_target("select table_name, key from etl.rejected_rows") == [(attack, json.dumps([attack]))]
     assert len(guarded.on_target(compose("select * from public.{view}", **names))) == 3
     assert guarded.on_target(

@@ -6,6 +6,7 @@ import pytest
 
 import etl
 from etl.model import RunOptions
+from tests.results import pick, statuses
 
 
 def set_batch_rows(replication, rows, **tables):
@@ -16,7 +17,7 @@ def test_a_first_run_copies_every_row_exactly(orders):
     result = orders.run_one("orders")
 
     source, raw = orders.rows("orders")
-    assert (result.rows_read, result.rows_inserted) == (1000, 1000)
+    assert pick(result, "rows_read", "rows_inserted") == (1000, 1000)
     assert source == raw
 
 
@@ -65,9 +66,9 @@ def test_a_second_run_reads_only_the_increment_and_rewrites_nothing(orders):
     third = orders.run_one("orders")
 
     assert before == [(1000,)]
-    assert (second.rows_inserted, second.rows_updated) == (1, 10)
+    assert pick(second, "rows_inserted", "rows_updated") == (1, 10)
     assert second.rows_read < 1000
-    assert (third.rows_inserted, third.rows_updated) == (0, 0)
+    assert pick(third, "rows_inserted", "rows_updated") == (0, 0)
     assert orders.on_target("select count(*) from raw.orders where _etl_run_id = 1") == [(990,)]
 
 
@@ -109,7 +110,7 @@ def test_a_table_without_watermark_is_read_whole_and_the_run_says_so(replication
     result = replication.run_one("rates")
 
     source, raw = replication.rows("rates")
-    assert (result.rows_read, result.rows_updated) == (2, 1)
+    assert pick(result, "rows_read", "rows_updated") == (2, 1)
     assert source == raw
     assert "the whole table is read each run" in replication.events[0].message
 
@@ -125,7 +126,7 @@ def test_rows_whose_watermark_is_null_are_read_every_time(replication):
     result = replication.run_one("notes")
 
     source, raw = replication.rows("notes")
-    assert (result.rows_inserted, result.rows_updated) == (1, 1)
+    assert pick(result, "rows_inserted", "rows_updated") == (1, 1)
     assert source == raw
 
 
@@ -155,7 +156,7 @@ def test_names_that_need_quotes_work(replication):
 
     result = replication.run()
 
-    assert not result.has_failures
+    assert not result.has_failures, f"expected that every table succeeds, found {result}"
     assert result.tables[0].rows_inserted == 1
 
 
@@ -178,10 +179,7 @@ def test_a_table_that_fails_leaves_the_others_alone(orders):
 
     result = orders.run()
 
-    assert [(table.table_name, table.status) for table in result.tables] == [
-        ("notes", "succeeded"),
-        ("orders", "failed"),
-    ]
+    assert statuses(result) == {"notes": "succeeded", "orders": "failed"}, result
     assert orders.on_target("select count(*) from raw.notes") == [(2,)]
     assert orders.on_target("select status, error from etl.runs where run_id = 2") == [("failed", "failed: orders")]
 
@@ -280,4 +278,5 @@ def test_a_table_whose_watermark_column_is_changed_is_read_anew(orders, first, s
     result = orders.run_one("orders")
 
     source, raw = orders.rows("orders")
-    assert (result.rows_read, source == raw) == (1000, True)
+    assert result.rows_read == 1000
+    assert source == raw

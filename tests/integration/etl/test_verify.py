@@ -15,6 +15,7 @@ from etl.compare.buckets import MIN_BLOCK_BITS
 from etl.errors import LockHeldError
 from etl.model import RunOptions
 from etl.target.writer import Writer
+from tests.results import pick
 
 BLOCK_KEYS = 2**MIN_BLOCK_BITS  # successive integer keys of one bucket
 
@@ -26,7 +27,7 @@ def compare(replication, *names, is_repair=False):
 
 
 def counts(comparison):
-    return comparison.missing, comparison.extra, comparison.changed, comparison.pending
+    return pick(comparison, "missing", "extra", "changed", "pending")
 
 
 def age(replication, table_name="orders"):
@@ -46,7 +47,8 @@ def test_equal_sides_are_equal(verified):
     found = compare(verified)["orders"]
 
     assert found.is_equal
-    assert (found.source_rows, found.raw_rows, counts(found)) == (1000, 1000, (0, 0, 0, 0))
+    assert pick(found, "source_rows", "raw_rows") == (1000, 1000)
+    assert counts(found) == (0, 0, 0, 0)
 
 
 def test_every_kind_of_difference_is_told_with_its_key_and_columns(verified):
@@ -122,7 +124,7 @@ def test_a_tombstone_is_not_compared(verified):
     found = compare(verified)["orders"]
 
     assert found.is_equal
-    assert (found.source_rows, found.raw_rows) == (999, 999)
+    assert pick(found, "source_rows", "raw_rows") == (999, 999)
 
 
 def test_a_tombstone_whose_row_is_there_is_missing(verified):
@@ -250,7 +252,7 @@ def test_a_row_that_the_target_refuses_is_not_called_repaired(verified):
 
     found = compare(verified, is_repair=True)["orders"]
 
-    assert (found.is_equal, found.changed, found.repaired) == (False, 1, 0)
+    assert pick(found, "is_equal", "changed", "repaired") == (False, 1, 0)
 
 
 def test_verify_of_an_older_ledger_says_to_run(verified):
@@ -286,12 +288,14 @@ def test_the_exit_codes_and_lines_tell_equal_different_repaired_and_not_comparab
     verified.on_source("create table fresh (a int primary key)")
     impossible = verified.command("verify")
 
-    assert (equal.returncode, different.returncode, as_json.returncode) == (0, 1, 1)
-    assert (repaired.returncode, again.returncode, impossible.returncode) == (0, 0, 3)
+    codes = {"equal": equal.returncode, "different": different.returncode, "as JSON": as_json.returncode}
+    assert codes == {"equal": 0, "different": 1, "as JSON": 1}
+    codes = {"repaired": repaired.returncode, "again": again.returncode, "impossible": impossible.returncode}
+    assert codes == {"repaired": 0, "again": 0, "impossible": 3}
     assert "different: 1 changed" in different.stdout
     assert "orders: order_id = 5 is different in raw: note" in different.stdout
     (record,) = json.loads(as_json.stdout)
-    assert (record["changed"], record["is_equal"]) == (1, False)
+    assert pick(record, "changed", "is_equal") == (1, False)
     assert record["examples"] == [{"kind": "changed", "key": {"order_id": "5"}, "columns": ["note"]}]
     assert "equal, after 1 rows were repaired" in repaired.stdout
     assert "expected raw.fresh on the target, found none: run `etl run` first" in impossible.stdout
@@ -384,4 +388,4 @@ def test_tables_are_compared_in_parallel_at_one_snapshot(replication, monkeypatc
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(compare, replication).result(timeout=30)
 
-    assert all(comparison.is_equal for comparison in found.values())
+    assert [comparison for comparison in found.values() if not comparison.is_equal] == []

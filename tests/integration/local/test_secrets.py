@@ -1,8 +1,6 @@
 """A password is in no argument of a process, no file that is written, no log of a server and no message."""
 
 import re
-import subprocess
-import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +9,7 @@ import psycopg2
 import pytest
 
 from deploy.local.servers import Server
+from tests import commands
 from tests.integration.dbt.built_shop import CHECKOUT, is_waited_for, locked
 
 SECRET = "s3cret"  # of every URL below, or the greater part of one
@@ -84,7 +83,7 @@ def test_no_password_is_an_argument_of_a_process_at_work(built, command, side, t
             process.communicate()
 
     assert command[0] in found[process.pid] or "psql" in found[process.pid]
-    assert any(line.startswith("postgres: ") for line in found.values())  # the servers' processes are among them
+    assert any(line.startswith("postgres: ") for line in found.values()), found  # the servers' processes are among them
     assert_hidden(passwords(shop, urls), found.values())
 
 
@@ -106,7 +105,7 @@ def test_no_password_is_an_argument_while_a_server_is_made(servers_home, free_po
         watching.join()
         server.remove()
 
-    assert any("initdb" in line and "--pwfile" in line for line in seen)
+    assert any("initdb" in line and "--pwfile" in line for line in seen), seen
     assert_hidden([secret], seen)
 
 
@@ -125,15 +124,7 @@ def test_no_password_is_in_a_file_that_dbt_writes_or_in_the_log_of_a_server(buil
 def refuse(command, built, **urls):
     """Run a command that cannot connect; return its exit code and what it told."""
     shop, _ = built
-    finished = subprocess.run(
-        [sys.executable, *COMMANDS[command]],
-        cwd=CHECKOUT,
-        env={**shop.environment, **urls},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    finished = commands.run(*COMMANDS[command], cwd=CHECKOUT, env={**shop.environment, **urls}, timeout=120)
     told = finished.stdout + finished.stderr
     assert SECRET not in told
     assert "Traceback" not in told

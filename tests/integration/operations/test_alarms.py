@@ -10,9 +10,10 @@ from contextlib import closing, contextmanager
 import psycopg2
 import pytest
 
-from etl.ledger import locks
+from etl.ledger.runs import locks
 from tests.integration.dbt.built_shop import CHECKOUT, locked
 from tests.integration.operations.conftest import PAGE, blocks
+from tests.results import pick
 
 HEADING = re.compile(r"^### (.+)$", re.MULTILINE)
 ALARMS_PART = PAGE[PAGE.index("\n## Alarms\n") : PAGE.index("\n## Backup\n")]
@@ -126,7 +127,8 @@ def test_a_watermark_that_is_held_back_is_told_until_it_moves(quiet, source, tar
     quiet.succeed("extract", "orders")
 
     (row,) = told.pop("A watermark is held back")
-    assert (row["table_name"], row["points_waiting"], told) == ("orders", 1, {})
+    assert pick(row, "table_name", "points_waiting") == ("orders", 1)
+    assert told == {}
     assert dt.timedelta(hours=3) < row["was_behind"] < dt.timedelta(hours=4)
     assert [row[:2] for row in on_source] == [(pid, "owner")]
     assert as_written == []
@@ -156,7 +158,8 @@ def test_a_row_that_the_target_refuses_is_told_at_once(quiet, source, target):
     quiet.succeed("extract", "products")
 
     (row,) = told.pop("Rows are rejected")
-    assert (row["table_name"], row["sqlstate"], row["row_count"], told) == ("products", "23514", 1, {})
+    assert pick(row, "table_name", "sqlstate", "row_count") == ("products", "23514", 1)
+    assert told == {}
     assert ringing(source, target) == {}
 
 
@@ -169,7 +172,7 @@ def test_a_table_that_never_succeeded_is_told_until_it_has_been_left_out_for_two
     set_back(target, "etl.table_runs", "started_at", "ended_at", hours=48, where="table_name = 'keyless'")
 
     ((row,),) = told.values()
-    assert (row["table_name"], row["last_succeeded_at"]) == ("keyless", None)
+    assert pick(row, "table_name", "last_succeeded_at") == ("keyless", None)
     assert "has no primary key" in row["last_error"]
     assert ringing(source, target) == {}
 
@@ -206,7 +209,7 @@ def test_a_run_that_goes_on_and_on_is_told_and_whether_it_lives(quiet, source, t
     quiet.succeed("extract")
 
     assert at_once == {}
-    assert (alive["is_locked"], alive["shared_by"]) == (True, None)
+    assert pick(alive, "is_locked", "shared_by") == (True, None)
     assert list(told) == [heading]
     assert target.force("select status from etl.runs where run_id = " + str(alive["run_id"])) == [("died",)]
     assert ringing(source, target) == {}
@@ -237,7 +240,7 @@ def test_the_last_runs_are_told(quiet, source, target):
     newest = dict(zip(columns, rows[0], strict=True))
     (products,) = source.query("select count(*) from products")[1][0]
 
-    assert (newest["status"], newest["tables"], newest["failed"], newest["retries"]) == ("succeeded", 8, 0, 0)
+    assert pick(newest, "status", "tables", "failed", "retries") == ("succeeded", 8, 0, 0)
     assert newest["rows_changed"] == products
     assert newest["run_id"] == max(row[0] for row in rows)
     assert newest["duration"] > dt.timedelta()
@@ -263,7 +266,7 @@ def test_changes_of_the_source_are_told(quiet, source, target):
     columns, rows = target.query(blocks("What has changed in the source's tables?")[0], "monitor")
     newest = dict(zip(columns, rows[0], strict=True))
 
-    assert (newest["table_name"], newest["kind"], newest["column_name"]) == ("payments", "column_added", "note")
+    assert pick(newest, "table_name", "kind", "column_name") == ("payments", "column_added", "note")
 
 
 @pytest.mark.usefixtures("shop")

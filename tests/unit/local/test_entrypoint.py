@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.containers.entrypoint import main, passfile_lines
+from tests.results import pick
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -39,7 +40,7 @@ def test_the_program_takes_the_place_of_the_process_and_its_exit_code_is_passed_
         check=False,
     )
 
-    assert (finished.returncode, finished.stderr) == (7, "")
+    assert pick(finished, "returncode", "stderr") == (7, "")
     assert stat.S_IMODE((tmp_path / "pgpass").stat().st_mode) == 0o600
 
 
