@@ -104,7 +104,7 @@ def most_at_once(tasks):
     return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
 
 
-def test_a_run_fills_the_marts_and_tells_of_its_assets(machine, api, ended_run):
+def test_run_fills_the_marts_and_reports_its_assets(machine, api, ended_run):
     assert marts(machine)["fct_orders"][0] > 10_000
     assert api.assets_of(ended_run) == ["marts", "raw"]
 
@@ -114,7 +114,7 @@ def test_a_run_fills_the_marts_and_tells_of_its_assets(machine, api, ended_run):
     reason="no Chromium or Chrome is found (apt-get install chromium): that a person can log in and see a green run "
     "in Airflow's pages is not tested",
 )
-def test_a_person_logs_in_and_sees_a_green_run(api, ended_run, tmp_path, kept_picture):
+def test_user_logs_in_and_sees_a_successful_run(api, ended_run, tmp_path, kept_picture):
     with open_page(find_browser(), tmp_path / "profile") as page:
         page.open(f"{api.address}/dags/{DAG_ID}/runs/{ended_run}")
         page.type("input[name=username]", api.user)
@@ -130,7 +130,7 @@ def test_a_person_logs_in_and_sees_a_green_run(api, ended_run, tmp_path, kept_pi
         kept_picture.write_bytes(picture)
 
 
-def test_a_run_that_takes_longer_than_its_deadline_is_told_while_it_goes_on(messages, ended_run, kept_picture):
+def test_missed_deadline_is_reported_while_the_run_continues(messages, ended_run, kept_picture):
     if kept_picture:
         pytest.skip("with the usual deadline, for the picture, no run is late: that a late one is told is not tested")
     late = [message for message in messages[1] if ended_run in message]
@@ -138,7 +138,7 @@ def test_a_run_that_takes_longer_than_its_deadline_is_told_while_it_goes_on(mess
     assert late == [f"Tidemark: {DAG_ID}, run {ended_run} is late\nit has not ended within 0:00:06"]
 
 
-def test_tasks_that_are_cleared_and_run_again_leave_the_same_marts(machine, api, ended_run):
+def test_cleared_tasks_produce_the_same_marts(machine, api, ended_run):
     filled = marts(machine)
     api.clear(ended_run, "dbt_run")
     assert api.wait_for_success(ended_run) == {name: 2 if name == "dbt_run" else 1 for name in TASKS}
@@ -149,7 +149,7 @@ def test_tasks_that_are_cleared_and_run_again_leave_the_same_marts(machine, api,
 
 
 @pytest.mark.usefixtures("ended_run")
-def test_tasks_whose_process_or_worker_is_killed_are_tried_again_and_leave_the_same_marts(machine, api):
+def test_killed_tasks_are_retried_and_produce_the_same_marts(machine, api):
     before = marts(machine)
     machine.succeed("simulate", "--seconds", "5", "--rate", "80")
     source, target = machine.urls()["source"], machine.urls()["target"]
@@ -176,7 +176,7 @@ def test_tasks_whose_process_or_worker_is_killed_are_tried_again_and_leave_the_s
 
 
 @pytest.mark.usefixtures("ended_run")
-def test_the_pool_bounds_the_tables_that_are_read_at_once_and_one_that_is_killed_is_tried_again(machine, api):
+def test_pool_limits_parallel_tables_and_killed_one_is_retried(machine, api):
     before = marts(machine)
     machine.succeed("simulate", "--seconds", "5", "--rate", "80")
     source = machine.urls()["source"]
@@ -202,7 +202,7 @@ def test_the_pool_bounds_the_tables_that_are_read_at_once_and_one_that_is_killed
 
 
 @pytest.mark.usefixtures("ended_run")
-def test_a_table_that_is_cleared_is_replicated_again_between_both_ends_of_its_run(machine, api):
+def test_cleared_table_is_replicated_again_within_its_run(machine, api):
     run_id = api.trigger(mapped_tables=True)
     api.wait_for_success(run_id)
     filled, index = marts(machine), api.tables(run_id)["orders"]["map_index"]

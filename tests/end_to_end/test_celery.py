@@ -36,7 +36,7 @@ def places(api, run_id, state):
     return {name: task["hostname"] for name, task in api.tables(run_id).items() if task["state"] == state}
 
 
-def test_two_workers_share_the_tables_and_one_goes_on_alone_when_the_other_is_lost(machine, cluster):
+def test_one_worker_continues_alone_when_the_other_is_lost(machine, cluster):
     api = cluster.start(**SETTINGS)
     source = machine.urls()["source"]
     api.switch_on()

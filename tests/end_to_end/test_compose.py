@@ -158,7 +158,7 @@ def api(containers):
     return opened
 
 
-def test_nothing_starts_without_passwords_and_the_next_step_is_told(tmp_path, machine):
+def test_start_without_passwords_fails_with_the_next_step(tmp_path, machine):
     shutil.copy(CHECKOUT / "docker-compose.yml", tmp_path)
     alone = Containers(tmp_path, {**machine.environment, "COMPOSE_PROJECT_NAME": f"tidemark-none-{os.getpid()}"})
     refused = alone.run("docker", "compose", "up", "--detach")
@@ -175,7 +175,7 @@ def test_the_file_is_accepted_with_every_profile(containers):
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
 
 
-def test_the_marts_equal_those_of_the_servers_without_containers(machine, containers, filled):
+def test_marts_equal_those_built_without_containers(machine, containers, filled):
     machine.succeed("pipeline")
     embedded = machine.urls()["target"]
     marts = containers.marts()
@@ -187,12 +187,12 @@ def test_the_marts_equal_those_of_the_servers_without_containers(machine, contai
 
 
 @pytest.mark.usefixtures("filled")
-def test_an_analyst_reads_the_marts_with_the_password_of_a_file(containers):
+def test_analyst_reads_the_marts_with_the_password_from_a_file(containers):
     assert query(containers.url("target", "analyst"), "select count(*) > 0 from marts.fct_orders") == [(True,)]
 
 
 @pytest.mark.usefixtures("filled")
-def test_the_image_has_no_tools_to_build_with_and_a_user_of_its_own(containers):
+def test_image_has_its_own_user_and_no_build_tools(containers):
     tools = "for name in gcc cc make pip pip3; do command -v $name; done"
     script = f"{tools}; python -m pip || python -c 'import setuptools' || id -u"
     told = containers.run("docker", "run", "--rm", "--entrypoint", "sh", containers.environment["IMAGE"], "-c", script)
@@ -205,7 +205,7 @@ def test_the_image_has_no_tools_to_build_with_and_a_user_of_its_own(containers):
 
 
 @pytest.mark.usefixtures("api")
-def test_no_container_shows_a_password_or_may_do_more_than_its_work(containers):
+def test_containers_show_no_password_and_have_few_privileges(containers):
     told = containers.inspect()
     logs = containers.compose(*PROFILES, "logs", "--no-color")
     shown = json.dumps(told)
@@ -226,7 +226,7 @@ def test_no_container_shows_a_password_or_may_do_more_than_its_work(containers):
 
 @pytest.mark.usefixtures("api")
 @pytest.mark.parametrize("service", ["source_db", "target_db", "airflow_db", "airflow-api-server", "airflow-scheduler"])
-def test_a_container_works_as_a_user_without_privileges_who_writes_nowhere_else(containers, service):
+def test_container_user_is_unprivileged_with_limited_writes(containers, service):
     script = "id -u; grep CapEff /proc/1/status; touch /usr/x /opt/x 2>&1; cat /proc/[0-9]*/cmdline | tr '\\0' ' '"
     told = containers.run("docker", "compose", "exec", "-T", service, "sh", "-c", script).stdout
     lines = told.splitlines()
@@ -239,7 +239,7 @@ def test_a_container_works_as_a_user_without_privileges_who_writes_nowhere_else(
 
 @pytest.mark.usefixtures("api")
 @pytest.mark.parametrize("service", ["airflow-scheduler", "airflow-dag-processor", "airflow-triggerer", *OTHERS])
-def test_where_alerts_go_is_known_to_the_programs_that_send_them_and_to_no_other(containers, service):
+def test_only_programs_that_send_alerts_know_their_destination(containers, service):
     told = containers.compose("exec", "-T", service, "sh", "-c", "cat /proc/[0-9]*/environ | tr '\\0' '\\n'")
 
     assert "AIRFLOW_HOME=" in told
@@ -247,7 +247,7 @@ def test_where_alerts_go_is_known_to_the_programs_that_send_them_and_to_no_other
     assert "ALERT_SMTP_URL" not in told  # its file is empty
 
 
-def test_a_run_of_airflow_succeeds_and_leaves_the_same_marts(containers, api):
+def test_airflow_run_succeeds_and_produces_the_same_marts(containers, api):
     before = containers.marts()
     run_id = api.trigger()
 
@@ -255,7 +255,7 @@ def test_a_run_of_airflow_succeeds_and_leaves_the_same_marts(containers, api):
     assert containers.marts() == before
 
 
-def test_servers_scheduler_and_worker_that_are_killed_during_a_run_come_back_and_the_marts_are_right(containers, api):
+def test_killed_services_come_back_and_the_marts_are_correct(containers, api):
     Containers(containers.folder, containers.environment | CELERY).make("compose-up")
     before = containers.marts()
     containers.compose("run", "--rm", "--no-deps", "seed", "python", "-m", "source_db", "simulate", "--seconds", "5")
@@ -285,7 +285,7 @@ def test_servers_scheduler_and_worker_that_are_killed_during_a_run_come_back_and
 
 
 @pytest.mark.usefixtures("api")
-def test_a_warehouse_is_not_replaced_while_tasks_may_write_to_it(containers):
+def test_restore_is_rejected_while_tasks_may_write(containers):
     path = containers.folder / "too-soon.dump"
     containers.make("backup", f"ARGS={path}")  # beside everything else
     refused = containers.run("make", "restore", f"FILE={path}", f"PYTHON={sys.executable}")
@@ -297,7 +297,7 @@ def test_a_warehouse_is_not_replaced_while_tasks_may_write_to_it(containers):
 
 
 @pytest.mark.usefixtures("filled")
-def test_a_warehouse_that_is_dropped_comes_back_from_a_backup(containers):
+def test_dropped_warehouse_is_restored_from_a_backup(containers):
     containers.compose(*PROFILES, "stop", "airflow-scheduler", "airflow-worker")
     before = containers.marts()
     path = containers.folder / "warehouse.dump"
@@ -315,7 +315,7 @@ def test_a_warehouse_that_is_dropped_comes_back_from_a_backup(containers):
 
 
 @pytest.mark.usefixtures("filled")
-def test_a_file_that_is_no_backup_leaves_the_warehouse_as_it_was(containers):
+def test_invalid_backup_file_leaves_the_warehouse_unchanged(containers):
     before = containers.marts()
     path = containers.folder / "broken.dump"
     path.write_bytes(b"PGDMP but no more")
@@ -326,7 +326,7 @@ def test_a_file_that_is_no_backup_leaves_the_warehouse_as_it_was(containers):
 
 
 @pytest.mark.usefixtures("filled")
-def test_a_backup_comes_back_where_no_data_are_once_the_roles_are_there_that_it_grants_anything(containers):
+def test_backup_is_restored_without_data_once_its_roles_exist(containers):
     before = containers.marts()
     path = containers.folder / "moved.dump"
     containers.psql("create role watcher; grant usage on schema etl to watcher")
@@ -343,7 +343,7 @@ def test_a_backup_comes_back_where_no_data_are_once_the_roles_are_there_that_it_
 
 
 @pytest.mark.usefixtures("filled")
-def test_a_backup_goes_on_with_another_source_once_all_tables_are_loaded_from_it(containers):
+def test_restored_backup_needs_a_full_refresh_for_a_new_source(containers):
     """Follows the one above: the warehouse has come back, and its source has not."""
     before = containers.marts()
     containers.compose("run", "--rm", "--no-deps", "seed")

@@ -34,7 +34,7 @@ def summary(text):
     }
 
 
-def test_the_pipeline_fills_the_marts_and_a_second_run_moves_only_the_increment(machine):
+def test_second_pipeline_run_moves_only_the_increment(machine):
     first = machine.succeed("pipeline")
     again = machine.succeed("pipeline")
     machine.succeed("simulate", "--seconds", SIMULATED_SECONDS, "--rate", "80")
@@ -129,7 +129,7 @@ def test_a_source_given_by_url_is_only_read(machine, source_url):
     assert seed.is_empty(source_url)
 
 
-def test_a_failing_test_of_the_models_stops_the_pipeline_with_its_name(machine):
+def test_failing_model_test_stops_the_pipeline_and_is_named(machine):
     machine.succeed("pipeline")
     urls = machine.urls()
     connection = psycopg2.connect(urls["source"])

@@ -25,7 +25,7 @@ def test_every_page_that_a_document_names_exists():
     assert broken == []
 
 
-def test_what_a_worker_is_given_when_several_are_tested_is_what_the_documents_say_that_it_needs():
+def test_documented_worker_settings_match_those_tested():
     page = (CHECKOUT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
     assert re.findall(r"^\| `(AIRFLOW_\w+)` \|", page, re.MULTILINE) == list(WORKER_NEEDS)

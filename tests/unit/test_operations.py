@@ -73,7 +73,7 @@ def is_in(quote, text):
     return re.search(".*".join(map(re.escape, quote.split("..."))), text, re.DOTALL) is not None
 
 
-def test_every_message_of_the_runbook_is_one_that_the_sources_say():
+def test_every_runbook_message_occurs_in_the_sources():
     said = [text for tree in SOURCES.values() for text in strings_in(tree)]
     unsaid = [quote for quote in quotes() if not any(is_in(quote, text) for text in said)]
 
@@ -89,7 +89,7 @@ def test_every_error_is_in_the_runbook():
     assert missing == []
 
 
-def test_every_sqlstate_for_which_there_is_a_hint_is_in_the_runbook():
+def test_every_sqlstate_with_a_hint_is_in_the_runbook():
     assert [state for state in HINTS if f"\n| {state} |" not in RUNBOOK] == []
 
 

@@ -25,7 +25,7 @@ def without_docker(monkeypatch):
 
 
 @pytest.mark.usefixtures("without_docker")
-def test_without_docker_the_servers_are_embedded_and_the_reason_is_said():
+def test_embedded_servers_without_docker_show_the_reason():
     choice = choose("auto", IMAGES)
 
     assert choice.images is None
@@ -76,12 +76,12 @@ def test_looking_for_docker_in_vain_leaves_nothing_open(monkeypatch, found):
 
 
 @pytest.mark.usefixtures("without_docker")
-def test_containers_that_are_asked_for_and_cannot_be_had_are_an_error():
+def test_unavailable_requested_containers_are_an_error():
     with pytest.raises(RuntimeError, match="Docker does not answer; start Docker, or run with --servers=embedded"):
         choose("containers", IMAGES)
 
 
-def test_embedded_servers_are_those_whatever_docker_says():
+def test_choice_of_embedded_servers_ignores_docker():
     assert choose("embedded", IMAGES) is EMBEDDED
 
 

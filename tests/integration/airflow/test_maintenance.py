@@ -7,7 +7,7 @@ def states(outcome):
     return {name: task["state"] for name, task in outcome["tasks"].items()}
 
 
-def test_maintenance_fails_at_once_where_source_and_raw_differ_and_vacuums_all_the_same(airflow):
+def test_maintenance_fails_on_differences_but_still_vacuums(airflow):
     airflow.make("extract")
     airflow.query("update raw.customers set email = 'wrong' where customer_id = 1")
     airflow.on_source("delete from payments where payment_id = 1")
@@ -25,7 +25,7 @@ def test_maintenance_fails_at_once_where_source_and_raw_differ_and_vacuums_all_t
     assert airflow.query(TOMBSTONES) == [(1,)]
 
 
-def test_maintenance_mends_when_asked_to_and_keeps_tombstones_that_no_model_has_read(airflow):
+def test_maintenance_repairs_on_request_and_keeps_new_tombstones(airflow):
     airflow.make("extract")
     airflow.query("update raw.customers set email = 'wrong' where customer_id = 1")
     airflow.on_source("delete from payments where payment_id = 1")
@@ -36,7 +36,7 @@ def test_maintenance_mends_when_asked_to_and_keeps_tombstones_that_no_model_has_
     assert airflow.query(TOMBSTONES) == [(1,)]
 
 
-def test_maintenance_purges_tombstones_that_the_models_have_read(airflow):
+def test_maintenance_purges_tombstones_that_models_have_read(airflow):
     airflow.make("extract")
     airflow.on_source("delete from payments where payment_id = 1")
     airflow.make("extract", "--reconcile")
@@ -47,7 +47,7 @@ def test_maintenance_purges_tombstones_that_the_models_have_read(airflow):
     assert airflow.query(TOMBSTONES) == [(0,)]
 
 
-def test_maintenance_builds_chosen_models_anew(airflow):
+def test_maintenance_rebuilds_selected_models(airflow):
     airflow.succeed("warehouse_pipeline")
     filled = airflow.marts()
     airflow.query("update marts.fct_events set event_type = 'page_view'")
@@ -58,7 +58,7 @@ def test_maintenance_builds_chosen_models_anew(airflow):
     assert "marts.fct_events" in outcome["returned"]["vacuum"]["tables"]
 
 
-def test_a_model_that_does_not_exist_is_named_and_nothing_is_built(airflow):
+def test_unknown_model_is_named_and_nothing_is_built(airflow):
     airflow.make("extract")
     outcome = airflow.run("warehouse_maintenance", params={"models": ["stg_orders", "fct_typo"]}, retries=0)
 
@@ -67,7 +67,7 @@ def test_a_model_that_does_not_exist_is_named_and_nothing_is_built(airflow):
     assert airflow.query("select to_regclass('staging.stg_orders')") == [(None,)]
 
 
-def test_a_backfill_loads_chosen_tables_anew_and_the_marts_after_them(airflow):
+def test_backfill_reloads_selected_tables_and_then_the_marts(airflow):
     airflow.succeed("warehouse_pipeline")
     filled = airflow.marts()
     airflow.query("update raw.payments set amount = amount + 1 where payment_id <= 20")

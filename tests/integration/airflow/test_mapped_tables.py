@@ -38,7 +38,7 @@ def assert_same_marts_in_one_task(airflow, make_airflow, target_server):
         assert airflow.marts() == undisturbed.marts()
 
 
-def test_each_table_has_a_task_and_the_marts_are_those_of_one_task(airflow, make_airflow, target_server):
+def test_mapped_tables_give_the_same_marts_as_a_single_task(airflow, make_airflow, target_server):
     outcome = airflow.succeed("warehouse_pipeline", {"AIRFLOW_VAR_MAPPED_TABLES": "true"})
 
     tasks = ("begin_run", "end_run", "dbt_run", "dbt_test", "freshness", "docs")
@@ -62,7 +62,7 @@ def test_each_table_has_a_task_and_the_marts_are_those_of_one_task(airflow, make
     assert_same_marts_in_one_task(airflow, make_airflow, target_server)
 
 
-def test_the_param_wins_over_the_variable_and_a_change_of_way_changes_nothing(airflow):
+def test_param_overrides_the_variable_and_both_modes_agree(airflow):
     first = airflow.succeed(
         "warehouse_pipeline", {"AIRFLOW_VAR_MAPPED_TABLES": "true"}, params={"mapped_tables": False}
     )
@@ -75,7 +75,7 @@ def test_the_param_wins_over_the_variable_and_a_change_of_way_changes_nothing(ai
     assert airflow.marts() == filled
 
 
-def test_a_variable_that_says_neither_is_refused_with_its_name(airflow):
+def test_invalid_variable_is_rejected_by_name(airflow):
     outcome = airflow.run("warehouse_pipeline", {"AIRFLOW_VAR_MAPPED_TABLES": "some"})
 
     assert (states(outcome)["extract_and_load"], states(outcome)["begin_run"]) == ("failed", "failed")
@@ -83,7 +83,7 @@ def test_a_variable_that_says_neither_is_refused_with_its_name(airflow):
     assert "the Airflow variable mapped_tables is 'some': expected true or false" in outcome["log"]
 
 
-def test_a_table_that_fails_leaves_the_others_alone_and_stops_before_the_models(airflow, make_airflow, target_server):
+def test_failed_table_stops_the_models_but_not_other_tables(airflow, make_airflow, target_server):
     airflow.make("extract")
     airflow.query("alter table raw.payments drop column _etl_synced_at")
     outcome = airflow.run("warehouse_pipeline", params=MAPPED, retries=0)
@@ -100,7 +100,7 @@ def test_a_table_that_fails_leaves_the_others_alone_and_stops_before_the_models(
     assert_same_marts_in_one_task(airflow, make_airflow, target_server)
 
 
-def test_a_table_that_is_tried_again_goes_on_in_the_same_run(airflow):
+def test_retried_table_continues_in_the_same_run(airflow):
     failed = "exists (select from etl.table_runs where table_name = 'orders' and status = 'failed')"
     with locked(airflow.source_url, "orders"):
         process = airflow.start(
@@ -120,7 +120,7 @@ def test_a_table_that_is_tried_again_goes_on_in_the_same_run(airflow):
 
 @pytest.mark.has_long_form
 @pytest.mark.usefixtures("only_long")  # in short: test_shared_runs, abandoned runs
-def test_a_run_that_was_killed_amid_its_tables_is_marked_by_the_next(airflow, make_airflow, target_server):
+def test_run_killed_among_its_tables_is_marked_by_the_next(airflow, make_airflow, target_server):
     with locked(airflow.source_url, "orders"):
         process = airflow.start("warehouse_pipeline", params=MAPPED)
         airflow.wait_for(is_waited_for("orders"), airflow.source_url)
@@ -133,7 +133,7 @@ def test_a_run_that_was_killed_amid_its_tables_is_marked_by_the_next(airflow, ma
     assert_same_marts_in_one_task(airflow, make_airflow, target_server)
 
 
-def test_two_runs_of_mapped_tables_at_once_never_mix(airflow, make_airflow):
+def test_concurrent_runs_of_mapped_tables_never_mix(airflow, make_airflow):
     other = make_airflow(airflow.source_url, airflow.target_url)
     with locked(airflow.source_url, "orders"):
         first = airflow.start("warehouse_pipeline", params=MAPPED)
@@ -150,7 +150,7 @@ def test_two_runs_of_mapped_tables_at_once_never_mix(airflow, make_airflow):
 
 @pytest.mark.has_long_form
 @pytest.mark.usefixtures("only_long")  # in short: test_shared_runs, runs by hand
-def test_a_run_by_hand_amid_the_tables_changes_nothing_in_the_end(airflow, make_airflow, target_server):
+def test_manual_run_between_mapped_tables_changes_no_result(airflow, make_airflow, target_server):
     """It waits for the table at work, and goes before those that are left."""
     with locked(airflow.source_url, "orders"):
         process = airflow.start("warehouse_pipeline", params=MAPPED)

@@ -42,9 +42,7 @@ def skipped(outcome):
 
 
 @pytest.mark.has_long_form
-def test_the_marts_are_those_of_one_dbt_process_and_a_broken_rule_stops_the_dag(
-    cosmos, make_airflow, target_server, is_long
-):
+def test_task_per_model_gives_the_same_marts_and_checks_rules(cosmos, make_airflow, target_server, is_long):
     """The first run replicates all tables by one task, the second, of the long form, each by its own."""
     with open_database(target_server) as plain_url:
         plain = make_airflow(cosmos.source_url, plain_url)
@@ -86,7 +84,7 @@ def check_broken_rule(outcome):
     assert "rule fct_orders_paid_when_shipped: " in outcome["log"]
 
 
-def test_a_model_that_fails_is_tried_again_alone_and_stops_what_reads_it_and_the_build_is_closed(cosmos):
+def test_failed_model_is_retried_alone_and_stops_its_dependents(cosmos):
     cosmos.query("create schema staging; create type staging.stg_events as (is_in_the_way boolean)")
     outcome = cosmos.run("warehouse_pipeline", retries=1)
     found = states(outcome)
@@ -101,7 +99,7 @@ def test_a_model_that_fails_is_tried_again_alone_and_stops_what_reads_it_and_the
 
 @pytest.mark.has_long_form
 @pytest.mark.usefixtures("only_long")  # in short: test_lock, builds of many
-def test_two_runs_at_once_never_mix_their_models(cosmos, make_airflow, manifest):
+def test_concurrent_runs_never_mix_their_models(cosmos, make_airflow, manifest):
     """The second comes while a model of the first waits; it is by another Airflow, which knows nothing of the first."""
     other = by_cosmos(make_airflow(cosmos.source_url, cosmos.target_url), manifest)
     first = cosmos.start("warehouse_pipeline")

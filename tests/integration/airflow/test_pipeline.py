@@ -18,7 +18,7 @@ def states(outcome):
     return [outcome["tasks"][name]["state"] for name in TASKS]
 
 
-def test_the_dag_fills_the_marts_and_a_repetition_changes_nothing(airflow):
+def test_dag_fills_the_marts_and_a_second_run_changes_nothing(airflow):
     first = airflow.succeed("warehouse_pipeline")
     filled = airflow.marts()
     again = airflow.succeed("warehouse_pipeline")
@@ -39,7 +39,7 @@ def test_the_dag_fills_the_marts_and_a_repetition_changes_nothing(airflow):
         assert psycopg2.extensions.parse_dsn(url)["password"] not in stored + first["log"]
 
 
-def test_a_source_that_is_away_is_tried_again_then_told_and_nothing_is_built(airflow, webhook, free_port):
+def test_unreachable_source_is_retried_and_then_reported(airflow, webhook, free_port):
     url, messages = webhook
     away = f"postgresql://replicator:verysecret@127.0.0.1:{free_port()}/shop"
     outcome = airflow.run("warehouse_pipeline", {"AIRFLOW_CONN_SOURCE_DB": away, "ALERT_WEBHOOK_URL": url}, retries=1)
@@ -54,7 +54,7 @@ def test_a_source_that_is_away_is_tried_again_then_told_and_nothing_is_built(air
     assert airflow.query("select count(*) from pg_tables where schemaname = 'marts'") == [(0,)]
 
 
-def test_a_broken_rule_stops_the_dag_at_once_and_is_told_with_its_rows(airflow, webhook):
+def test_broken_rule_stops_the_dag_and_its_rows_are_reported(airflow, webhook):
     url, messages = webhook
     airflow.on_source(BREAK_A_RULE)
     outcome = airflow.run("warehouse_pipeline", {"ALERT_WEBHOOK_URL": url})
@@ -69,7 +69,7 @@ def test_a_broken_rule_stops_the_dag_at_once_and_is_told_with_its_rows(airflow, 
     assert "stg_events_lies_in_the_past: fail" in outcome["log"]
 
 
-def test_a_missing_connection_is_named_and_not_tried_again(airflow):
+def test_missing_connection_is_named_and_not_retried(airflow):
     del airflow.environment["AIRFLOW_CONN_TARGET_DB"]
     outcome = airflow.run("warehouse_pipeline")
 
@@ -77,7 +77,7 @@ def test_a_missing_connection_is_named_and_not_tried_again(airflow):
     assert "set AIRFLOW_CONN_TARGET_DB to" in outcome["log"]
 
 
-def test_tasks_whose_process_was_killed_give_the_same_marts_when_run_again(airflow, make_airflow, target_server):
+def test_killed_tasks_produce_the_same_marts_when_rerun(airflow, make_airflow, target_server):
     with locked(airflow.source_url, "orders"):
         extracting = airflow.start("warehouse_pipeline")
         airflow.wait_for(is_waited_for("orders"), airflow.source_url)
@@ -100,7 +100,7 @@ def test_tasks_whose_process_was_killed_give_the_same_marts_when_run_again(airfl
     assert airflow.query("select status from etl.runs order by run_id") == [("died",), ("succeeded",), ("succeeded",)]
 
 
-def test_two_runs_at_once_never_mix(airflow, make_airflow):
+def test_concurrent_runs_never_mix(airflow, make_airflow):
     other = make_airflow(airflow.source_url, airflow.target_url)
     with locked(airflow.source_url, "orders"):
         first = airflow.start("warehouse_pipeline")

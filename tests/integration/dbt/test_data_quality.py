@@ -81,7 +81,7 @@ def built_at(shop, model):
     return shop.query(f"select dbt_built_at from intermediate.dbt_builds where model_name = '{model}'")[0][0]
 
 
-def test_a_broken_rule_stops_the_pipeline_with_the_query_that_shows_its_rows_until_they_are_mended(shop):
+def test_broken_rule_stops_the_pipeline_until_its_rows_are_fixed(shop):
     shop.query(f"update raw.events set customer_id = {NOBODY} where event_id = 1")
     shop.query("update raw.orders set total = total + 1 where order_id in (1, 2, 3)")
     before = built_at(shop, "fct_orders")
@@ -110,7 +110,7 @@ def test_a_broken_rule_stops_the_pipeline_with_the_query_that_shows_its_rows_unt
     shop.query("update raw.events set customer_id = null where event_id = 1")
 
 
-def test_a_model_that_fails_is_told_with_its_reason(shop):
+def test_failed_model_is_reported_with_the_reason(shop):
     shop.query("alter table marts.fct_events add constraint nothing_new check (event_id < 0) not valid")
     shop.query(
         "insert into events (session_id, event_type, channel) values (gen_random_uuid(), 'page_view', 'web')",
@@ -127,7 +127,7 @@ def test_a_model_that_fails_is_told_with_its_reason(shop):
     assert mended.returncode == 0, mended.stderr
 
 
-def test_freshness_tells_the_age_of_the_newest_run_and_what_to_do(shop):
+def test_freshness_shows_the_newest_run_age_and_the_next_step(shop):
     fresh = shop.make("freshness")
     shop.query("update etl.runs set ended_at = ended_at - interval '8 hours'")
     old = shop.make("freshness")
@@ -146,7 +146,7 @@ def test_freshness_tells_the_age_of_the_newest_run_and_what_to_do(shop):
     assert "found: no run has succeeded; run `make extract`" in never.stderr
 
 
-def test_the_documentation_is_one_file_with_every_mart_and_its_description(shop, tmp_path):
+def test_documentation_is_one_file_describing_every_mart(shop, tmp_path):
     finished = shop.succeed("docs", str(tmp_path / "site"))
     page = tmp_path / "site" / "index.html"
     html = page.read_text()
@@ -162,7 +162,7 @@ def test_the_documentation_is_one_file_with_every_mart_and_its_description(shop,
     assert {name for name, description in marts.items() if name not in html or description not in html} == set()
 
 
-def test_a_row_whose_parent_comes_later_in_the_same_run_breaks_no_rule_until_the_run_has_ended(shop):
+def test_missing_parent_breaks_no_rule_before_the_run_ends(shop):
     ((run_id,),) = shop.query("insert into etl.runs default values returning run_id")
     shop.query(
         f"insert into raw.payments select (jsonb_populate_record(p, jsonb_build_object("
@@ -179,7 +179,7 @@ def test_a_row_whose_parent_comes_later_in_the_same_run_breaks_no_rule_until_the
     assert shop.query("select payment_id from audit.stg_payments_refer_to_orders") == [(NOBODY,)]
 
 
-def test_a_run_that_ends_between_two_facts_breaks_no_rule_that_compares_them(shop):
+def test_run_ending_between_two_facts_breaks_no_rule(shop):
     rule = "payments_of_each_order_are_what_it_says_is_paid"
     ((run_id,),) = shop.query(
         "insert into etl.runs (status, ended_at) values ('succeeded', clock_timestamp()) returning run_id"
@@ -202,7 +202,7 @@ def test_a_run_that_ends_between_two_facts_breaks_no_rule_that_compares_them(sho
     assert len(shop.query(f"select * from audit.{rule}")) == 1
 
 
-def test_each_rule_finds_the_rows_that_break_it_and_no_others(shop):
+def test_each_rule_finds_exactly_the_rows_that_break_it(shop):
     """Last of the module: it leaves the marts broken."""
     orders = [row[0] for row in shop.query("select order_id from raw.orders where delivered_at is not null order by 1")]
     for number, statement in enumerate(ONE_ROW_EACH.values()):

@@ -36,7 +36,7 @@ def describe(day, fiscal_start):
 
 
 @pytest.mark.parametrize("fiscal_start", [1, 2, 7, 12])
-def test_each_day_is_described_as_python_describes_it(warehouse, fiscal_start):
+def test_each_day_is_described_as_in_python(warehouse, fiscal_start):
     warehouse.on_source(
         "insert into orders (customer_id, status, channel, ordered_at) "
         "values (1, 'placed', 'web', '2019-12-31 23:30+00')"
@@ -63,7 +63,7 @@ def test_each_day_is_described_as_python_describes_it(warehouse, fiscal_start):
     assert {day for (day,) in warehouse.query(DAYS_OF_THE_DATA)} <= set(days)
 
 
-def test_a_campaign_without_an_end_does_not_stretch_the_calendar(warehouse):
+def test_open_ended_campaign_does_not_extend_the_calendar(warehouse):
     before = warehouse.query("select max(date_day) from marts.dim_dates")
     warehouse.on_source("update campaigns set ends_on = 'infinity' where campaign_id = 1")
     warehouse.replicate()

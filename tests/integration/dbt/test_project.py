@@ -73,13 +73,13 @@ def test_builds_give_no_warning_and_no_deprecation(project):
         assert not re.search(r"\[WARNING\]|deprecat", build.stdout, re.IGNORECASE)
 
 
-def test_every_model_tells_what_one_row_is(project):
+def test_every_model_documents_its_grain(project):
     untold = {name for name, node in project.models().items() if not node["description"].startswith("One row per ")}
 
     assert untold == set()
 
 
-def test_every_column_that_was_built_is_described_and_no_other(project):
+def test_described_columns_are_exactly_those_built(project):
     built = {
         (schema, table, column)
         for schema, table, column in project.shop.query(
@@ -115,7 +115,7 @@ def test_every_model_has_a_test_of_its_key(project):
     assert set(project.models()) - tested == set()
 
 
-def test_every_mart_and_every_model_that_calculates_has_a_unit_test(project):
+def test_every_mart_and_calculating_model_has_a_unit_test(project):
     tested = {test["model"] for test in project.manifest["unit_tests"].values()}
     needing = {
         name
@@ -127,7 +127,7 @@ def test_every_mart_and_every_model_that_calculates_has_a_unit_test(project):
     assert needing - tested == set(WITHOUT_UNIT_TEST)
 
 
-def test_freshness_of_the_sources_is_told_by_the_ledger(project):
+def test_source_freshness_is_read_from_the_ledger(project):
     told = {
         source["name"]: source["freshness"]
         for source in project.manifest["sources"].values()
@@ -149,7 +149,7 @@ def test_a_staging_model_reads_one_source_and_joins_nothing(project):
         assert not re.search(r"\bjoin\b|\bfrom\s+\w+\s*,", node["raw_code"], re.IGNORECASE)
 
 
-def test_a_model_reads_its_own_or_lower_layers_and_raw_only_in_staging_and_snapshots(project):
+def test_models_read_only_their_own_and_lower_layers(project):
     wrong = []
     for name, node in project.models().items():
         for parent in node["depends_on"]["nodes"]:
@@ -175,13 +175,13 @@ def test_half_of_the_models_are_short(project):
     assert statistics.median(lines) < MAX_MEDIAN_LINES
 
 
-def test_names_tell_the_layer(project):
+def test_names_show_the_layer(project):
     wrong = [name for name, node in project.models().items() if not re.fullmatch(NAMES[layer(node)], name)]
 
     assert wrong == []
 
 
-def test_a_model_reads_the_clock_only_to_tell_when_it_was_built(project):
+def test_models_read_the_clock_only_for_their_build_time(project):
     def is_clock_read(code):
         return CLOCKS.search(code.replace("now() as dbt_built_at", ""))
 
@@ -196,14 +196,14 @@ def test_a_model_reads_the_clock_only_to_tell_when_it_was_built(project):
     assert reading == set()
 
 
-def test_rows_that_break_a_rule_are_kept_apart_from_the_marts_and_few(project):
+def test_failing_rows_are_stored_in_audit_up_to_a_limit(project):
     for node in project.data_tests():
         assert node["schema"] == "audit"
         assert node["config"]["store_failures"]
         assert node["config"]["limit"] <= 1000
 
 
-def test_every_rule_of_its_own_says_why_it_stops_or_warns(project):
+def test_every_custom_rule_explains_its_severity(project):
     words = {"error": "an error because ", "warn": "a warning because "}
     rules = [
         node for node in project.data_tests() if not node.get("test_metadata") or node["test_metadata"]["name"] in RULES

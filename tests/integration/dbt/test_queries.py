@@ -69,7 +69,7 @@ def ask_empty(source_server, target_server, tmp_path_factory):
             yield run
 
 
-def test_the_page_has_a_query_below_each_question():
+def test_page_has_a_query_below_each_question():
     assert len(QUESTIONS) >= 12
     assert len(QUESTIONS) == PAGE.count("\n## ")
 
@@ -82,7 +82,7 @@ def test_a_question_is_answered(ask, question):
     assert rows or question in WITHOUT_ROWS_IN_A_SMALL_SHOP
 
 
-def test_every_question_can_be_asked_of_an_empty_shop(ask_empty):
+def test_every_question_works_on_an_empty_shop(ask_empty):
     rows = {question: ask_empty(query)[1] for question, query in QUESTIONS.items()}
 
     assert rows.pop("How many customers come back, and how soon?") == [(0, None, None, None)]
@@ -90,7 +90,7 @@ def test_every_question_can_be_asked_of_an_empty_shop(ask_empty):
     assert set(map(tuple, rows.values())) == {()}
 
 
-def test_who_only_ordered_what_was_reversed_is_no_buyer(ask):
+def test_customers_with_only_reversed_orders_are_not_buyers(ask):
     _, ((repeating, percent, _, _),) = ask(QUESTIONS["How many customers come back, and how soon?"])
     _, ((buyers,),) = ask("select count(distinct customer_id) from marts.fct_orders where not is_reversed")
     _, ((customers,),) = ask("select count(*) from marts.dim_customers where order_count > 0")
@@ -99,14 +99,14 @@ def test_who_only_ordered_what_was_reversed_is_no_buyer(ask):
     assert percent == round(100 * repeating / buyers, 1)
 
 
-def test_products_of_one_name_are_two_products_in_a_basket(ask):
+def test_products_with_equal_names_stay_separate_in_a_basket(ask):
     columns, rows = ask(QUESTIONS["Which products are bought together?"])
     pairs = {(row[columns.index("sku")], row[columns.index("bought_with_sku")]) for row in rows}
 
     assert len(pairs) == len(rows) > 1
 
 
-def test_what_does_not_sell_is_not_to_be_ordered_first(ask):
+def test_unsold_products_are_not_reordered_first(ask):
     _, rows = ask(QUESTIONS["Which stock has to be ordered first?"])
     _, ((status, units),) = ask(
         "select status, suggested_reorder_units from marts.inventory_health where sku = 'unsold'"
@@ -116,7 +116,7 @@ def test_what_does_not_sell_is_not_to_be_ordered_first(ask):
     assert "unsold" not in {row[0] for row in rows}
 
 
-def test_revenue_by_category_and_day_is_that_of_the_days(ask):
+def test_category_revenue_adds_up_to_daily_revenue(ask):
     _, of_categories = ask(QUESTIONS["What did each category sell, day by day?"])
     _, of_days = ask("select order_date, net_revenue_usd from marts.daily_revenue order by order_date desc limit 7")
 

@@ -39,7 +39,7 @@ def write(warehouse, run_id, number):
     warehouse.query(TOUCH_ORDERS.format(run=run_id, first=100 + 10 * number))
 
 
-def test_rows_of_a_run_in_progress_are_read_again_by_the_next_build(warehouse):
+def test_rows_of_a_running_run_are_read_again_by_the_next_build(warehouse):
     with warehouse.run_in_progress() as run_id:
         write(warehouse, run_id, 1)
         warehouse.build_chain()
@@ -50,7 +50,7 @@ def test_rows_of_a_run_in_progress_are_read_again_by_the_next_build(warehouse):
     warehouse.assert_equals_full_refresh()
 
 
-def test_what_a_run_commits_between_the_snapshots_and_the_facts_is_read_again(warehouse):
+def test_rows_committed_after_the_snapshots_are_read_again(warehouse):
     with warehouse.run_in_progress() as run_id:
         write(warehouse, run_id, 1)
         warehouse.build(*warehouse.dbt.snapshots)
@@ -62,7 +62,7 @@ def test_what_a_run_commits_between_the_snapshots_and_the_facts_is_read_again(wa
     warehouse.assert_equals_full_refresh()
 
 
-def test_a_first_build_in_the_midst_of_a_run_is_made_good_by_the_next(unbuilt):
+def test_first_build_during_a_run_is_corrected_by_the_next(unbuilt):
     with unbuilt.run_in_progress() as run_id:
         write(unbuilt, run_id, 1)
         unbuilt.build()
@@ -72,7 +72,7 @@ def test_a_first_build_in_the_midst_of_a_run_is_made_good_by_the_next(unbuilt):
     unbuilt.assert_equals_full_refresh()
 
 
-def test_a_first_build_while_runs_go_on_is_made_good_by_the_next(unbuilt):
+def test_first_build_beside_repeated_runs_is_fixed_by_the_next(unbuilt):
     is_built = Event()
 
     def keep_running():
@@ -110,7 +110,7 @@ def notes(warehouse):
 
 
 @pytest.mark.parametrize("model", ["fct_orders", "fct_inventory_daily", "int_products_history"])
-def test_a_build_that_failed_half_way_is_made_good_by_the_next(warehouse, model):
+def test_partly_failed_build_is_corrected_by_the_next(warehouse, model):
     change_all(warehouse)
     relation, _ = warehouse.dbt.rebuilt[model]
     warehouse.query(f"alter table {relation} add constraint no_more check (false) not valid")
@@ -125,7 +125,7 @@ def test_a_build_that_failed_half_way_is_made_good_by_the_next(warehouse, model)
     warehouse.assert_equals_full_refresh()
 
 
-def test_a_build_that_failed_is_taken_up_by_dbt_retry(warehouse):
+def test_dbt_retry_resumes_a_failed_build(warehouse):
     change_all(warehouse)
     warehouse.query("alter table marts.fct_sales add constraint no_more check (false) not valid")
     is_success, _ = warehouse.try_to_build(*warehouse.dbt.rebuilt, "--write-json")
@@ -139,7 +139,7 @@ def test_a_build_that_failed_is_taken_up_by_dbt_retry(warehouse):
     warehouse.assert_equals_full_refresh()
 
 
-def test_a_build_that_is_killed_between_its_rows_and_its_note_leaves_neither(warehouse, make_dbt):
+def test_build_killed_before_its_record_leaves_no_rows(warehouse, make_dbt):
     dbt = make_dbt()
     change_all(warehouse)
     warehouse.build(*warehouse.dbt.snapshots, "int_products_history", "int_customers_history")
@@ -168,7 +168,7 @@ def test_a_build_that_is_killed_between_its_rows_and_its_note_leaves_neither(war
     warehouse.assert_equals_full_refresh()
 
 
-def test_a_build_after_nothing_changed_writes_no_fact(warehouse):
+def test_build_without_changes_writes_no_fact(warehouse):
     before = warehouse.row_versions()
     warehouse.replicate()
     # A run that ends on the next day would bring a day of stock.
@@ -182,7 +182,7 @@ def test_a_build_after_nothing_changed_writes_no_fact(warehouse):
     assert warehouse.row_versions() == before
 
 
-def test_a_fact_is_built_alone_as_often_as_one_likes(warehouse):
+def test_single_fact_can_be_built_repeatedly(warehouse):
     for _ in range(2):
         change_all(warehouse)
         for fact in warehouse.dbt.facts:
@@ -193,7 +193,7 @@ def test_a_fact_is_built_alone_as_often_as_one_likes(warehouse):
     warehouse.assert_equals_full_refresh()
 
 
-def test_a_history_built_alone_leaves_the_views_and_facts_that_read_it(warehouse):
+def test_building_history_alone_keeps_dependent_views_and_facts(warehouse):
     change_all(warehouse)
     warehouse.build(*warehouse.dbt.snapshots)
     views = "select schemaname, viewname from pg_views where schemaname in ('intermediate', 'marts') order by 1, 2"
@@ -206,7 +206,7 @@ def test_a_history_built_alone_leaves_the_views_and_facts_that_read_it(warehouse
     warehouse.assert_equals_full_refresh(*warehouse.dbt.facts)
 
 
-def test_a_model_whose_note_is_lost_is_built_as_if_for_the_first_time(warehouse):
+def test_model_without_its_build_record_is_fully_rebuilt(warehouse):
     """Its rows may be of keys that have been purged from raw meanwhile, which nothing else would touch."""
     warehouse.on_source("delete from payments where payment_id = 70; delete from orders where order_id = 50")
     warehouse.replicate()
@@ -220,7 +220,7 @@ def test_a_model_whose_note_is_lost_is_built_as_if_for_the_first_time(warehouse)
     warehouse.assert_equals_full_refresh()
 
 
-def test_a_full_refresh_of_one_model_alone_misleads_no_other(warehouse):
+def test_full_refresh_of_one_model_does_not_affect_others(warehouse):
     change_all(warehouse)
     warehouse.build("fct_sales", "--full-refresh")
     change_all(warehouse)
@@ -229,7 +229,7 @@ def test_a_full_refresh_of_one_model_alone_misleads_no_other(warehouse):
     warehouse.assert_equals_full_refresh()
 
 
-def test_days_end_alike_where_midnight_is_skipped(warehouse):
+def test_days_end_consistently_where_midnight_is_skipped(warehouse):
     """In Santiago the clocks are set ahead at midnight, so that this day begins at one o'clock."""
     warehouse.query("alter database warehouse set timezone = 'America/Santiago'")
     ((days,),) = warehouse.query("select date '2027-09-10' - current_date")
@@ -247,7 +247,7 @@ def test_days_end_alike_where_midnight_is_skipped(warehouse):
     ) == [(1,)]
 
 
-def test_a_run_in_progress_after_days_without_a_run_lets_no_stock_lose_days(warehouse):
+def test_running_run_after_a_gap_removes_no_stock_days(warehouse):
     """Its rows tell of days that no run has ended on: they are not days of the fact yet, for any product."""
     with warehouse.run_in_progress() as run_id:
         warehouse.query(
@@ -264,7 +264,7 @@ def test_a_run_in_progress_after_days_without_a_run_lets_no_stock_lose_days(ware
     assert warehouse.query("select max(stock_date) - min(stock_date) from marts.fct_inventory_daily") == [(5,)]
 
 
-def test_the_full_refresh_that_models_are_compared_with_is_the_one_of_dbt(warehouse):
+def test_compared_full_refresh_equals_that_of_dbt(warehouse):
     change_all(warehouse)
     warehouse.build_chain()
     warehouse.assert_equals_full_refresh()

@@ -149,7 +149,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_the_project_as_it_is_passes_when_elsewhere(warehouse, mistake):
+def test_unchanged_project_passes_when(warehouse, mistake):
     before = warehouse.fingerprints()
     MISTAKES[mistake].play(warehouse)
     warehouse.build_chain()
@@ -159,7 +159,7 @@ def test_the_project_as_it_is_passes_when_elsewhere(warehouse, mistake):
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_project_is_found_wrong_when(warehouse, make_dbt, tmp_path, mistake):
+def test_broken_project_is_detected_when(warehouse, make_dbt, tmp_path, mistake):
     found = MISTAKES[mistake]
     project = Path(shutil.copytree(PROJECT, tmp_path / "project"))
     for file, right, wrong in found.changes:

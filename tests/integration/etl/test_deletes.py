@@ -71,7 +71,7 @@ def delete(replication, condition):
 
 
 @pytest.mark.parametrize("keys", [*[(kind,) for kind in KEYS if kind != "public.mood"], COMPOSITE], ids=str)
-def test_gone_rows_become_tombstones_whatever_the_key(replication, keys):
+def test_deleted_rows_become_tombstones_for_any_key(replication, keys):
     make_items(replication, 50, keys)
     delete(replication, "n in (1, 17, 50)")
 
@@ -85,7 +85,7 @@ def test_gone_rows_become_tombstones_whatever_the_key(replication, keys):
     assert_same_keys(replication)
 
 
-def test_gone_rows_with_an_enum_as_key_become_tombstones(replication):
+def test_deleted_rows_with_an_enum_key_become_tombstones(replication):
     make_items(replication, 3, ("public.mood",))
     replication.configure({"defaults": {"max_delete_fraction": 0.5}})
     delete(replication, "n = 2")
@@ -95,7 +95,7 @@ def test_gone_rows_with_an_enum_as_key_become_tombstones(replication):
     assert tombstones(replication) == {2}
 
 
-def test_a_table_that_is_read_whole_loses_its_rows_too(replication):
+def test_deletes_are_found_in_a_table_read_in_full(replication):
     replication.on_source("create table tags (tag text primary key)")
     replication.on_source("insert into tags values ('a'), ('b'), ('c'), ('d')")
     replication.run_one("tags")
@@ -127,7 +127,7 @@ def scans(monkeypatch):
     return found
 
 
-def test_nothing_is_scanned_while_the_source_counts_no_deletes(items, scans):
+def test_no_scan_while_the_source_counts_no_deletes(items, scans):
     add_items(items, 31, 40)
     items.on_source("update items set note = 'new', updated_at = clock_timestamp() where n < 5")
     items.on_source("select pg_stat_force_next_flush()")
@@ -138,7 +138,7 @@ def test_nothing_is_scanned_while_the_source_counts_no_deletes(items, scans):
     assert scans == []
 
 
-def test_a_delete_that_was_rolled_back_deletes_nothing(items, scans):
+def test_rolled_back_delete_deletes_nothing(items, scans):
     with closing(items.open_source()) as session, session.cursor() as cursor:
         cursor.execute("delete from items where n = 3")
         session.rollback()
@@ -151,7 +151,7 @@ def test_a_delete_that_was_rolled_back_deletes_nothing(items, scans):
     assert len(scans) <= 1  # the server may count such a row
 
 
-def test_a_delete_whose_count_comes_late_is_found_by_a_later_run(items):
+def test_delete_counted_late_is_found_by_a_later_run(items):
     """The session that deletes reports its counts only once it idles or ends."""
     session = items.open_source()
     session.autocommit = True
@@ -180,7 +180,7 @@ GATES = {
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_what_could_hide_deletes_makes_a_run_look(items, scans, gate):
+def test_keys_are_compared_when_deletes_may_be_hidden(items, scans, gate):
     items.on_source(GATES[gate])
 
     items.run_one("items")
@@ -189,7 +189,7 @@ def test_what_could_hide_deletes_makes_a_run_look(items, scans, gate):
     assert scans == ["items"]
 
 
-def test_a_run_looks_once_in_a_while_though_nothing_was_counted(items, scans):
+def test_keys_are_compared_periodically_without_counted_deletes(items, scans):
     """An update of a key counts as an update."""
     items.on_source("update items set k0 = k0 + 1000, n = n + 1000 where n = 7")
     items.run_one("items")
@@ -204,7 +204,7 @@ def test_a_run_looks_once_in_a_while_though_nothing_was_counted(items, scans):
     assert_same_keys(items)
 
 
-def test_a_run_looks_when_asked_to(items):
+def test_keys_are_compared_on_request(items):
     items.on_source("update items set k0 = k0 + 1000, n = n + 1000 where n = 7")
 
     finished = items.command("run", "--reconcile")
@@ -213,7 +213,7 @@ def test_a_run_looks_when_asked_to(items):
     assert tombstones(items) == {7}
 
 
-def test_a_table_that_wants_no_deletes_keeps_its_rows(items, scans):
+def test_table_with_deletes_none_keeps_its_rows(items, scans):
     items.configure({"tables": {"items": {"deletes": "none"}}})
     delete(items, "n = 1")
 
@@ -223,7 +223,7 @@ def test_a_table_that_wants_no_deletes_keeps_its_rows(items, scans):
     assert tombstones(items) == set()
 
 
-def test_a_key_that_comes_back_clears_its_tombstone(items):
+def test_reinserted_key_clears_its_tombstone(items):
     delete(items, "n = 9")
     items.run_one("items")
     was_buried = tombstones(items)
@@ -236,7 +236,7 @@ def test_a_key_that_comes_back_clears_its_tombstone(items):
     assert_same_keys(items)
 
 
-def test_a_row_restored_with_an_old_time_is_loaded(items):
+def test_row_restored_with_an_old_timestamp_is_loaded(items):
     delete(items, "n in (9, 10)")
     items.run_one("items")
     add_items(items, 9, 9, updated_at="'2001-01-01Z'")
@@ -260,7 +260,7 @@ def test_a_row_restored_with_an_old_time_is_loaded(items):
     ],
     ids=["a row", "all rows", "the table", "all rows with the same times"],
 )
-def test_older_versions_of_rows_that_raw_has_are_loaded(replication, replace_rows):
+def test_older_versions_restored_on_the_source_are_loaded(replication, replace_rows):
     """As from a backup: their keys are in raw, and their watermarks are below the stored one."""
     make_items(replication)
     replication.on_source("create table backup as table items; alter table backup add primary key (k0)")
@@ -275,7 +275,7 @@ def test_older_versions_of_rows_that_raw_has_are_loaded(replication, replace_row
 
 
 @pytest.mark.parametrize("kind", ["int[]", "pair"])
-def test_keys_that_are_arrays_or_composites_divide_a_table_as_well(replication, kind):
+def test_array_and_composite_keys_split_a_table_as_well(replication, kind):
     replication.on_source("create type pair as (a int, b text)")
     value = "array[n, 1]" if kind == "int[]" else "row(n, 'x')::pair"
     replication.on_source(f"create table items (k {kind} primary key, n int)")
@@ -291,7 +291,7 @@ def test_keys_that_are_arrays_or_composites_divide_a_table_as_well(replication, 
     assert_same_keys(replication)
 
 
-def test_a_source_that_is_older_than_at_the_last_run_is_refused(items):
+def test_source_older_than_at_the_last_run_is_rejected(items):
     """A standby that lags, or a restored backup, lacks rows that nobody deleted."""
     items.on_target("update etl.watermarks set next_xid = (next_xid::bigint + 1000)::text")
 
@@ -302,7 +302,7 @@ def test_a_source_that_is_older_than_at_the_last_run_is_refused(items):
     assert tombstones(items) == set()
 
 
-def test_a_clock_that_was_ahead_does_not_keep_a_run_from_looking(items, scans):
+def test_clock_that_was_ahead_does_not_prevent_comparison(items, scans):
     items.on_target("update etl.reconciliations set listed_at = listed_at + interval '300 days'")
 
     items.run_one("items")
@@ -310,7 +310,7 @@ def test_a_clock_that_was_ahead_does_not_keep_a_run_from_looking(items, scans):
     assert scans == ["items"]
 
 
-def test_a_row_written_while_keys_are_compared_is_not_called_deleted(items, monkeypatch):
+def test_row_written_during_comparison_is_not_marked_deleted(items, monkeypatch):
     """It is newer than the run's snapshot on the source, and not in raw yet."""
     delete(items, "n = 1")
     read = differences.read_source_checksums
@@ -331,7 +331,7 @@ def test_a_row_written_while_keys_are_compared_is_not_called_deleted(items, monk
     assert_same_keys(items)
 
 
-def test_a_rejected_row_is_not_called_deleted_nor_loaded(items):
+def test_rejected_row_is_neither_marked_deleted_nor_loaded(items):
     items.on_target("alter table raw.items add check (n < 100) not valid")
     add_items(items, 100, 101)
     delete(items, "n = 1")
@@ -342,7 +342,7 @@ def test_a_rejected_row_is_not_called_deleted_nor_loaded(items):
     assert live(items) == set(range(2, 31))
 
 
-def test_too_many_gone_rows_stop_the_table_until_confirmed(items):
+def test_too_many_deleted_rows_stop_the_table_until_confirmed(items):
     items.on_source("create table notes (note_id int primary key); insert into notes values (1)")
     items.on_source("truncate items")
     add_items(items, 30, 31)
@@ -364,7 +364,7 @@ def test_too_many_gone_rows_stop_the_table_until_confirmed(items):
     assert items.command("run").returncode == 0
 
 
-def test_as_many_gone_rows_as_configured_go(items):
+def test_deletes_up_to_the_configured_limit_are_applied(items):
     items.configure({"defaults": {"max_delete_fraction": 0.5}})
     delete(items, "n <= 15")
 
@@ -373,7 +373,7 @@ def test_as_many_gone_rows_as_configured_go(items):
     assert result.rows_deleted == 15
 
 
-def test_rows_gone_from_a_partition_are_found(replication, scans):
+def test_rows_deleted_from_a_partition_are_found(replication, scans):
     replication.on_source(
         "create table items (n int primary key, note text) partition by range (n);"
         "create table low partition of items for values from (0) to (100);"
@@ -389,7 +389,7 @@ def test_rows_gone_from_a_partition_are_found(replication, scans):
     assert tombstones(replication) == {91, 101}
 
 
-def test_only_the_keys_of_buckets_that_differ_are_moved(replication, count_copied_lines):
+def test_only_keys_of_differing_buckets_are_transferred(replication, count_copied_lines):
     make_items(replication, 20 * BLOCK_KEYS)
     delete(replication, f"n = {5 * BLOCK_KEYS}")
     moved = count_copied_lines()
@@ -400,7 +400,7 @@ def test_only_the_keys_of_buckets_that_differ_are_moved(replication, count_copie
     assert 0 < sum(moved) < 2 * BLOCK_KEYS
 
 
-def test_a_raw_table_that_was_loaded_before_reconciling_existed_is_compared_once(items, scans):
+def test_table_loaded_before_reconciling_is_compared_once(items, scans):
     items.on_target("truncate etl.reconciliations")
     items.run_one("items")
     items.run_one("items")
@@ -408,7 +408,7 @@ def test_a_raw_table_that_was_loaded_before_reconciling_existed_is_compared_once
     assert scans == ["items"]
 
 
-def test_a_kill_between_the_tombstones_and_the_note_is_mended(items, monkeypatch):
+def test_kill_between_tombstones_and_counters_is_recovered(items, monkeypatch):
     from etl.target.writer import Writer
 
     delete(items, "n in (1, 2)")
@@ -430,7 +430,7 @@ def make_numbered(replication):
 
 
 @pytest.mark.parametrize("gone", ["n > 17", "n = 20", "n in (1, 20)"])
-def test_the_newest_rows_of_a_numbered_table_may_go(replication, gone):
+def test_newest_rows_of_a_numbered_table_can_be_deleted(replication, gone):
     """Its maximum falls below the watermark, and its sequence tells that it was not restarted."""
     make_numbered(replication)
     replication.on_source(f"delete from visits where {gone}; select pg_stat_force_next_flush()")
@@ -443,7 +443,7 @@ def test_the_newest_rows_of_a_numbered_table_may_go(replication, gone):
     )
 
 
-def test_without_the_sequence_s_privilege_the_message_names_the_grant(replication, read_as_role):
+def test_missing_sequence_privilege_names_the_grant(replication, read_as_role):
     make_numbered(replication)
     read_as_role(True)
     replication.on_source("delete from visits where n > 17")
@@ -465,7 +465,7 @@ def make_builds(replication, run_id):
     replication.on_target("insert into intermediate.dbt_builds values ('fct_a', %s), ('fct_b', %s)", run_id + 5, run_id)
 
 
-def test_tombstones_are_purged_once_old_enough_and_read_by_every_model(items):
+def test_tombstones_are_purged_when_old_and_read_by_all_models(items):
     items.configure({"defaults": {"tombstone_days": 7, "reconcile_every_hours": 0}})
     delete(items, "n = 1")
     items.run_one("items")
@@ -484,7 +484,7 @@ def test_tombstones_are_purged_once_old_enough_and_read_by_every_model(items):
     assert tombstones(items) == {2}
 
 
-def test_a_purge_that_may_not_see_what_dbt_has_read_says_what_to_grant(items):
+def test_purge_without_access_to_builds_names_the_grant(items):
     items.configure({"defaults": {"tombstone_days": 7, "reconcile_every_hours": 0}})
     delete(items, "n = 1")
     items.run_one("items")
@@ -546,7 +546,7 @@ CHANGE = st.tuples(st.sampled_from(sorted(CHANGES)), ROWS)
 
 @given(histories=st.lists(st.lists(CHANGE, max_size=6), min_size=1, max_size=6))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_after_a_reconciling_run_both_sides_have_the_same_keys(replication, histories):
+def test_both_sides_have_the_same_keys_after_reconciling(replication, histories):
     replication.on_source("drop table if exists items; drop type if exists mood")
     replication.on_target("drop schema if exists raw, etl cascade")
     replication.configure({"defaults": {"batch_rows": 4, "max_delete_fraction": 1}})

@@ -111,7 +111,7 @@ def bank(replication):
     return replication
 
 
-def test_a_column_that_a_trigger_keeps_is_chosen(rentals):
+def test_trigger_maintained_column_is_chosen(rentals):
     film = proposals_of(rentals)["film"]
 
     assert film["watermark"] == "last_update"
@@ -124,7 +124,7 @@ def test_a_column_that_a_trigger_keeps_is_chosen(rentals):
     )
 
 
-def test_what_is_wrong_with_a_column_is_told_with_statements_that_mend_it(rentals):
+def test_column_problems_are_shown_with_statements_to_fix_them(rentals):
     before = proposals_of(rentals)["customer"]
     for _, statement in before["remedies"]:
         if "not null" in statement:
@@ -147,7 +147,7 @@ def test_what_is_wrong_with_a_column_is_told_with_statements_that_mend_it(rental
     ]
 
 
-def test_a_time_without_zone_asks_for_its_zone(rentals):
+def test_timestamp_without_time_zone_asks_for_its_zone(rentals):
     finished = rentals.command("discover", "rental")
 
     assert yaml.safe_load(finished.stdout)["tables"]["rental"] == {
@@ -157,7 +157,7 @@ def test_a_time_without_zone_asks_for_its_zone(rentals):
     }
 
 
-def test_numbers_of_a_table_that_is_never_updated_serve(rentals):
+def test_numbered_key_is_proposed_if_rows_are_never_updated(rentals):
     before = proposals_of(rentals)["visits"]
     rentals.on_source("update visits set page = 'start' where visit_id = 1; select pg_stat_force_next_flush()")
     after = proposals_of(rentals)["visits"]
@@ -168,7 +168,7 @@ def test_numbers_of_a_table_that_is_never_updated_serve(rentals):
     assert "rows are updated, and no column is known to change with a row" in reasons_of(after)
 
 
-def test_what_cannot_be_replicated_is_left_out_with_the_reason(rentals):
+def test_unreplicable_tables_are_skipped_with_the_reason(rentals):
     found = proposals_of(rentals)
 
     assert found["customer_list"]["skipped"] == "a view: only tables are replicated"
@@ -180,7 +180,7 @@ def test_what_cannot_be_replicated_is_left_out_with_the_reason(rentals):
     assert proposals_of(rentals, "codes")["codes"]["key"] == ["code"]
 
 
-def test_a_table_that_may_not_be_read_is_left_out_with_the_grant(rentals, read_as_role):
+def test_unreadable_table_is_skipped_and_the_grant_is_named(rentals, read_as_role):
     read_as_role(False)
     rentals.on_source("create table secrets (a int primary key); revoke all on secrets from public")
     (role,) = rentals.on_source("select rolname from pg_roles where rolname like 'reader_%'")[0]
@@ -209,7 +209,7 @@ def test_the_example_shop_is_proposed_by_its_triggers(replication):
     assert {name: one["skipped"] for name, one in found.items() if one["skipped"]} == {}
 
 
-def test_wrong_names_are_refused_with_those_that_exist(rentals):
+def test_unknown_names_are_rejected_with_the_known_ones(rentals):
     unknown = rentals.command("discover", "flim")
     empty = rentals.command("discover", "--schema", "nowhere")
 
@@ -218,7 +218,7 @@ def test_wrong_names_are_refused_with_those_that_exist(rentals):
     assert "found none: name another schema with --schema" in empty.stderr
 
 
-def test_odd_names_are_proposed_and_made_into_models(replication, tmp_path):
+def test_unusual_names_are_proposed_and_become_models(replication, tmp_path):
     replication.on_source("""
         create function touch() returns trigger language plpgsql as 'begin new."price (eur" := 1; return new; end';
         create table "o'brien
@@ -242,7 +242,7 @@ def test_odd_names_are_proposed_and_made_into_models(replication, tmp_path):
     assert 'source.{{ "\\"price (eur\\"" }}' in odd
 
 
-def test_names_and_comments_that_are_templates_or_statements_are_none_to_dbt(replication, tmp_path):
+def test_dbt_treats_names_and_comments_as_plain_text(replication, tmp_path):
     """dbt renders its files, and quotes names without looking into them: what it would run is kept from it."""
     drop = "run_query('drop table canary cascade')"
     replication.on_target("create table canary (a int); insert into canary values (7)")

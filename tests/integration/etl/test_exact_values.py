@@ -475,7 +475,7 @@ def test_every_built_in_type_and_its_arrays_are_merged_exactly(either_way, sampl
     assert result.rows_updated == samples.rows
 
 
-def test_a_merge_of_equal_values_of_every_built_in_type_rewrites_nothing(either_way, samples):
+def test_merging_equal_values_of_built_in_types_rewrites_nothing(either_way, samples):
     either_way.run_one("samples")
 
     result = either_way.run_one("samples")
@@ -483,7 +483,7 @@ def test_a_merge_of_equal_values_of_every_built_in_type_rewrites_nothing(either_
     assert pick(result, "rows_read", "rows_updated") == (samples.rows, 0)
 
 
-def test_nearly_all_built_in_types_are_copied_in_their_binary_form(either_way):
+def test_most_built_in_types_are_copied_in_binary_format(either_way):
     """The tests above copy these as binary too, and they would not notice if there were none."""
     samples = make_samples(either_way, [kind for kind in built_in_types(either_way) if kind in SAMPLES])
 
@@ -523,7 +523,7 @@ def make_keyed(replication, table: str, kind: str, samples: list[str]) -> None:
         replication.on_source(insert.format(**names, v=sql.Literal(sample)))
 
 
-def test_columns_of_types_that_have_no_values_arrive_as_null(either_way):
+def test_columns_of_types_without_values_arrive_as_null(either_way):
     columns = ", ".join(f'"{kind}" {kind}' for kind in WITHOUT_VALUES)
     either_way.on_source(f"create table blanks (blank_id int primary key, {columns})")
     either_way.on_source("insert into blanks values (1), (2)")
@@ -531,7 +531,7 @@ def test_columns_of_types_that_have_no_values_arrive_as_null(either_way):
     assert_exact(either_way, "blanks")
 
 
-def test_values_that_only_a_catalog_can_make_arrive_as_their_text(replication):
+def test_catalog_only_values_arrive_as_text(replication):
     replication.on_source(
         """
         create table facts (a int default 1 + 1, b int, c int);
@@ -579,7 +579,7 @@ def test_modifiers_of_types_arrive_with_the_values(either_way):
     assert {name: raw_type(either_way, "modified", name) for name in types} == {name: name for name in types}
 
 
-def test_arrays_of_the_catalogs_own_rows_and_domains_arrive(either_way):
+def test_arrays_of_catalog_rows_and_domains_arrive(either_way):
     """Their types have low oids, but other ones on another version, and binary arrays name the oid."""
     either_way.on_source(
         """
@@ -597,7 +597,7 @@ def test_arrays_of_the_catalogs_own_rows_and_domains_arrive(either_way):
     assert_exact(either_way, "inventories")
 
 
-def test_a_role_that_the_target_lacks_may_stand_in_an_aclitem(replication):
+def test_aclitem_may_name_a_role_missing_on_the_target(replication):
     replication.on_source("create role only_here; create table grants (grant_id int primary key, item aclitem)")
     try:
         replication.on_source("insert into grants values (1, 'only_here=r/postgres')")
@@ -607,7 +607,7 @@ def test_a_role_that_the_target_lacks_may_stand_in_an_aclitem(replication):
         replication.on_source("drop table grants; drop role only_here")
 
 
-def test_an_infinite_interval_is_never_silently_another_on_a_version_without_it(downgrade):
+def test_infinite_interval_is_exact_or_rejected_on_old_versions(downgrade):
     """Before PostgreSQL 17, the bytes of an infinite interval mean 178956970 years."""
     downgrade.on_source("create table spans (span_id int primary key, span interval, spans interval[])")
     downgrade.on_source("insert into spans values (1, 'infinity', null), (2, null, array['-infinity'::interval])")
@@ -617,7 +617,7 @@ def test_an_infinite_interval_is_never_silently_another_on_a_version_without_it(
     assert is_refused_or_exact(downgrade, result, "spans")
 
 
-def test_only_the_largest_interval_becomes_infinite_on_a_newer_version(replication):
+def test_only_largest_interval_becomes_infinite_on_new_version(replication):
     """From PostgreSQL 17 on, the server itself takes that one for infinity, as the documented limits tell."""
     replication.on_source("create table spans (span_id int primary key, span interval)")
     largest = "178956970 years 7 mons 2147483647 days 2562047788:00:54.775807"
@@ -637,7 +637,7 @@ def is_refused_or_exact(replication, result, table: str) -> bool:
 
 @pytest.mark.parametrize("setting", HOSTILE)
 @pytest.mark.parametrize("side", ["source", "target", "both"])
-def test_settings_of_the_databases_bend_no_value(replication, setting, side):
+def test_database_settings_change_no_value(replication, setting, side):
     kinds = [kind for kind in built_in_types(replication) if kind in SAMPLES]
     make_samples(replication, kinds)
     send_as_text(replication)
@@ -658,7 +658,7 @@ def change_setting(url: str, name: str, value: str) -> None:
         cursor.execute(alter.format(database, sql.Identifier(name), sql.Literal(value)))
 
 
-def test_text_of_a_source_in_another_encoding_arrives_exactly(replication, replicate_between):
+def test_text_in_another_encoding_arrives_exactly(replication, replicate_between):
     url = replication.source_url + "_latin1"
     replication.on_source(f"create database {url.rpartition('/')[2]} template template0 encoding 'LATIN1' locale 'C'")
     latin = replicate_between(url, replication.target_url)
@@ -746,7 +746,7 @@ GENERATED_ROW = st.tuples(*(st.one_of(st.none(), strategy) for strategy in GENER
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(rows=st.lists(st.tuples(GENERATED_ROW, GENERATED_ROW), min_size=10, max_size=60))
-def test_generated_values_arrive_exactly_at_first_and_when_all_rows_change(replication, rows):
+def test_generated_values_stay_exact_when_all_rows_change(replication, rows):
     table = f"generated_{next(_numbers)}"
     columns = ", ".join(f'"{kind}" {kind}' for kind in GENERATED)
     replication.on_source(f"create table {table} (row_id int primary key, {columns})")
@@ -916,7 +916,7 @@ def test_user_defined_ranges_and_multiranges_arrive_exactly(replication):
     assert_exact_when_merged(replication, "spans")
 
 
-def test_a_type_that_the_target_has_by_the_same_name_but_with_another_meaning_bends_nothing(replication):
+def test_same_named_target_type_of_other_meaning_is_harmless(replication):
     replication.on_source("create type span as range (subtype = numeric)")
     replication.on_target("create type span as range (subtype = int4)")
     replication.on_source("create table spans (span_id int primary key, s span)")
@@ -927,7 +927,7 @@ def test_a_type_that_the_target_has_by_the_same_name_but_with_another_meaning_be
     assert is_refused_or_exact(replication, result, "spans")
 
 
-def test_a_cast_to_text_that_somebody_defined_bends_nothing(replication):
+def test_user_defined_cast_to_text_changes_no_value(replication):
     replication.on_source(
         """
         create type mood as enum ('sad', 'ok');
@@ -942,7 +942,7 @@ def test_a_cast_to_text_that_somebody_defined_bends_nothing(replication):
 
 
 @pytest.mark.parametrize("on_target", ["create extension vector", "select 1"], ids=["known", "unknown"])
-def test_types_of_an_extension_arrive_exactly_whether_or_not_the_target_has_it(replication, on_target):
+def test_types_of_an_extension_arrive_exactly_on_any_target(replication, on_target):
     replication.on_source("create extension vector")
     replication.on_target(on_target)
     replication.on_source(
@@ -1028,7 +1028,7 @@ def test_a_table_and_a_column_of_any_name_arrive_exactly(replication, name):
     assert_exact(replication, name)
 
 
-def test_columns_whose_names_differ_in_case_or_their_last_byte_are_kept_apart(replication):
+def test_columns_differing_in_case_or_last_byte_stay_separate(replication):
     long = "y" * 62
     replication.on_source(
         f'create table twins (id int primary key, "ID" int, "Id" int, {long}a int, {long}b int);'
@@ -1038,7 +1038,7 @@ def test_columns_whose_names_differ_in_case_or_their_last_byte_are_kept_apart(re
     assert_exact(replication, "twins")
 
 
-def test_tables_whose_long_names_differ_in_their_last_byte_are_kept_apart(replication):
+def test_tables_differing_in_the_last_byte_stay_separate(replication):
     names = ["z" * 62 + "a", "z" * 62 + "b"]
     for number, name in enumerate(names):
         replication.on_source(f"create table {name} (id int primary key); insert into {name} values ({number})")
@@ -1049,7 +1049,7 @@ def test_tables_whose_long_names_differ_in_their_last_byte_are_kept_apart(replic
     assert [differences(replication, name) for name in names] == [[], []]
 
 
-def test_columns_named_as_the_aliases_of_the_statements_arrive_exactly(replication):
+def test_columns_named_like_statement_aliases_arrive_exactly(replication):
     replication.on_source(
         """
         create table aliases (
@@ -1071,7 +1071,7 @@ def test_columns_named_as_the_aliases_of_the_statements_arrive_exactly(replicati
 
 
 @pytest.mark.parametrize("column", ["picked", "s", "raw"])
-def test_verify_sees_a_difference_beside_a_column_named_as_an_alias(replication, column):
+def test_verify_finds_differences_beside_an_alias_named_column(replication, column):
     replication.on_source(f"create table aliases (id int primary key, {column} int, note text)")
     replication.on_source("insert into aliases values (1, 1, 'a')")
     replication.run_one("aliases")
@@ -1186,7 +1186,7 @@ def read_digests(replication) -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
-def test_a_partitioned_table_of_several_levels_arrives_as_one_table(replication):
+def test_multi_level_partitioned_table_arrives_as_one_table(replication):
     replication.on_source(
         """
         create table sales (id int, region text, sold_on date, note text, primary key (id, region, sold_on))
@@ -1232,7 +1232,7 @@ def test_a_row_that_moves_to_another_partition_arrives_once(replication):
     assert_exact(replication, "moves")
 
 
-def test_a_parent_and_its_child_by_inheritance_are_tables_apart(replication):
+def test_inherited_tables_are_replicated_separately(replication):
     replication.on_source(
         """
         create table places (id int primary key, name text);
@@ -1261,7 +1261,7 @@ def test_unlogged_tables_arrive_exactly(replication):
 
 
 @pytest.mark.parametrize(("kind", "label"), [("view", "a view"), ("materialized view", "a materialized view")])
-def test_a_view_named_in_the_configuration_is_refused_with_the_reason(orders, kind, label):
+def test_configured_view_is_rejected_with_the_reason(orders, kind, label):
     orders.on_source(f"create {kind} recent as select * from orders")
     orders.configure({"tables": {"recent": {}}})
 
@@ -1274,7 +1274,7 @@ def test_a_view_named_in_the_configuration_is_refused_with_the_reason(orders, ki
 
 
 @pytest.mark.parametrize("kind", ["view", "materialized view"])
-def test_a_view_that_nobody_named_is_passed_over(orders, kind):
+def test_unconfigured_view_is_ignored(orders, kind):
     orders.on_source(f"create {kind} recent as select * from orders")
 
     result = orders.run()
@@ -1283,7 +1283,7 @@ def test_a_view_that_nobody_named_is_passed_over(orders, kind):
 
 
 @pytest.mark.parametrize("column", ["_etl_run_id", "_etl_synced_at", "_etl_deleted_at"])
-def test_a_column_with_a_name_that_raw_tables_use_is_refused(replication, column):
+def test_column_with_a_reserved_name_is_rejected(replication, column):
     replication.on_source(f"create table clashes (id int primary key, {column} bigint)")
 
     (result,) = replication.run("clashes").tables

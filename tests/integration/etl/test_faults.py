@@ -118,7 +118,7 @@ def change_between_runs(replication, chance):
 
 
 @pytest.mark.has_long_form
-def test_a_run_killed_at_any_moment_loses_nothing_and_doubles_nothing(shop, kill, wait_until):
+def test_run_killed_at_any_moment_loses_and_duplicates_nothing(shop, kill, wait_until):
     """A first load in ranges is killed twice: the second time while it goes on."""
     chance, phase = random.Random(kill), PHASES[kill % len(PHASES)]
     environment = {"ETL_TABLES": str(shop.write_tables(BATCHES))}
@@ -159,7 +159,7 @@ def choose_cut(side, cut):
 
 @pytest.mark.has_long_form
 @pytest.mark.parametrize("side", SIDES)
-def test_a_connection_cut_amid_copy_is_tried_again(shop, side, cut, wait_until):
+def test_connection_lost_during_copy_is_retried(shop, side, cut, wait_until):
     phase, limit, resets = choose_cut(side, cut)
     changes = prepare_phase(shop, phase)
 
@@ -177,7 +177,7 @@ def test_a_connection_cut_amid_copy_is_tried_again(shop, side, cut, wait_until):
 
 
 @pytest.mark.has_long_form
-def test_when_all_connections_to_the_source_are_cut_all_is_tried_again(shop, cut, wait_until):
+def test_losing_all_source_connections_retries_everything(shop, cut, wait_until):
     """The session that holds the snapshot is gone as well: the next attempt takes another one."""
     phase, limit, resets = choose_cut("source", cut)
     changes = prepare_phase(shop, phase)
@@ -191,7 +191,7 @@ def test_when_all_connections_to_the_source_are_cut_all_is_tried_again(shop, cut
 
 
 @pytest.mark.has_long_form
-def test_when_all_connections_to_the_target_are_cut_the_run_stops_and_says_so(shop, cut, wait_until):
+def test_losing_all_target_connections_stops_the_run(shop, cut, wait_until):
     """The run has lost its lock, so that it must not write any more."""
     phase, limit, resets = choose_cut("target", cut)
     changes = prepare_phase(shop, phase)
@@ -211,7 +211,7 @@ def test_when_all_connections_to_the_target_are_cut_the_run_stops_and_says_so(sh
 
 @pytest.mark.has_long_form
 @pytest.mark.parametrize("side", SIDES)
-def test_a_connection_cut_at_any_byte_leaves_a_run_that_succeeds_or_says_why(shop, side, cut, wait_until):
+def test_connection_cut_at_any_byte_is_survived_or_explained(shop, side, cut, wait_until):
     """Between the first byte of the first session and the first rows: logging in, the lock, the catalog, the points."""
     chance = random.Random(f"{side} {cut}")
     limit, resets = chance.randint(1, 30_000 if side == "source" else 12_000), chance.random() < 0.5
@@ -228,7 +228,7 @@ def test_a_connection_cut_at_any_byte_leaves_a_run_that_succeeds_or_says_why(sho
     assert_whole(shop, wait_until)
 
 
-def test_a_run_whose_first_session_on_the_target_is_lost_always_exits_3(orders, wait_until):
+def test_losing_the_first_target_session_always_exits_3(orders, wait_until):
     """Every hundred bytes on the way from taking the lock to the record of the run."""
     orders.run()
     errors = []
@@ -253,7 +253,7 @@ def run_or_error(replication, **changes):
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
-def test_a_session_terminated_in_mid_run_is_retried(orders, insert_orders, side, wait_until):
+def test_session_terminated_during_a_run_is_retried(orders, insert_orders, side, wait_until):
     insert_orders(orders.source, 15_000)
     tables = str(orders.write_tables("defaults: {batch_rows: 200}\n"))
     orders.run_one("orders")
@@ -277,7 +277,7 @@ def test_a_session_terminated_in_mid_run_is_retried(orders, insert_orders, side,
     assert_whole(orders, wait_until)
 
 
-def test_when_the_session_with_the_snapshot_is_gone_the_tables_to_come_are_read_at_another(shop, wait_until):
+def test_remaining_tables_use_another_snapshot_after_its_loss(shop, wait_until):
     """The tables that were done by then stay so."""
     ended = []
 
@@ -301,7 +301,7 @@ def test_when_the_session_with_the_snapshot_is_gone_the_tables_to_come_are_read_
     assert_whole(shop, wait_until)
 
 
-def test_a_second_run_beside_the_first_names_the_holder_and_exits_3(orders):
+def test_second_run_names_the_lock_holder_and_exits_3(orders):
     with_lock = orders.target
     orders.on_target("select pg_advisory_lock(1953064037)")
     try:
@@ -315,7 +315,7 @@ def test_a_second_run_beside_the_first_names_the_holder_and_exits_3(orders):
     assert orders.on_target("select to_regclass('raw.orders')") == [(None,)]
 
 
-def test_two_runs_at_once_are_serial_and_right(orders, insert_orders, wait_until):
+def test_concurrent_runs_are_serialized_and_correct(orders, insert_orders, wait_until):
     insert_orders(orders.source, 20_000)
     processes = [start_run(orders) for _ in range(3)]
     outputs = [process.communicate(timeout=60)[1] for process in processes]
@@ -327,7 +327,7 @@ def test_two_runs_at_once_are_serial_and_right(orders, insert_orders, wait_until
     assert_whole(orders, wait_until)
 
 
-def test_a_run_that_was_taken_for_dead_cannot_write_any_more(orders, monkeypatch):
+def test_run_marked_as_died_cannot_write_any_more(orders, monkeypatch):
     """A run that lost its lock, but not its worker sessions, finds at its next batch that it is over."""
     from etl.target.writer import Writer
 
@@ -348,7 +348,7 @@ def test_a_run_that_was_taken_for_dead_cannot_write_any_more(orders, monkeypatch
     assert orders.on_target("select count(*) from raw.orders where note = 'new'") == [(0,)]
 
 
-def test_an_interrupted_run_says_so_and_frees_its_lock(orders, insert_orders, wait_until):
+def test_interrupted_run_is_reported_and_releases_its_lock(orders, insert_orders, wait_until):
     insert_orders(orders.source, 60_000)
     process = start_run(orders, ETL_TABLES=str(orders.write_tables("defaults: {batch_rows: 200}\n")))
     wait_until(lambda: orders.on_target("select to_regclass('etl.runs') is not null") == [(True,)])
@@ -383,7 +383,7 @@ def blocks_a_run(replication, analyst):
     ) == [(True,)]
 
 
-def test_a_deadlock_with_another_session_is_tried_again(shop, wait_until):
+def test_deadlock_with_another_session_is_retried(shop, wait_until):
     """The analyst holds a row that the batch comes to, and then wants one that the batch has written."""
     shop.run()
     touch_orders(shop)
@@ -413,7 +413,7 @@ def test_a_deadlock_with_another_session_is_tried_again(shop, wait_until):
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_lock_that_another_session_holds_for_a_while_is_waited_for(shop, side, wait_until):
+def test_lock_held_briefly_by_another_session_is_waited_for(shop, side, wait_until):
     shop.run()
     touch_orders(shop)
     with ThreadPoolExecutor(1) as pool, analyst_on(shop, side) as analyst:
@@ -428,7 +428,7 @@ def test_a_lock_that_another_session_holds_for_a_while_is_waited_for(shop, side,
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_lock_that_is_held_on_fails_its_table_and_says_what_to_do(shop, side, wait_until):
+def test_lock_held_too_long_fails_its_table_with_the_next_step(shop, side, wait_until):
     shop.run()
     touch_orders(shop)
     shop.on_source("insert into tags values (0, 'new')")
@@ -451,7 +451,7 @@ def test_a_lock_that_is_held_on_fails_its_table_and_says_what_to_do(shop, side, 
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_statement_that_takes_too_long_fails_at_once_and_names_the_setting(shop, side, wait_until):
+def test_statement_timeout_fails_at_once_and_names_the_setting(shop, side, wait_until):
     shop.run()
     touch_orders(shop)
     shop.on_source("insert into tags values (0, 'new')")
@@ -473,7 +473,7 @@ def test_a_statement_that_takes_too_long_fails_at_once_and_names_the_setting(sho
     assert_whole(shop, wait_until)
 
 
-def test_runs_beside_one_that_takes_long_name_it_and_exit_3(shop, wait_until):
+def test_runs_beside_a_long_run_name_it_and_exit_3(shop, wait_until):
     """Three at once: the first is held up, the others give up, and the first succeeds when it can."""
     shop.run()
     touch_orders(shop)

@@ -494,7 +494,7 @@ def report(tally, record_property):
 
 
 @pytest.mark.has_long_form
-def test_after_every_run_raw_holds_what_was_committed_before_its_snapshot(read_history, is_long, record_property):
+def test_raw_holds_everything_committed_before_each_snapshot(read_history, is_long, record_property):
     started = time.monotonic()
 
     play_histories(read_history, 260 if is_long else 20, derandomize=not is_long, print_blob=is_long)
@@ -505,7 +505,7 @@ def test_after_every_run_raw_holds_what_was_committed_before_its_snapshot(read_h
 
 
 @pytest.mark.usefixtures("watermark_is_maximum")
-def test_the_same_histories_fail_when_the_watermark_is_the_maximum(history, record_property):
+def test_same_histories_fail_with_the_maximum_as_watermark(history, record_property):
     with pytest.raises(AssertionError):
         play_histories(history, 100, phases=[Phase.generate])
 
@@ -596,7 +596,7 @@ def test_runs_beside_eight_writers_lose_nothing(replication, is_long, record_pro
 
 
 @pytest.mark.usefixtures("watermark_is_maximum")
-def test_the_same_runs_lose_rows_when_the_watermark_is_the_maximum(replication, record_property):
+def test_same_runs_lose_rows_with_the_maximum_as_watermark(replication, record_property):
     tally = run_beside_writers(replication, 8)
 
     differences = count_differences(replication)

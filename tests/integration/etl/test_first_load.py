@@ -183,7 +183,7 @@ def test_an_empty_table_is_loaded_empty(replication, is_partitioned):
     assert_equal(replication)
 
 
-def test_a_partitioned_table_without_partitions_is_loaded_empty(replication):
+def test_partitioned_table_without_partitions_loads_empty(replication):
     replication.on_source(
         "create table items (shop text, item_id int, payload text, updated_at timestamptz not null, note text, "
         "primary key (shop, item_id)) partition by list (shop)"
@@ -194,7 +194,7 @@ def test_a_partitioned_table_without_partitions_is_loaded_empty(replication):
     assert_equal(replication)
 
 
-def test_a_table_that_grows_during_its_load_is_loaded_as_at_the_snapshot_and_caught_up_with(items):
+def test_table_growing_during_its_load_is_caught_up_afterwards(items):
     numbers = iter(range(1000, 9000, 100))
     load = Load(items, iter([lambda: add_items(items, range(start := next(numbers), start + 40))] * 6))
 
@@ -207,7 +207,7 @@ def test_a_table_that_grows_during_its_load_is_loaded_as_at_the_snapshot_and_cau
     assert_equal(items)
 
 
-def test_raw_shows_no_table_before_it_is_whole(items):
+def test_raw_hides_a_table_until_it_is_complete(items):
     """`Load` looks after each batch; here the premise: it looked often, and the table came only at the end."""
     seen = []
     load = Load(items, iter([lambda: seen.append(is_in_raw(items))] * 100))
@@ -218,7 +218,7 @@ def test_raw_shows_no_table_before_it_is_whole(items):
     load.assert_done()
 
 
-def test_a_broken_load_goes_on_where_it_stopped(items):
+def test_interrupted_load_resumes_where_it_stopped(items):
     break_load(items, 4)
 
     load = Load(items)
@@ -229,7 +229,7 @@ def test_a_broken_load_goes_on_where_it_stopped(items):
     assert_equal(items)
 
 
-def test_a_load_that_breaks_after_every_range_ends(items):
+def test_load_interrupted_after_every_range_still_completes(items):
     """Each run does one range, and the last one brings all of them to its own snapshot."""
     load = Load(items)
     runs = 0
@@ -248,7 +248,7 @@ def test_a_load_that_breaks_after_every_range_ends(items):
     load.assert_done()
 
 
-def test_a_load_that_broke_after_its_last_range_is_brought_to_the_newer_snapshot(items, monkeypatch):
+def test_load_interrupted_after_its_last_range_is_caught_up(items, monkeypatch):
     """Nothing is left to read then, but what was read has grown old."""
     from etl.target.new_table import RawLoad
 
@@ -285,7 +285,7 @@ REFUSE_ONCE = """
 """
 
 
-def test_rows_are_read_at_a_snapshot_after_the_target_has_refused_the_whole_table(items):
+def test_rows_are_read_at_a_snapshot_after_the_table_is_rejected(items):
     """The snapshot has been left by then, for what is built at the end needs nothing of the source."""
     items.on_target(REFUSE_ONCE)
 
@@ -296,7 +296,7 @@ def test_rows_are_read_at_a_snapshot_after_the_target_has_refused_the_whole_tabl
     assert_equal(items)
 
 
-def test_a_load_that_goes_on_for_many_transactions_is_renewed_before_it_is_too_old(items, monkeypatch):
+def test_load_spanning_many_transactions_is_renewed_in_time(items, monkeypatch):
     monkeypatch.setattr(full_load, "MAX_XID_DISTANCE", 20)
     monkeypatch.setattr(full_load, "RENEWED_XID_DISTANCE", 10)
     break_load(items)
@@ -378,7 +378,7 @@ CASES = [(change, False) for change in CHANGES] + [
 
 
 @pytest.mark.parametrize(("change", "is_partitioned"), CASES)
-def test_rows_changed_while_a_load_is_broken_arrive_without_starting_over(replication, change, is_partitioned):
+def test_changes_during_an_interrupted_load_arrive_on_resume(replication, change, is_partitioned):
     make_items(replication, is_partitioned=is_partitioned)
     break_load(replication)
     begun = replication.on_target("select oid from pg_class where relname like '%%loading%%' and relkind = 'r'")
@@ -393,7 +393,7 @@ def test_rows_changed_while_a_load_is_broken_arrive_without_starting_over(replic
 
 
 @pytest.mark.parametrize("ending", ["commit", "rollback"])
-def test_a_transaction_open_at_a_snapshot_and_ended_before_the_next_is_seen_as_it_ended(items, ending):
+def test_transaction_ending_between_snapshots_is_read_correctly(items, ending):
     """Its id is below the snapshot's next one, and yet the snapshot did not see its rows."""
     with closing(items.open_source()) as writer, writer.cursor() as cursor:
         cursor.execute("update items set payload = 'held' where item_id < 5; delete from items where item_id = 7")
@@ -410,7 +410,7 @@ def test_a_transaction_open_at_a_snapshot_and_ended_before_the_next_is_seen_as_i
     assert_equal(items)
 
 
-def test_a_row_committed_late_arrives_although_its_load_took_several_snapshots(items):
+def test_late_commit_arrives_after_a_load_of_several_snapshots(items):
     """The stored watermark is that of the last snapshot's fence, which the open transaction holds back."""
     with closing(items.open_source()) as writer, writer.cursor() as cursor:
         cursor.execute("insert into items (item_id, shop, payload, updated_at) values (5000, '', 'late', now())")
@@ -427,7 +427,7 @@ def test_a_row_committed_late_arrives_although_its_load_took_several_snapshots(i
 
 
 @pytest.mark.parametrize("is_partitioned", [False, True], ids=["plain", "partitioned"])
-def test_a_load_cut_by_time_goes_on_at_new_snapshots_in_the_same_run(replication, is_partitioned):
+def test_time_limited_load_continues_at_new_snapshots(replication, is_partitioned):
     make_items(replication, is_partitioned=is_partitioned)
     changes = iter(
         [
@@ -473,7 +473,7 @@ REWRITES = {
 
 
 @pytest.mark.parametrize("rewrite", REWRITES)
-def test_a_load_starts_over_when_its_table_has_become_another(items, rewrite):
+def test_load_restarts_when_its_table_is_rewritten(items, rewrite):
     break_load(items)
     for statement in REWRITES[rewrite].split("; ") if "vacuum" in rewrite else [REWRITES[rewrite]]:
         items.on_source(statement)
@@ -484,7 +484,7 @@ def test_a_load_starts_over_when_its_table_has_become_another(items, rewrite):
     assert_equal(items)
 
 
-def test_a_table_truncated_in_mid_run_is_loaded_as_it_is_afterwards(items, wait_until):
+def test_table_truncated_during_a_run_loads_its_new_rows(items, wait_until):
     """TRUNCATE waits for the range in hand, and comes between two snapshots."""
     writer = items.open_source()
 
@@ -618,7 +618,7 @@ class History:
 
 
 @pytest.mark.has_long_form
-def test_any_history_of_changes_breaks_and_cuts_ends_with_the_rows_of_the_last_snapshot(replication, is_long):
+def test_any_history_ends_with_the_rows_of_the_last_snapshot(replication, is_long):
     @settings(
         max_examples=200 if is_long else 10,
         deadline=None,
@@ -665,7 +665,7 @@ def start_anew(replication: Any, *, is_partitioned: bool) -> None:
         )
 
 
-def test_batches_cut_by_time_end_with_all_that_changed_until_the_last_snapshot(items):
+def test_time_limited_batches_load_all_until_the_last_snapshot(items):
     """With a watermark, what is written during the run comes last in its order, and is read in the same run."""
     items.configure({"tables": {"items": {"batch_rows": 10}}})
     items.run_one("items")
@@ -696,7 +696,7 @@ def test_batches_cut_by_time_end_with_all_that_changed_until_the_last_snapshot(i
     assert_equal(items)
 
 
-def test_a_table_read_whole_and_cut_by_time_goes_on_after_the_last_key(replication):
+def test_time_limited_full_read_continues_after_the_last_key(replication):
     """What changes before the place that the reading has come to is younger than the run, and comes with the next."""
     replication.on_source("create table notes (note_id int primary key, body text)")
     replication.on_source("insert into notes select i * 10, 'old' from generate_series(1, 60) as i")

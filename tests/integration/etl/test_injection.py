@@ -73,7 +73,7 @@ def succeed(replication, *arguments, **environment):
 
 
 @pytest.mark.parametrize("kind", ATTACKS)
-def test_a_table_all_of_whose_names_and_values_are_statements_is_replicated(guarded, kind):
+def test_table_with_sql_in_all_names_and_values_is_replicated(guarded, kind):
     """Schema, table, key, watermark, columns, enum type with its labels, domain, trigger, values, and tables.yml."""
     attack = ATTACKS[kind]
     names = {"schema": "s" + attack, "table": attack, "key": "k" + attack, "mark": "w" + attack, "value": attack}
@@ -140,7 +140,7 @@ def test_a_table_all_of_whose_names_and_values_are_statements_is_replicated(guar
 
 
 @pytest.mark.parametrize("kind", ATTACKS)
-def test_a_row_that_is_refused_and_views_of_any_name_are_kept_as_they_were(guarded, kind):
+def test_rejected_row_and_views_of_any_name_are_preserved(guarded, kind):
     """The target's catalog is composed as well: views that are taken off and put back, their columns and comments."""
     attack = ATTACKS[kind]
     names = {"table": attack, "value": "v" + attack, "view": "w" + attack, "rule": "c" + attack}
@@ -177,7 +177,7 @@ def test_a_row_that_is_refused_and_views_of_any_name_are_kept_as_they_were(guard
 
 
 @pytest.mark.parametrize("kind", ATTACKS)
-def test_a_database_and_a_role_of_any_name_are_connected_to(guarded, kind):
+def test_database_and_role_of_any_name_can_be_used(guarded, kind):
     """The URL is percent-encoded; what holds a watermark back is told by its application's name."""
     attack = ATTACKS[kind]
     parts = {**psycopg2.extensions.parse_dsn(guarded.target_url), "dbname": attack}
@@ -202,7 +202,7 @@ def test_a_database_and_a_role_of_any_name_are_connected_to(guarded, kind):
     assert_unharmed(guarded)
 
 
-def test_a_statement_that_is_proposed_does_what_it_says_whatever_the_name(guarded):
+def test_proposed_statements_work_for_any_name(guarded):
     """People paste them: names in them are quoted as in every other statement, and for a shell in its commands."""
     attack = ATTACKS["a comment"].replace("/", "") + '"'
     guarded.on_source(sql.SQL("create table {} (a int, updated_at timestamptz)").format(sql.Identifier(attack)))

@@ -86,7 +86,7 @@ def sides(request, replication):
 
 @given(data=st.data(), bits=st.sampled_from([0, 2, BUCKET_BITS]))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_buckets_find_is_what_comparing_all_rows_finds(sides, monkeypatch, data, bits):
+def test_buckets_find_the_same_as_comparing_all_rows(sides, monkeypatch, data, bits):
     name, both = sides
     keys = KEYS[name][1]
     in_source = data.draw(st.dictionaries(keys, VALUES, max_size=12))
@@ -115,7 +115,7 @@ def test_what_buckets_find_is_what_comparing_all_rows_finds(sides, monkeypatch, 
 
 
 @pytest.mark.parametrize("kind", [*IMAGES, "numeric(9,3)", "character varying(9)", "timestamp(3) with time zone"])
-def test_equal_rows_have_equal_checksums_on_servers_of_two_versions(replication, count_copied_lines, kind):
+def test_equal_rows_have_equal_checksums_across_versions(replication, count_copied_lines, kind):
     value = {
         "bigint": "n * 1234567890123",
         "boolean": "n % 2 = 0",
@@ -146,7 +146,7 @@ def test_equal_rows_have_equal_checksums_on_servers_of_two_versions(replication,
     assert lines == []
 
 
-def test_rows_that_exchange_their_values_are_told_though_they_share_a_bucket(replication):
+def test_rows_swapping_values_within_a_bucket_are_found(replication):
     """Sums of hashes that are sums themselves would be the same."""
     rows = 100 * BLOCK_KEYS
     replication.on_source("create table items (n bigint primary key, other bigint, updated_at timestamptz)")
@@ -166,7 +166,7 @@ def test_rows_that_exchange_their_values_are_told_though_they_share_a_bucket(rep
     assert found.changed + found.pending == 200
 
 
-def test_numbers_whose_hash_is_the_same_are_told_apart(replication):
+def test_numbers_with_equal_hashes_are_distinguished(replication):
     replication.on_source("create table items (n bigint primary key, other bigint)")
     replication.on_source("insert into items values (1, 1), (2, -9223372036854775808)")
     replication.run_one("items")
@@ -177,7 +177,7 @@ def test_numbers_whose_hash_is_the_same_are_told_apart(replication):
     assert found.changed == 2
 
 
-def test_keys_with_gaps_and_one_far_away_do_not_crowd_into_one_bucket(replication, count_copied_lines):
+def test_sparse_and_distant_keys_spread_over_buckets(replication, count_copied_lines):
     replication.on_source("create table items (n bigint primary key, note text)")
     replication.on_source("insert into items select n::bigint << 22, 'note' from generate_series(1, 5000) as n")
     replication.on_source("insert into items values (9223372036854775807, 'far'), (-9223372036854775808, 'far')")
@@ -191,7 +191,7 @@ def test_keys_with_gaps_and_one_far_away_do_not_crowd_into_one_bucket(replicatio
     assert 0 < sum(lines) < 10
 
 
-def test_a_column_to_which_the_owner_gave_another_type_is_compared_by_its_text(replication, count_copied_lines):
+def test_column_retyped_by_the_owner_is_compared_as_text(replication, count_copied_lines):
     replication.on_source("create table items (n bigint primary key, revision bigint not null)")
     replication.on_source("insert into items select n, n from generate_series(1, 20) as n")
     replication.configure({"tables": {"items": {"watermark": "revision", "lookback_rows": 1}}})
@@ -208,7 +208,7 @@ def test_a_column_to_which_the_owner_gave_another_type_is_compared_by_its_text(r
     assert sum(lines) < 20  # the run reads what is near its watermark; comparing moves nothing
 
 
-def test_a_column_of_another_type_in_raw_is_not_named_beside_the_one_that_differs(replication):
+def test_only_the_differing_column_is_named_beside_a_retyped_one(replication):
     replication.on_source("create table items (n bigint primary key, revision bigint not null, note text)")
     replication.on_source("insert into items values (1, 1, 'a'), (2, 2, 'b')")
     replication.run_one("items")

@@ -22,7 +22,7 @@ def commit_across_a_run(orders):
     return order_id
 
 
-def test_a_row_committed_after_the_run_that_passed_it_still_arrives(reader):
+def test_late_commit_arrives(reader):
     order_id = commit_across_a_run(reader)
 
     assert reader.on_target("select note from raw.orders where order_id = %s", order_id) == [("late",)]
@@ -31,13 +31,13 @@ def test_a_row_committed_after_the_run_that_passed_it_still_arrives(reader):
 
 
 @pytest.mark.usefixtures("watermark_is_maximum")
-def test_the_same_row_is_lost_when_the_watermark_is_the_maximum(orders):
+def test_late_commit_is_lost_with_the_maximum_as_watermark(orders):
     order_id = commit_across_a_run(orders)
 
     assert orders.on_target("select note from raw.orders where order_id = %s", order_id) == []
 
 
-def test_an_integer_watermark_waits_for_lower_numbers_that_are_still_open(replication):
+def test_integer_watermark_waits_for_lower_uncommitted_numbers(replication):
     replication.on_source("create table events (event_id bigint generated always as identity primary key, note text)")
     replication.configure({"tables": {"events": {"watermark": "event_id"}}})
     replication.on_source("insert into events (note) values ('first')")
@@ -73,7 +73,7 @@ def test_fresh_rows_are_not_held_back_by_an_open_transaction(orders):
     writer.close()
 
 
-def test_a_prepared_transaction_holds_the_watermark_until_it_is_committed(orders):
+def test_prepared_transaction_holds_the_watermark_until_commit(orders):
     orders.run_one("orders")
     writer = orders.open_source()
     with writer.cursor() as cursor:
@@ -94,7 +94,7 @@ def test_a_prepared_transaction_holds_the_watermark_until_it_is_committed(orders
     assert orders.on_target("select watermark from etl.watermarks") > before
 
 
-def test_a_transaction_that_has_only_read_so_far_counts_as_a_writer(reader):
+def test_transaction_without_writes_yet_counts_as_a_writer(reader):
     reader.run_one("orders")
     writer = reader.open_source()
     with writer.cursor() as cursor:
@@ -111,7 +111,7 @@ def test_a_transaction_that_has_only_read_so_far_counts_as_a_writer(reader):
     assert source == raw
 
 
-def test_a_second_transaction_in_one_message_is_caught_by_its_old_start(orders, wait_until):
+def test_second_transaction_in_one_message_is_caught(orders, wait_until):
     """Two transactions in one message share its now(): the second begins after the listing, with an old time.
 
     The first is open when a point is taken and has ended at the next listing, so its id alone would let the point

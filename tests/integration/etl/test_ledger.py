@@ -79,7 +79,7 @@ def waits(monkeypatch):
 # What a run leaves
 
 
-def test_a_first_load_leaves_a_row_for_the_run_and_one_for_each_table(items):
+def test_first_load_records_the_run_and_each_table(items):
     result = items.run()
 
     (run,) = items.on_target("select run_id, status, error, started_at, ended_at from etl.runs")
@@ -112,7 +112,7 @@ def test_the_tables_of_a_run_name_the_snapshot_they_share(items):
     assert [found for found in snapshots if not found[0][0]] == []
 
 
-def test_a_later_run_tells_what_it_found_changed(items):
+def test_later_run_records_what_changed(items):
     """Rows are new, changed, as they were, or refused; together they are those that were read."""
     configure(items, batch_rows=10, lookback_seconds=3600)
     items.run()
@@ -133,7 +133,7 @@ def test_a_later_run_tells_what_it_found_changed(items):
 
 
 @pytest.mark.parametrize("load_range_blocks", [1, 131_072], ids=["in ranges", "in one transaction"])
-def test_the_result_of_a_run_is_what_its_ledger_says(items, load_range_blocks):
+def test_run_result_equals_its_ledger_record(items, load_range_blocks):
     make_table(items, "large", 2000)
     items.configure({"defaults": {"batch_rows": 300}, "tables": {"missing": {}}})
 
@@ -172,7 +172,7 @@ def test_rows_unchanged_can_only_be_computed(items):
     ]
 
 
-def test_a_run_that_finds_nothing_new_still_leaves_its_rows(items):
+def test_run_without_changes_is_still_recorded(items):
     items.run()
     first = dict(items.on_target(WATERMARKS))
 
@@ -184,7 +184,7 @@ def test_a_run_that_finds_nothing_new_still_leaves_its_rows(items):
     assert runs(items) == [(1, "succeeded", None), (2, "succeeded", None)]
 
 
-def test_a_table_that_fails_tells_why_and_keeps_its_watermark(items):
+def test_failed_table_records_the_error_and_keeps_its_watermark(items):
     items.run()
     change(items, "items", 30)
     items.on_target("alter table raw.items drop column _etl_synced_at")
@@ -203,7 +203,7 @@ def test_a_table_that_fails_tells_why_and_keeps_its_watermark(items):
     assert dict(items.on_target(WATERMARKS))["items"] == before["items"]
 
 
-def test_a_table_that_could_not_begin_has_a_row_too(items):
+def test_table_that_could_not_start_is_recorded(items):
     items.configure({"tables": {"missing": {}}})
 
     result = items.run()
@@ -218,7 +218,7 @@ def test_a_table_that_could_not_begin_has_a_row_too(items):
 # The wait at the fence
 
 
-def test_the_wait_at_the_fence_is_told(items):
+def test_fence_wait_is_recorded(items):
     items.run()
     waiting = items.open_source()
     with waiting, waiting.cursor() as cursor:
@@ -250,7 +250,7 @@ def test_the_waits_of_all_attempts_add_up(items, waits):
 # Runs in a row, and runs that end otherwise
 
 
-def test_run_ids_are_serial_and_runs_that_could_not_begin_take_none(items):
+def test_run_ids_are_serial_and_failed_starts_use_none(items):
     items.run()
     with pytest.raises(ConfigurationError):
         items.run("nothing")
@@ -311,7 +311,7 @@ def interrupt(event):
         raise KeyboardInterrupt
 
 
-def test_a_run_that_was_interrupted_leaves_nothing_running(items):
+def test_interrupted_run_leaves_nothing_running(items):
     configure(items, batch_rows=10)
     items.run()
     change(items, "items", 30)
@@ -326,7 +326,7 @@ def test_a_run_that_was_interrupted_leaves_nothing_running(items):
     assert found["ended_at"] is not None
 
 
-def test_a_run_that_was_interrupted_begins_no_further_table(items, wait_until):
+def test_interrupted_run_starts_no_further_table(items, wait_until):
     """The signal comes while the first of two tables is at work, which has more batches to go."""
     configure(items, batch_rows=3)
     items.run()
@@ -355,7 +355,7 @@ def test_a_run_that_was_interrupted_begins_no_further_table(items, wait_until):
     assert runs(items)[1:] == [(2, "failed", "interrupted")]
 
 
-def test_a_table_that_begins_after_its_run_has_ended_leaves_no_row(items):
+def test_table_started_after_its_run_ended_is_not_recorded(items):
     """A thread that was about to begin when the run was interrupted comes to it late."""
     items.run()
     (run_id,) = items.on_target("select max(run_id) from etl.runs")[0]
@@ -367,7 +367,7 @@ def test_a_table_that_begins_after_its_run_has_ended_leaves_no_row(items):
     assert items.on_target("select count(*) from etl.table_runs where table_name = 'late'") == [(0,)]
 
 
-def test_a_run_that_could_not_go_on_leaves_nothing_running(items, read_as_role, waits):
+def test_aborted_run_leaves_nothing_running(items, read_as_role, waits):
     """After the first batch, the source lets its role connect no more."""
     configure(items, batch_rows=10)
     items.run()
@@ -392,7 +392,7 @@ def test_a_run_that_could_not_go_on_leaves_nothing_running(items, read_as_role, 
     assert found["status"] in ("failed", "died")
 
 
-def test_nothing_more_is_recorded_of_a_table_in_a_run_that_is_over(items):
+def test_finished_run_records_nothing_more_of_its_tables(items):
     run = items.run()
     before = table_run(items, run.run_id, "items")
     with items.target.cursor() as cursor:

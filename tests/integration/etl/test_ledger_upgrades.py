@@ -53,7 +53,7 @@ def set_back(replication, shape, *, watermark=None):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_run_goes_on_from_an_older_watermark_and_loads_nothing_twice(replication, shape):
+def test_run_continues_from_an_older_watermark_without_reloading(replication, shape):
     make_items(replication, 30)
     versions = "select item_id, xmin::text from raw.items where item_id > 3 order by item_id"
     before = replication.on_target(versions)
@@ -69,7 +69,7 @@ def test_a_run_goes_on_from_an_older_watermark_and_loads_nothing_twice(replicati
     assert source == raw
 
 
-def test_what_an_older_release_has_read_changes_nothing_when_it_is_read_again(replication):
+def test_rereading_rows_of_an_older_release_changes_nothing(replication):
     make_items(replication, 30)
     set_back(replication, "1", watermark="2000-01-01 00:00:00+00")
     before = replication.on_target("select item_id, xmin::text from raw.items order by item_id")
@@ -92,7 +92,7 @@ def shared(replication):
     return replication, begun.run_id
 
 
-def test_a_shared_run_goes_on_over_an_upgrade(shared):
+def test_shared_run_continues_after_an_upgrade(shared):
     replication, run_id = shared
     settings = replication.settings
 
@@ -123,7 +123,7 @@ def test_an_upgrade_waits_for_the_tables_of_a_shared_run(shared):
         assert state(replication) == before
 
 
-def test_a_table_without_its_run_does_not_end_a_shared_run_of_an_older_release(shared):
+def test_table_without_its_run_keeps_an_older_shared_run_open(shared):
     replication, run_id = shared
     replication.on_target("insert into etl.runs (status, ended_at) values ('died', now())")
 
@@ -160,7 +160,7 @@ def refusal(replication):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_a_newer_ledger_is_refused_and_nothing_is_written(newer, command):
+def test_newer_ledger_is_rejected_and_nothing_is_written(newer, command):
     before = state(newer), newer.on_target("select t::text, xmin::text from raw.items as t")
 
     finished = newer.command(*command)
@@ -169,7 +169,7 @@ def test_a_newer_ledger_is_refused_and_nothing_is_written(newer, command):
     assert (state(newer), newer.on_target("select t::text, xmin::text from raw.items as t")) == before
 
 
-def test_processes_that_share_a_run_refuse_a_newer_ledger(newer):
+def test_processes_of_a_shared_run_reject_a_newer_ledger(newer):
     before = state(newer)
     calls = (
         lambda: shared_run.begin(newer.settings, shared_by="a DAG run", observe=newer.events.append),
@@ -187,7 +187,7 @@ def test_processes_that_share_a_run_refuse_a_newer_ledger(newer):
 
 @pytest.mark.parametrize("command", [("status",), ("verify",)], ids=" ".join)
 @pytest.mark.parametrize("shape", ["1", "4"])
-def test_a_command_that_reads_an_older_ledger_says_what_brings_it_up(replication, shape, command):
+def test_reading_an_older_ledger_shows_how_to_upgrade_it(replication, shape, command):
     put_ledger(replication, shape)
     before = state(replication)
 
@@ -201,7 +201,7 @@ def test_a_command_that_reads_an_older_ledger_says_what_brings_it_up(replication
     assert state(replication) == before
 
 
-def test_a_repair_brings_an_older_ledger_up(replication):
+def test_repair_upgrades_an_older_ledger(replication):
     make_items(replication, 3)
     set_back(replication, "1")
     replication.on_target("delete from raw.items where item_id = 2")
@@ -214,7 +214,7 @@ def test_a_repair_brings_an_older_ledger_up(replication):
 
 
 @pytest.mark.parametrize("comment", ["null", "'Runs.'"])
-def test_a_ledger_that_states_no_version_is_refused(replication, comment):
+def test_ledger_without_a_version_is_rejected(replication, comment):
     """As after a dump without comments: this release might take a newer ledger for an older one."""
     put_ledger(replication, "4")
     replication.on_target(f"comment on table etl.runs is {comment}")
@@ -251,7 +251,7 @@ def imported(replication, *arguments):
     return finished.stdout.splitlines()[-1]
 
 
-def test_only_a_run_that_has_to_migrate_imports_what_migrates(replication):
+def test_migrations_are_imported_only_when_needed(replication):
     replication.on_source("create table items (item_id int primary key); insert into items values (1)")
 
     first = imported(replication, "run")

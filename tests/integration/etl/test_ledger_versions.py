@@ -81,7 +81,7 @@ def blocked_migration(replication, wait_until):
 # What every ledger becomes
 
 
-def test_the_ledgers_of_all_releases_are_here():
+def test_ledgers_of_all_releases_are_present():
     assert sorted(path.stem for path in FOLDER.iterdir()) == sorted(SHAPES)
 
 
@@ -98,7 +98,7 @@ def current(request, replication):
     return replication
 
 
-def test_a_ledger_equals_the_tables_as_alembic_compares_them(current):
+def test_alembic_finds_the_ledger_equal_to_the_tables(current):
     expected = MetaData()
     for table in METADATA.tables.values():
         table.to_metadata(expected)
@@ -118,7 +118,7 @@ def test_a_ledger_equals_the_tables_as_alembic_compares_them(current):
     assert differences == []
 
 
-def test_a_ledger_has_the_comments_checks_and_computed_columns_of_the_tables(current):
+def test_ledger_has_the_comments_checks_and_computed_columns(current):
     comments = {}
     for table in METADATA.tables.values():
         comments[f"etl.{table.name}", None] = table.comment
@@ -154,7 +154,7 @@ def plain(expression):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_older_ledger_becomes_the_same_as_a_new_one(replication, shape):
+def test_upgraded_ledger_equals_a_new_one(replication, shape):
     bring_up(replication)
     new = replication.on_target(DEFINITIONS)
     replication.on_target("drop schema etl cascade")
@@ -167,7 +167,7 @@ def test_an_older_ledger_becomes_the_same_as_a_new_one(replication, shape):
     assert replication.on_target(DEFINITIONS) == new
 
 
-def test_bringing_up_a_current_ledger_changes_nothing(current):
+def test_upgrading_a_current_ledger_changes_nothing(current):
     before = state(current)
 
     bring_up(current)
@@ -239,7 +239,7 @@ def test_grants_and_views_of_others_are_kept(replication, reader, shape):
     assert replication.on_target("select has_table_privilege(%s, 'etl.runs', 'select')", reader) == [(True,)]
 
 
-def test_a_view_on_what_version_1_computed_otherwise_keeps_it_whole(replication):
+def test_dependent_view_blocks_the_upgrade_and_keeps_the_ledger(replication):
     """The run cannot begin, and names the view."""
     put_ledger(replication, "1")
     replication.on_target("create view public.report as select rows_unchanged from etl.table_runs")
@@ -252,7 +252,7 @@ def test_a_view_on_what_version_1_computed_otherwise_keeps_it_whole(replication)
     assert state(replication) == before
 
 
-def test_a_release_before_version_5_amid_newer_ones_loses_nothing(replication):
+def test_release_before_version_5_loses_nothing_of_newer_ones(replication):
     """It sets the version back, as it does not know better; the next run brings it up again."""
     put_ledger(replication, "4")
     bring_up(replication)
@@ -271,7 +271,7 @@ def test_a_release_before_version_5_amid_newer_ones_loses_nothing(replication):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_migration_that_is_killed_leaves_the_old_version_whole(replication, shape, wait_until):
+def test_killed_migration_leaves_the_old_version_intact(replication, shape, wait_until):
     put_ledger(replication, shape)
     before = state(replication)
 
@@ -288,7 +288,7 @@ def test_a_migration_that_is_killed_leaves_the_old_version_whole(replication, sh
 
 
 @pytest.mark.parametrize("shape", ["1", "4"])
-def test_two_sessions_bring_a_ledger_up_one_after_the_other(replication, shape, wait_until):
+def test_two_sessions_upgrade_a_ledger_one_after_the_other(replication, shape, wait_until):
     """Two that do not share the run lock, as runs of two sources may be."""
     put_ledger(replication, shape)
     before = contents(replication)
@@ -313,7 +313,7 @@ def test_two_sessions_bring_a_ledger_up_one_after_the_other(replication, shape, 
 
 
 @pytest.mark.parametrize("shape", [None, *SHAPES[:1], *SHAPES[-1:]])
-def test_two_runs_at_once_share_one_migration(replication, shape):
+def test_concurrent_runs_share_one_migration(replication, shape):
     if shape:
         put_ledger(replication, shape)
         replication.on_target("delete from etl.watermarks")
@@ -332,7 +332,7 @@ def test_two_runs_at_once_share_one_migration(replication, shape):
     assert replication.on_target(STATED)[0][0].startswith(f"Ledger version {VERSION}.")
 
 
-def test_a_session_that_holds_the_lock_of_the_warehouse_is_named(replication):
+def test_holder_of_the_warehouse_lock_is_named(replication):
     put_ledger(replication, "1")
     before = state(replication)
     with closing(psycopg2.connect(replication.target_url)) as other, other.cursor() as cursor:

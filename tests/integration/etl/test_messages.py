@@ -13,7 +13,7 @@ def assert_refused(finished, exit_code, *parts):
 
 
 @pytest.mark.parametrize("side", ["SOURCE", "TARGET"])
-def test_an_url_that_leads_nowhere_exits_3(orders, side):
+def test_unreachable_url_exits_3(orders, side):
     finished = orders.command("run", **{f"{side}_DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/nowhere"})
 
     assert_refused(finished, 3, "127.0.0.1:1/nowhere", f"{side}_DATABASE_URL is right")
@@ -21,13 +21,13 @@ def test_an_url_that_leads_nowhere_exits_3(orders, side):
     assert orders.on_target("select count(*) from pg_class where relnamespace = to_regnamespace('raw')") == [(0,)]
 
 
-def test_a_database_that_does_not_exist_exits_3_at_once(orders):
+def test_missing_database_exits_3_at_once(orders):
     finished = orders.command("run", SOURCE_DATABASE_URL=re.sub(r"/[^/]*$", "/nowhere", orders.source_url))
 
     assert_refused(finished, 3, 'database "nowhere" does not exist')
 
 
-def test_an_url_that_is_none_exits_2_and_keeps_its_secret(orders):
+def test_invalid_url_exits_2_without_showing_its_secret(orders):
     finished = orders.command("run", SOURCE_DATABASE_URL="postgresql://u:%zzsecret@host/db", TARGET_DATABASE_URL="")
 
     assert_refused(finished, 2, "SOURCE_DATABASE_URL is not a libpq URL", "TARGET_DATABASE_URL is not set")
@@ -35,7 +35,7 @@ def test_an_url_that_is_none_exits_2_and_keeps_its_secret(orders):
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
-def test_a_server_that_has_no_tls_where_it_is_wanted_exits_3_at_once(replication, embedded_source_server, side):
+def test_server_without_required_tls_exits_3_at_once(replication, embedded_source_server, side):
     url = embedded_source_server.url() + "?sslmode=require"
 
     finished = replication.command("run", **{f"{side.upper()}_DATABASE_URL": url})
@@ -45,21 +45,21 @@ def test_a_server_that_has_no_tls_where_it_is_wanted_exits_3_at_once(replication
     )
 
 
-def test_a_table_name_that_is_unknown_exits_2(orders):
+def test_unknown_table_name_exits_2(orders):
     finished = orders.command("run", "ordres")
 
     assert_refused(finished, 2, "found ordres", "known names: orders")
     assert orders.on_target("select to_regclass('raw.orders')") == [(None,)]
 
 
-def test_a_configured_table_that_is_missing_fails_and_the_others_are_done(orders):
+def test_missing_table_fails_and_the_others_succeed(orders):
     finished = orders.command("run", ETL_TABLES=str(orders.write_tables("tables: {payments: {}}\n")))
 
     assert_refused(finished, 1, "expected a table public.payments on the source, found none", "tables.yml")
     assert orders.on_target("select count(*) from raw.orders") == [(1000,)]
 
 
-def test_a_configured_table_without_key_fails_with_the_statement_that_mends_it(orders):
+def test_table_without_key_fails_with_the_statement_to_fix_it(orders):
     orders.on_source("create table keyless (a int)")
 
     finished = orders.command("run", ETL_TABLES=str(orders.write_tables("tables: {keyless: {watermark: null}}\n")))
@@ -68,13 +68,13 @@ def test_a_configured_table_without_key_fails_with_the_statement_that_mends_it(o
     assert orders.on_target("select count(*) from raw.orders") == [(1000,)]
 
 
-def test_a_view_named_on_the_command_line_fails_with_the_reason(orders):
+def test_view_on_the_command_line_fails_with_the_reason(orders):
     orders.on_source("create view recent as select * from orders")
 
     assert_refused(orders.command("run", "recent"), 1, "public.recent is a view: only tables are replicated")
 
 
-def test_three_mistakes_in_tables_yml_are_told_together(orders):
+def test_three_tables_yml_errors_are_reported_together(orders):
     path = orders.write_tables(
         "defaults: {batch_row: 10}\ntables:\n  orders: {deletes: sometimes}\n  events: {batch_rows: -1}\n"
     )
@@ -91,7 +91,7 @@ def test_three_mistakes_in_tables_yml_are_told_together(orders):
     assert len(finished.stderr.splitlines()) == 3
 
 
-def test_a_sequence_with_a_cache_is_refused_as_watermark(replication):
+def test_cached_sequence_is_rejected_as_watermark(replication):
     replication.on_source("create table events (event_id bigint generated always as identity (cache 20) primary key)")
 
     finished = replication.command(
@@ -114,7 +114,7 @@ def test_a_watermark_beyond_the_source_stops_the_table(replication):
     assert "the watermark is 5, but the source has max(event_id) = 1" in str(result.error)
 
 
-def test_a_table_that_may_not_be_read_is_left_out_with_the_grant(orders):
+def test_unreadable_table_is_skipped_and_the_grant_is_named(orders):
     orders.on_source("drop role if exists reader; create role reader login password 'r'")
     try:
         orders.on_source("grant usage on schema public to reader")
@@ -127,7 +127,7 @@ def test_a_table_that_may_not_be_read_is_left_out_with_the_grant(orders):
     assert_refused(finished, 1, "grant select on public.orders")
 
 
-def test_verify_and_status_before_the_first_run_say_to_run(orders):
+def test_verify_and_status_ask_for_a_first_run(orders):
     assert_refused(orders.command("verify"), 3, "run `etl run` first")
     assert_refused(orders.command("status"), 3, "run `etl run` first")
 

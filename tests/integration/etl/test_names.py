@@ -3,7 +3,7 @@
 from etl.postgres.sql import RESERVED, is_plain, quote_name
 
 
-def test_words_that_the_server_reserves_are_known(target_url, source_url):
+def test_reserved_words_are_known(target_url, source_url):
     from contextlib import closing
 
     import psycopg2
@@ -16,7 +16,7 @@ def test_words_that_the_server_reserves_are_known(target_url, source_url):
             assert [word for word, _ in cursor if not is_plain(word)] == []
 
 
-def test_a_name_is_quoted_where_it_has_to_be():
+def test_names_are_quoted_where_needed():
     assert quote_name("public", "orders") == "public.orders"
     assert quote_name("Sales", "order") == '"Sales"."order"'
     assert quote_name('a"b') == '"a""b"'

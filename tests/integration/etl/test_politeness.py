@@ -153,7 +153,7 @@ def assert_equal(replication, *names):
 @pytest.mark.parametrize(
     ("parallel_tables", "max_connections_source", "workers"), [(8, 3, 2), (2, 10, 2), (1, 2, 1), (8, 2, 1), (5, 6, 5)]
 )
-def test_a_run_opens_no_more_sessions_than_it_may(
+def test_run_stays_within_its_session_limit(
     tables, sessions, start_run, wait_until, parallel_tables, max_connections_source, workers
 ):
     """One session holds the snapshot, the others read: all of them are at work while their batches are held."""
@@ -216,7 +216,7 @@ def assert_only_reads_two_tables(found):
     assert locked_tables <= set(NAMES)
 
 
-def test_a_later_run_takes_no_lock_but_the_weakest(tables, start_run, wait_until):
+def test_later_run_takes_only_the_weakest_lock(tables, start_run, wait_until):
     with held_batches(tables, *NAMES):
         run = start_run(tables)
         wait_until(lambda: count_blocked(tables) == 2)
@@ -226,7 +226,7 @@ def test_a_later_run_takes_no_lock_but_the_weakest(tables, start_run, wait_until
     assert_only_reads_two_tables(found)
 
 
-def test_a_first_load_takes_no_lock_but_the_weakest(replication, start_run, wait_until):
+def test_first_load_takes_only_the_weakest_lock(replication, start_run, wait_until):
     replication.run()  # makes the ledger
     make_tables(replication, 30, "table_1", "table_2")
     with held_first_loads(replication):
@@ -238,7 +238,7 @@ def test_a_first_load_takes_no_lock_but_the_weakest(replication, start_run, wait
     assert_only_reads_two_tables(found)
 
 
-def test_ddl_that_waits_for_a_reader_waits_no_longer_than_its_batch(tables, start_run, wait_until, waits):
+def test_waiting_ddl_is_blocked_for_one_batch_at_most(tables, start_run, wait_until, waits):
     """The batch is held on the target for good; its lock timeout ends it, and with it the lock on the source."""
     tables.on_source("set lock_timeout = '15s'")
     with held_batches(tables, "table_1"):
@@ -255,7 +255,7 @@ def test_ddl_that_waits_for_a_reader_waits_no_longer_than_its_batch(tables, star
     assert_equal(tables, *NAMES)
 
 
-def test_ddl_that_waits_for_a_reader_goes_first_when_the_snapshot_has_expired(tables, wait_until):
+def test_waiting_ddl_goes_first_once_the_snapshot_has_expired(tables, wait_until):
     tables.configure({"defaults": {"batch_rows": 10}})
     constrained = []
     with ThreadPoolExecutor(1) as pool, contextlib.closing(psycopg2.connect(tables.source_url)) as other:
@@ -286,7 +286,7 @@ def test_ddl_that_waits_for_a_reader_goes_first_when_the_snapshot_has_expired(ta
 
 
 @pytest.mark.parametrize("watermark", ["updated_at", "item_id", None])
-def test_a_run_does_not_wait_for_ever_behind_an_exclusive_lock(tables, waits, watermark):
+def test_run_does_not_wait_forever_behind_an_exclusive_lock(tables, waits, watermark):
     tables.configure({"tables": {"table_1": {"watermark": watermark}}})
 
     with locked(tables.source_url, "access exclusive", "table_1"):
@@ -303,7 +303,7 @@ def test_a_run_does_not_wait_for_ever_behind_an_exclusive_lock(tables, waits, wa
     assert_equal(tables, *NAMES[1:])
 
 
-def test_a_run_goes_on_once_an_exclusive_lock_is_gone(tables, waits):
+def test_run_continues_once_an_exclusive_lock_is_released(tables, waits):
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(tables.source_url, "access exclusive", "table_1"))
 
@@ -342,7 +342,7 @@ def observe_snapshots(replication, wait_until, *, batches_each=1):
 
 
 @pytest.mark.parametrize("watermark", ["updated_at", None])
-def test_an_expired_snapshot_is_left_after_the_batch_at_hand(tables, wait_until, watermark):
+def test_expired_snapshot_is_released_after_the_current_batch(tables, wait_until, watermark):
     tables.configure({"defaults": {"batch_rows": 10, "watermark": watermark}})
     observe, kinds = observe_snapshots(tables, wait_until)
 
@@ -354,7 +354,7 @@ def test_an_expired_snapshot_is_left_after_the_batch_at_hand(tables, wait_until,
     assert_equal(tables, "table_1")
 
 
-def test_a_first_load_leaves_an_expired_snapshot_after_the_range_at_hand(replication, wait_until):
+def test_first_load_releases_expired_snapshot_after_its_range(replication, wait_until):
     """A snapshot serves one range, and the last one brings all of them up to date."""
     make_tables(replication, 500, "table_1")
     observe, kinds = observe_snapshots(replication, wait_until, batches_each=2)
@@ -367,7 +367,7 @@ def test_a_first_load_leaves_an_expired_snapshot_after_the_range_at_hand(replica
     assert_equal(replication, "table_1")
 
 
-def test_a_person_is_told_once_that_a_table_goes_on(replication):
+def test_table_continuation_is_reported_once(replication):
     make_tables(replication, 500, "table_1", "table_2")
 
     finished = replication.command("run", ETL_MAX_SNAPSHOT_SECONDS="0", ETL_LOAD_RANGE_BLOCKS="2")
@@ -377,7 +377,7 @@ def test_a_person_is_told_once_that_a_table_goes_on(replication):
     assert finished.stderr.count("table_2: continues at newer snapshots") == 1
 
 
-def test_tables_that_have_not_begun_when_the_snapshot_expires_wait_for_the_next(tables, wait_until):
+def test_unstarted_tables_wait_for_the_next_snapshot(tables, wait_until):
     observe, _ = observe_snapshots(tables, wait_until)
     distinct = "select count(distinct snapshot) from etl.table_runs where run_id = %s"
 
@@ -391,7 +391,7 @@ def test_tables_that_have_not_begun_when_the_snapshot_expires_wait_for_the_next(
     assert_equal(tables, *NAMES)
 
 
-def test_the_key_of_a_large_table_is_built_without_holding_a_snapshot(replication, start_run, wait_until):
+def test_large_primary_key_is_built_without_holding_a_snapshot(replication, start_run, wait_until):
     """Building it takes long, and needs nothing of the source."""
     replication.run()  # makes the ledger
     make_tables(replication, 500, "table_1")
@@ -421,7 +421,7 @@ def next_xid(replication, wait_until):
     replication.on_source("select pg_reload_conf()")
 
 
-def test_no_run_is_given_a_transaction_id_by_the_source(replication, next_xid):
+def test_source_assigns_no_transaction_id_to_a_run(replication, next_xid):
     """Whatever writes, a temporary table too, would be given one."""
     make_tables(replication, 500, *NAMES)
 

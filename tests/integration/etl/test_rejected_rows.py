@@ -183,7 +183,7 @@ BAD = (1, 2, 16, 30)
 
 
 @pytest.mark.parametrize(("made_by_owner", "bad_value", "refusal"), REFUSALS.values(), ids=REFUSALS)
-def test_a_row_that_the_target_refuses_is_set_aside_with_the_reason(items, made_by_owner, bad_value, refusal):
+def test_invalid_row_is_rejected_with_the_reason(items, made_by_owner, bad_value, refusal):
     sqlstate, message = refusal
     if "item_id" in made_by_owner:  # the other names have to be numbers as well
         items.on_source("update items set name = item_id, updated_at = clock_timestamp()")
@@ -216,7 +216,7 @@ def result_run(replication):
     return replication.on_target("select max(run_id) from etl.runs")[0][0]
 
 
-def test_a_finer_value_is_rounded_as_the_type_that_the_owner_gave_says_and_that_is_told(replication):
+def test_value_rounded_by_the_owners_type_is_reported(replication):
     replication.on_source("create table rates (rate_id int primary key, rate numeric(12, 2))")
     replication.on_source("insert into rates values (1, 1), (2, 2)")
     replication.run_one("rates")
@@ -321,7 +321,7 @@ def test_bad_rows_are_found_by_halving_the_batch(replication, windows_read, bad,
     assert len(windows_read) < 1024 / 10
 
 
-def test_rows_that_are_refused_again_are_not_searched_for_in_the_table(items, windows_read):
+def test_rejected_rows_are_retried_by_key_without_a_search(items, windows_read):
     """A later run reads the rejected rows by their keys."""
     refuse_amounts(items)
     change_items(items, "amount = 1000", 7, 21)
@@ -337,7 +337,7 @@ def test_rows_that_are_refused_again_are_not_searched_for_in_the_table(items, wi
 
 @given(data=st.data())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_raw_holds_the_last_good_version_of_every_row_and_the_rejects_are_the_bad_ones(replication, data):
+def test_raw_keeps_the_last_good_version_of_every_row(replication, data):
     """Rows turn bad, good and again bad, over tables, batches and runs of any size."""
     table_name = f"history_{next(_numbers)}"
     rows = data.draw(st.integers(1, 40), label="rows")
@@ -374,7 +374,7 @@ def test_raw_holds_the_last_good_version_of_every_row_and_the_rejects_are_the_ba
 # How many are too many
 
 
-def test_as_many_bad_rows_as_allowed_are_set_aside(items):
+def test_bad_rows_up_to_the_limit_are_rejected(items):
     configure(items, max_rejected_rows=3)
     refuse_amounts(items)
     change_items(items, "amount = 1000", 1, 2, 3)
@@ -386,7 +386,7 @@ def test_as_many_bad_rows_as_allowed_are_set_aside(items):
     assert rejected_ids(items) == [1, 2, 3]
 
 
-def test_a_hundred_bad_rows_are_allowed_unless_configured(replication):
+def test_default_limit_is_a_hundred_bad_rows(replication):
     make_items(replication, 200)
     refuse_amounts(replication)
     change_items(replication, "amount = 1000", *range(1, 101))
@@ -400,7 +400,7 @@ def test_a_hundred_bad_rows_are_allowed_unless_configured(replication):
     assert len(rejected_ids(replication)) == 100
 
 
-def test_one_bad_row_too_many_fails_the_table_and_commits_nothing_of_its_batch(items):
+def test_one_bad_row_too_many_fails_and_rolls_back_its_batch(items):
     items.on_source("create table notes (note_id int primary key)")
     items.run_one("notes")
     items.on_source("insert into notes values (1)")
@@ -434,7 +434,7 @@ def ledger_counts(replication, table_name):
     return pick(dict(zip(names, row, strict=True)), *names)
 
 
-def test_the_batches_before_the_one_with_too_many_stay(items):
+def test_earlier_batches_stay_when_one_exceeds_the_limit(items):
     configure(items, max_rejected_rows=1, batch_rows=10)
     refuse_amounts(items)
     for item_id in range(1, 31):
@@ -449,7 +449,7 @@ def test_the_batches_before_the_one_with_too_many_stay(items):
     assert pick(result, "rows_read", "rows_rejected") == (10, 1)
 
 
-def test_no_bad_row_at_all_may_be_allowed(items):
+def test_limit_of_bad_rows_may_be_zero(items):
     configure(items, max_rejected_rows=0)
     refuse_amounts(items)
     change_items(items, "amount = 1000", 1)
@@ -460,7 +460,7 @@ def test_no_bad_row_at_all_may_be_allowed(items):
     assert "more than max_rejected_rows = 0 rows" in str(result.error)
 
 
-def test_only_rows_that_are_bad_at_present_count_against_the_limit(items):
+def test_only_currently_bad_rows_count_against_the_limit(items):
     """One of two rejects is mended, and one is allowed from now on."""
     refuse_amounts(items)
     change_items(items, "amount = 1000", 1, 2)
@@ -490,7 +490,7 @@ def test_status_counts_the_rejected_rows(items):
     assert record["rejected_rows"] == 12
 
 
-def test_a_run_tells_how_many_rows_it_rejected_and_where_they_are(items):
+def test_run_reports_rejected_rows_and_their_location(items):
     refuse_amounts(items)
     change_items(items, "amount = 1000", 1, 2)
 
@@ -502,7 +502,7 @@ def test_a_run_tells_how_many_rows_it_rejected_and_where_they_are(items):
     assert "2 rejected (see etl.rejected_rows)" in finished.stderr
 
 
-def test_every_row_read_is_counted_as_what_became_of_it(items):
+def test_every_row_read_is_counted_by_its_outcome(items):
     items.on_source("update items set updated_at = '2999-01-01Z' where item_id = 6")  # it is read again every run
     items.run_one("items")
     refuse_amounts(items)
@@ -524,7 +524,7 @@ def test_every_row_read_is_counted_as_what_became_of_it(items):
 
 
 @pytest.mark.parametrize("watermark", ["updated_at", None], ids=["that changed again", "of a table read whole"])
-def test_a_reject_that_is_read_twice_in_a_run_counts_once(items, watermark):
+def test_reject_read_twice_in_a_run_counts_once(items, watermark):
     """It is read by its key, for it was refused before, and once more among the rows that changed."""
     items.configure({"tables": {"items": {"watermark": watermark}}})
     items.run_one("items")
@@ -562,7 +562,7 @@ def test_a_later_good_version_clears_the_reject(with_rejects):
     assert raw_amounts(with_rejects)[1] == 7
 
 
-def test_a_later_bad_version_replaces_the_reject_and_keeps_its_first_run(with_rejects):
+def test_later_bad_version_keeps_the_first_run_of_the_reject(with_rejects):
     change_items(with_rejects, "amount = 2000", 1)
 
     with_rejects.run_one("items")
@@ -590,7 +590,7 @@ def test_all_rows_deleted_at_the_source_clear_the_rejects(with_rejects):
     assert rejected_ids(with_rejects) == []
 
 
-def test_a_row_arrives_once_the_target_is_mended_though_the_source_did_not_change(with_rejects):
+def test_row_arrives_once_the_target_is_fixed(with_rejects):
     with_rejects.on_target("alter table raw.items drop constraint amounts")
 
     result = with_rejects.run_one("items")
@@ -601,7 +601,7 @@ def test_a_row_arrives_once_the_target_is_mended_though_the_source_did_not_chang
     assert source == raw
 
 
-def test_a_raw_table_made_anew_has_no_rejects_of_the_old_one(with_rejects):
+def test_recreated_raw_table_has_no_old_rejects(with_rejects):
     with_rejects.on_target("drop table raw.items")
 
     with_rejects.run_one("items")
@@ -611,7 +611,7 @@ def test_a_raw_table_made_anew_has_no_rejects_of_the_old_one(with_rejects):
     assert source == raw
 
 
-def test_a_reject_mended_while_the_run_goes_on_is_cleared_in_that_run(items):
+def test_reject_fixed_during_a_run_is_cleared_in_that_run(items):
     """The row is refused at the run's first snapshot and accepted at a later one."""
     configure(items, batch_rows=5)
     refuse_amounts(items)
@@ -632,7 +632,7 @@ def test_a_reject_mended_while_the_run_goes_on_is_cleared_in_that_run(items):
     assert rejected_ids(items) == []
 
 
-def test_a_child_whose_parent_comes_later_arrives_with_the_next_run(replication):
+def test_child_of_a_later_parent_arrives_with_the_next_run(replication):
     replication.on_source("create table parents (parent_id int primary key)")
     replication.on_source("create table children (child_id int primary key, parent_id int references parents)")
     replication.run()
@@ -649,7 +649,7 @@ def test_a_child_whose_parent_comes_later_arrives_with_the_next_run(replication)
     assert replication.on_target("select count(*) from raw.children") == [(1,)]
 
 
-def test_unique_values_that_move_from_row_to_row_arrive(replication):
+def test_unique_values_moving_between_rows_arrive(replication):
     """Each name moves to the row before, which can only take it once the next one has given it up."""
     make_items(replication, 4)
     items = replication
@@ -715,7 +715,7 @@ REFUSED_WORDS = [("z",), ("€ in the key",), ("😀",)]
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 1000])
-def test_a_first_load_sets_text_aside_that_the_target_cannot_hold(with_latin1_target, batch_rows):
+def test_first_load_rejects_text_the_target_cannot_store(with_latin1_target, batch_rows):
     replication = with_latin1_target
     configure(replication, batch_rows=batch_rows)
     make_words(replication, *WORDS)
@@ -732,7 +732,7 @@ def test_a_first_load_sets_text_aside_that_the_target_cannot_hold(with_latin1_ta
 
 
 @pytest.mark.parametrize("note_type", ["text", "varchar(500)"], ids=["in binary form", "in text form"])
-def test_a_later_load_sets_text_aside_that_the_target_cannot_hold(with_latin1_target, note_type):
+def test_later_load_rejects_text_the_target_cannot_store(with_latin1_target, note_type):
     """A type that the owner of `raw` changed makes rows travel in text form."""
     replication = with_latin1_target
     make_words(replication, ("b", "plain"))
@@ -746,7 +746,7 @@ def test_a_later_load_sets_text_aside_that_the_target_cannot_hold(with_latin1_ta
     assert pick(result, "rows_inserted", "rows_rejected") == (2, 3)
 
 
-def test_text_that_was_mended_at_the_source_arrives(with_latin1_target):
+def test_text_fixed_on_the_source_arrives(with_latin1_target):
     replication = with_latin1_target
     make_words(replication, *WORDS)
     replication.run_one("words")
@@ -762,7 +762,7 @@ def test_text_that_was_mended_at_the_source_arrives(with_latin1_target):
 
 
 @pytest.mark.parametrize("load_range_blocks", [1, 131_072], ids=["in ranges", "in one transaction"])
-def test_a_first_load_in_ranges_starts_over_when_its_last_row_is_refused(with_latin1_target, load_range_blocks):
+def test_load_in_ranges_restarts_when_its_last_row_is_rejected(with_latin1_target, load_range_blocks):
     replication = with_latin1_target
     make_words(replication)
     replication.on_source("insert into words select n, repeat('x', 100) from generate_series(1, 500) as n")
@@ -776,7 +776,7 @@ def test_a_first_load_in_ranges_starts_over_when_its_last_row_is_refused(with_la
     assert pick(result, "rows_inserted", "rows_rejected") == (500, 1)
 
 
-def test_too_many_keys_that_the_target_cannot_hold_fail_their_table_alone(with_latin1_target):
+def test_too_many_unstorable_keys_fail_only_their_table(with_latin1_target):
     """The message names the last key, which the ledger has to hold as well."""
     replication = with_latin1_target
     configure(replication, max_rejected_rows=1)
@@ -791,7 +791,7 @@ def test_too_many_keys_that_the_target_cannot_hold_fail_their_table_alone(with_l
     assert replication.on_target("select count(*) from raw.words") == [(0,)]
 
 
-def test_a_table_whose_name_the_target_cannot_hold_fails_alone(with_latin1_target):
+def test_table_with_an_unstorable_name_fails_alone(with_latin1_target):
     replication = with_latin1_target
     replication.on_source('create table "€" (id int primary key); insert into "€" values (1)')
     replication.on_source("create table notes (note_id int primary key); insert into notes values (1)")
@@ -811,7 +811,7 @@ ENCODED = {
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 1000])
 @pytest.mark.parametrize("encoding", ENCODED)
-def test_text_of_a_source_in_another_encoding_arrives_exactly_also_as_key(replicate_from, encoding, batch_rows):
+def test_text_in_another_encoding_arrives_exactly_also_as_key(replicate_from, encoding, batch_rows):
     replication = replicate_from(encoding)
     configure(replication, batch_rows=batch_rows)
     make_words(replication, *[(word, word * 2) for word in ENCODED[encoding]])
@@ -825,7 +825,7 @@ def test_text_of_a_source_in_another_encoding_arrives_exactly_also_as_key(replic
     assert source == raw
 
 
-def test_text_of_a_source_in_another_encoding_is_refused_and_retried_by_its_key(replicate_from):
+def test_rejected_text_in_another_encoding_is_retried_by_key(replicate_from):
     replication = replicate_from("EUC_JP")
     make_words(replication, *[(word, word) for word in ENCODED["EUC_JP"]])
     replication.run_one("words")
@@ -844,7 +844,7 @@ def test_text_of_a_source_in_another_encoding_is_refused_and_retried_by_its_key(
     assert source == raw
 
 
-def test_verify_calls_equal_text_in_two_encodings_equal(replicate_from):
+def test_verify_treats_text_in_two_encodings_as_equal(replicate_from):
     replication = replicate_from("LATIN1")
     make_words(replication, *[(word, word) for word in ENCODED["LATIN1"]])
     replication.run_one("words")
@@ -854,7 +854,7 @@ def test_verify_calls_equal_text_in_two_encodings_equal(replicate_from):
     assert finished.returncode == 0, finished.stdout
 
 
-def test_a_source_whose_text_has_no_stated_meaning_is_refused(replicate_from):
+def test_sql_ascii_source_is_rejected(replicate_from):
     replication = replicate_from("SQL_ASCII")
     make_words(replication, ("a", "plain"))
 

@@ -46,7 +46,7 @@ def test_a_raw_table_has_plain_types_the_key_and_our_columns(orders):
     ]
 
 
-def test_what_runs_after_the_first_load_changed_is_found_by_an_index(orders):
+def test_rows_of_later_runs_are_found_by_an_index(orders):
     first = orders.run_one("orders")
     run_id = orders.on_target("select max(run_id) from etl.runs")[0][0]
     assert first.rows_inserted > 0
@@ -56,7 +56,7 @@ def test_what_runs_after_the_first_load_changed_is_found_by_an_index(orders):
     assert "Index Scan using orders__etl_run_id_idx" in plan[0][0]
 
 
-def test_a_second_run_reads_only_the_increment_and_rewrites_nothing(orders):
+def test_second_run_reads_and_writes_only_the_increment(orders):
     orders.run_one("orders")
     orders.on_source("update orders set total = total + 1, updated_at = clock_timestamp() where order_id <= 10")
     orders.on_source("insert into orders (total) values (5)")
@@ -87,7 +87,7 @@ def test_batches_of_any_size_bring_the_same_rows(orders, batch_rows):
     assert source == raw
 
 
-def test_keys_that_sort_otherwise_as_text_keep_the_batches_whole(replication):
+def test_keys_sorting_differently_as_text_keep_batches_whole(replication):
     """The last row of a batch is found by number, not by the text of its key: 9 comes before 10."""
     replication.on_source("create table points (a int, b text, c numeric, primary key (c, b, a))")
     replication.on_source("insert into points select n, 'k' || n % 3, n / 4.0 from generate_series(1, 500) as n")
@@ -101,7 +101,7 @@ def test_keys_that_sort_otherwise_as_text_keep_the_batches_whole(replication):
     assert set(source) <= set(raw)
 
 
-def test_a_table_without_watermark_is_read_whole_and_the_run_says_so(replication):
+def test_table_without_watermark_is_read_in_full_and_reported(replication):
     replication.on_source("create table rates (code text primary key, rate numeric)")
     replication.on_source("insert into rates values ('EUR', 1.0), ('USD', 2)")
     replication.run_one("rates")
@@ -130,7 +130,7 @@ def test_rows_whose_watermark_is_null_are_read_every_time(replication):
     assert source == raw
 
 
-def test_values_that_only_differ_in_form_are_told_apart(replication):
+def test_values_differing_only_in_form_are_distinguished(replication):
     replication.on_source(
         "create table forms (form_id int primary key, n numeric, d float8, i interval, j json, p point, b box)"
     )
@@ -170,7 +170,7 @@ def test_a_column_dropped_on_the_source_stays_in_raw(orders):
     assert orders.on_target("select count(*), count(note) from raw.orders") == [(1001, 1000)]
 
 
-def test_a_table_that_fails_leaves_the_others_alone(orders):
+def test_failed_table_does_not_affect_others(orders):
     orders.on_source("create table notes (note_id int primary key)")
     orders.on_source("insert into notes values (1)")
     orders.run()
@@ -199,7 +199,7 @@ def test_the_ledger_counts_what_was_done(orders):
     assert second[3] == second[4] + second[5] + second[6]
 
 
-def test_one_snapshot_serves_all_tables(orders):
+def test_all_tables_share_one_snapshot(orders):
     """A row in each of two tables, written in one transaction while a run is under way, arrives in both or neither."""
     orders.on_source("create table notes (note_id int primary key)")
     seen = []
@@ -239,7 +239,7 @@ def test_a_table_truncated_after_the_snapshot_is_read_again(orders, monkeypatch)
     assert orders.on_target("select count(*) from raw.orders where note = 'after'") == [(1,)]
 
 
-def test_verify_tells_a_change_that_did_not_touch_the_watermark(orders):
+def test_verify_finds_a_change_that_kept_the_watermark(orders):
     orders.run_one("orders")
     equal = orders.command("verify")
     orders.on_source("update orders set note = 'silent' where order_id = 1")
@@ -269,7 +269,7 @@ def test_status_names_the_session_that_holds_a_watermark_back(orders):
 @pytest.mark.parametrize(
     ("first", "second"), [("updated_at", "order_id"), ("order_id", "updated_at"), (None, "order_id")]
 )
-def test_a_table_whose_watermark_column_is_changed_is_read_anew(orders, first, second):
+def test_table_is_reloaded_when_its_watermark_column_changes(orders, first, second):
     orders.configure({"tables": {"orders": {"watermark": first}}})
     orders.run_one("orders")
     orders.configure({"tables": {"orders": {"watermark": second}}})

@@ -149,7 +149,7 @@ def find_reader(replication):
 
 
 @pytest.mark.parametrize("state", MAY_PASS)
-def test_an_error_that_may_pass_is_tried_again(items, waits, state):
+def test_transient_error_is_retried(items, waits, state):
     answer(items, state, state)
 
     result = items.run("items")
@@ -199,7 +199,7 @@ def test_the_last_attempt_fails_the_table_with_the_last_error(items, waits):
     assert [row for row in raw if "!" in row] == []
 
 
-def test_a_run_after_the_last_attempt_goes_on_from_the_same_watermark(items):
+def test_run_after_the_last_attempt_keeps_the_watermark(items):
     answer(items, *["40001"] * 3)
     before = items.on_target("select watermark, points from etl.watermarks")
     items.run("items", max_attempts=3)
@@ -213,7 +213,7 @@ def test_a_run_after_the_last_attempt_goes_on_from_the_same_watermark(items):
     assert source == raw
 
 
-def test_with_a_single_attempt_nothing_is_tried_again(items, waits):
+def test_single_attempt_means_no_retry(items, waits):
     answer(items, "40001")
 
     (table,) = items.run("items", max_attempts=1).tables
@@ -223,7 +223,7 @@ def test_with_a_single_attempt_nothing_is_tried_again(items, waits):
     assert times_asked(items) == 1
 
 
-def test_it_is_said_of_each_attempt_but_the_last_that_another_follows(items, waits):
+def test_every_attempt_but_the_last_announces_a_retry(items, waits):
     answer(items, *["40001"] * 9)
 
     items.run("items", max_attempts=3)
@@ -234,7 +234,7 @@ def test_it_is_said_of_each_attempt_but_the_last_that_another_follows(items, wai
     assert "answer 2" in said[1]
 
 
-def test_other_tables_go_on_and_are_not_repeated(items, waits):
+def test_other_tables_continue_and_are_not_repeated(items, waits):
     for name in ("before", "zebras"):  # on either side of items in the order of names
         make_items(items, name, 5)
     answer(items, *["40001"] * 9)
@@ -255,7 +255,7 @@ def test_other_tables_go_on_and_are_not_repeated(items, waits):
     ]
 
 
-def test_batches_committed_before_an_error_are_read_again_and_change_nothing(items):
+def test_rereading_committed_batches_after_an_error_is_harmless(items):
     items.configure({"defaults": {"batch_rows": 10}})
     answer(items, "40001", item_id=25)
 
@@ -270,7 +270,7 @@ def test_batches_committed_before_an_error_are_read_again_and_change_nothing(ite
     assert source == raw
 
 
-def test_an_error_in_storing_the_watermark_takes_the_rows_back_and_counts_them_once(items):
+def test_error_storing_the_watermark_rolls_back_the_rows(items):
     items.on_target(RAISE_AT_FIRST.replace("new.item_id", "0"))
     items.on_target(
         "create trigger answer before insert on etl.watermarks for each row "
@@ -287,7 +287,7 @@ def test_an_error_in_storing_the_watermark_takes_the_rows_back_and_counts_them_o
     assert items.on_target("select run_id from etl.watermarks") == [(result.run_id,)]
 
 
-def test_an_error_of_the_ledger_itself_is_tried_again(items, waits):
+def test_ledger_error_is_retried(items, waits):
     items.on_target(RAISE_AT_FIRST.replace("new.item_id", "0"))
     items.on_target(
         "create trigger answer before insert on etl.table_runs for each row "
@@ -304,7 +304,7 @@ def test_an_error_of_the_ledger_itself_is_tried_again(items, waits):
 
 
 @pytest.mark.parametrize("load_range_blocks", [1, 131_072], ids=["in ranges", "in one transaction"])
-def test_a_first_load_that_fails_at_its_end_is_tried_again_and_counted_once(replication, waits, load_range_blocks):
+def test_first_load_failing_at_its_end_is_retried_counting_once(replication, waits, load_range_blocks):
     replication.run()  # makes the ledger
     make_items(replication, "items", 2000)
     replication.on_target(RAISE_AT_FIRST_DDL)
@@ -322,7 +322,7 @@ def test_a_first_load_that_fails_at_its_end_is_tried_again_and_counted_once(repl
 
 
 @pytest.mark.parametrize("kind", ["table_started", "batch_committed"])
-def test_tables_whose_snapshot_was_lost_are_tried_again(items, kind):
+def test_tables_with_a_lost_snapshot_are_retried(items, kind):
     """The session that holds the snapshot is terminated before the first table is read, or before the second."""
     make_items(items, "others", 5)
     terminated = []
@@ -348,7 +348,7 @@ def test_tables_whose_snapshot_was_lost_are_tried_again(items, kind):
     assert source == raw
 
 
-def test_an_error_outside_the_tables_is_tried_again_and_counted_for_each(items, read_as_role, waits):
+def test_error_outside_tables_is_retried_and_counted_for_each(items, read_as_role, waits):
     """The role may connect no more once the first snapshot has served one batch, and again after that attempt."""
     items.configure({"defaults": {"batch_rows": 10}})
     read_as_role(False)
@@ -402,7 +402,7 @@ def test_any_other_error_fails_the_table_at_once(items, waits, state):
     assert items.on_target("select count(*) from etl.rejected_rows") == [(0,)]
 
 
-def test_an_error_for_good_after_one_that_may_pass_ends_the_attempts(items, waits):
+def test_permanent_error_after_a_transient_one_ends_the_attempts(items, waits):
     answer(items, "40001", "42501", "40001")
 
     result = items.run("items")
@@ -419,7 +419,7 @@ def test_an_error_for_good_after_one_that_may_pass_ends_the_attempts(items, wait
 
 
 @pytest.mark.parametrize("state", BLAMES_A_ROW)
-def test_a_row_to_blame_is_set_aside_without_another_attempt(items, waits, state):
+def test_faulty_row_is_rejected_without_another_attempt(items, waits, state):
     answer(items, *[state] * 99)
 
     result = items.run("items")
@@ -438,7 +438,7 @@ def test_a_row_to_blame_is_set_aside_without_another_attempt(items, waits, state
     assert len(set(source) & set(raw)) == 29
 
 
-def test_a_refusal_that_has_passed_when_its_halves_are_read_blames_no_row(items, waits):
+def test_transient_row_error_rejects_no_row(items, waits):
     answer(items, "P0001")
 
     table = items.run_one("items")
@@ -449,7 +449,7 @@ def test_a_refusal_that_has_passed_when_its_halves_are_read_blames_no_row(items,
     assert source == raw
 
 
-def test_an_error_that_may_pass_while_rows_are_set_aside_is_tried_again(items, waits):
+def test_transient_error_while_rejecting_rows_is_retried(items, waits):
     """The search for the row to blame is cut short, and begins anew."""
     halvings = math.ceil(math.log2(items.settings.tables.defaults.batch_rows))
     answer(items, "P0001", "P0001", "40001", *["P0001"] * 2 * halvings)
@@ -474,7 +474,7 @@ def reader_name(items, read_as_role):
     return find_reader(items)
 
 
-def test_a_privilege_lost_in_mid_run_fails_its_table_at_once(items, reader_name, waits):
+def test_privilege_lost_during_a_run_fails_its_table_at_once(items, reader_name, waits):
     make_items(items, "others", 5)
 
     def revoke(event):
@@ -496,7 +496,7 @@ def test_a_privilege_lost_in_mid_run_fails_its_table_at_once(items, reader_name,
     assert ledger(items, result.run_id, "others").status == "succeeded"
 
 
-def test_a_source_that_may_not_be_looked_at_stops_the_run_before_it_is_recorded(items, reader_name):
+def test_missing_source_privilege_stops_the_run_unrecorded(items, reader_name):
     items.on_source("revoke execute on function pg_catalog.pg_control_system() from public")
 
     with pytest.raises(UnavailableError, match=r"permission denied for function pg_control_system.*SQLSTATE 42501"):
@@ -515,7 +515,7 @@ POLICIES = {
 
 @pytest.mark.parametrize("watermark", ["updated_at", "item_id"])
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_a_policy_that_may_hide_rows_fails_its_table_and_loses_none(items, reader_name, waits, policy, watermark):
+def test_row_policy_fails_its_table_and_loses_no_row(items, reader_name, waits, policy, watermark):
     items.configure({"tables": {"items": {"watermark": watermark, "lookback_rows": 1}, "others": {}}})
     make_items(items, "others", 5)
     items.on_source(f"alter table items enable row level security; {policy}")
@@ -533,7 +533,7 @@ def test_a_policy_that_may_hide_rows_fails_its_table_and_loses_none(items, reade
     assert reader_name
 
 
-def test_a_policy_fails_a_first_load_too(replication, read_as_role):
+def test_row_policy_fails_a_first_load_too(replication, read_as_role):
     make_items(replication, "items", 30)
     read_as_role(False)
     replication.on_source(
@@ -547,7 +547,7 @@ def test_a_policy_fails_a_first_load_too(replication, read_as_role):
     assert replication.on_target("select to_regclass('raw.items')") == [(None,)]
 
 
-def test_the_message_about_a_policy_says_how_to_read_past_it_and_that_helps(items, reader_name):
+def test_advice_about_a_row_policy_fixes_the_failure(items, reader_name):
     items.on_source("alter table items enable row level security; create policy partly on items using (item_id > 10)")
     (failed,) = items.run("items").tables
     items.on_source(f"alter role {reader_name} bypassrls")

@@ -118,7 +118,7 @@ ADDED = {
 
 
 @pytest.mark.parametrize(("definition", "filled"), ADDED.values(), ids=ADDED)
-def test_a_column_that_was_added_is_added_and_filled_for_old_rows(items, definition, filled):
+def test_added_column_is_filled_for_old_rows(items, definition, filled):
     items.on_source("create type mood as enum ('ok')")
     items.on_source(f"alter table items {definition}")
     add_items(items, 21, 22)
@@ -140,7 +140,7 @@ def test_old_rows_are_not_read_for_a_column_without_values(items):
     assert raw_type(items, "extra") == "integer"
 
 
-def test_a_column_filled_by_hand_after_it_was_added_is_filled(items):
+def test_manually_filled_new_column_is_loaded(items):
     items.on_source("alter table items add column extra int; update items set extra = 5 where item_id < 3")
 
     items.run_one("items")
@@ -148,7 +148,7 @@ def test_a_column_filled_by_hand_after_it_was_added_is_filled(items):
     assert_equal(items)
 
 
-def test_a_break_after_the_column_was_added_leaves_no_row_unfilled(items, monkeypatch):
+def test_interrupted_column_addition_leaves_no_row_unfilled(items, monkeypatch):
     """The column comes with the first batch; what the others would have filled is read by the next run."""
     items.configure({"defaults": {"batch_rows": 4}})
     items.on_source("alter table items add column extra int default 7")
@@ -187,7 +187,7 @@ def test_a_dropped_column_stays_with_its_values(items):
     assert changes_of(items) == [("column_dropped", "note", "dropped from the source; raw keeps its values")]
 
 
-def test_a_renamed_column_is_said_to_be_gone_and_new_and_is_filled(items):
+def test_renamed_column_is_reported_as_dropped_and_added(items):
     items.on_source("alter table items rename column note to remark")
 
     items.run_one("items")
@@ -201,7 +201,7 @@ def test_a_renamed_column_is_said_to_be_gone_and_new_and_is_filled(items):
     assert any('column "remark" added' in text and "if a column was renamed" in text for text in told), told
 
 
-def test_a_column_dropped_and_made_again_under_its_name_is_filled_anew(items):
+def test_recreated_column_is_filled_again(items):
     items.on_source("alter table items drop column note; alter table items add column note varchar(20) default 'new'")
 
     items.run_one("items")
@@ -211,7 +211,7 @@ def test_a_column_dropped_and_made_again_under_its_name_is_filled_anew(items):
 
 
 @pytest.mark.parametrize("gone", ["rename note to remark", "drop column note"])
-def test_a_column_that_comes_back_under_an_old_name_is_filled_anew(items, gone):
+def test_column_returning_under_an_old_name_is_filled_again(items, gone):
     """Raw kept the column, with values from before."""
     items.on_source(f"alter table items {gone}")
     items.on_source("insert into items (item_id) values (21)")
@@ -226,7 +226,7 @@ def test_a_column_that_comes_back_under_an_old_name_is_filled_anew(items, gone):
     assert items.on_source(read.format("items")) == items.on_target(read.format("raw.items"))
 
 
-def test_more_columns_than_a_function_takes_arguments_can_be_added_at_once(items):
+def test_more_columns_than_function_arguments_can_be_added(items):
     items.on_source("alter table items " + ", ".join(f"add column c{n} int default 1" for n in range(120)))
 
     items.run_one("items")
@@ -234,7 +234,7 @@ def test_more_columns_than_a_function_takes_arguments_can_be_added_at_once(items
     assert_equal(items)
 
 
-def test_values_computed_anew_while_a_type_widened_arrive(items):
+def test_values_recomputed_by_a_type_change_arrive(items):
     items.on_source("alter table items alter amount type bigint using amount * 100")
 
     items.run_one("items")
@@ -254,7 +254,7 @@ WIDENED = {
 
 
 @pytest.mark.parametrize(("column", "given", "expected", "value"), WIDENED.values(), ids=WIDENED)
-def test_a_widened_type_is_widened_below_views_of_others(viewed, column, given, expected, value):
+def test_type_is_widened_below_dependent_views(viewed, column, given, expected, value):
     before = viewed.on_target(DESCRIBE_VIEWS)
     viewed.on_source(f"alter table items alter column {column} type {given}")
     viewed.on_source(f"update items set {column} = {value}, updated_at = now() where item_id = 3")
@@ -315,7 +315,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "expected"), REFUSED.values(), ids=REFUSED)
-def test_a_change_that_cannot_keep_the_data_is_refused_and_a_reset_follows_it(replication, change, expected):
+def test_lossy_change_is_rejected_and_a_reset_applies_it(replication, change, expected):
     make_items(replication)
     replication.on_source("alter table items add column day date default '2024-02-03'")
     replication.run_one("items")
@@ -333,7 +333,7 @@ def test_a_change_that_cannot_keep_the_data_is_refused_and_a_reset_follows_it(re
     assert_equal(replication)
 
 
-def test_what_does_not_show_in_raw_changes_nothing(items):
+def test_changes_invisible_in_raw_are_ignored(items):
     items.on_source(
         "alter table items alter column note set not null; alter table items alter column price set default 3; "
         "alter table items add check (amount > 0); create index on items (note)"
@@ -364,7 +364,7 @@ FROZEN = {
 
 
 @pytest.mark.parametrize(("change", "expected"), FROZEN.values(), ids=FROZEN)
-def test_a_frozen_table_refuses_every_change(items, change, expected):
+def test_frozen_table_rejects_every_change(items, change, expected):
     items.configure({"tables": {"items": {"on_schema_change": "freeze"}}})
     items.on_source(f"alter table items {change}")
 
@@ -391,7 +391,7 @@ def run_while(items, wait_until, statement):
     return result, error
 
 
-def test_a_type_that_the_owner_of_raw_changes_amid_a_run_bends_no_value(items, wait_until):
+def test_type_changed_by_the_raw_owner_during_a_run_is_safe(items, wait_until):
     """Binary forms of both types have four bytes, so the target would take one for the other."""
     result, error = run_while(items, wait_until, "alter table raw.items alter column amount type real")
 
@@ -400,7 +400,7 @@ def test_a_type_that_the_owner_of_raw_changes_amid_a_run_bends_no_value(items, w
     assert "raw.items was changed by another session during the run (amount)" in error
 
 
-def test_a_column_that_the_owner_of_raw_drops_amid_a_run_comes_back(items, wait_until):
+def test_column_dropped_by_the_raw_owner_during_a_run_returns(items, wait_until):
     result, error = run_while(items, wait_until, "alter table raw.items drop column note")
 
     assert pick(result, "status", "retries") == ("succeeded", 1)
@@ -420,7 +420,7 @@ def test_verify_says_to_run_after_a_change(items):
 # Views that cannot be put back
 
 
-def test_a_materialized_view_refuses_the_change(items):
+def test_materialized_view_blocks_the_change(items):
     items.on_target("create schema staging; create materialized view staging.kept as select amount from raw.items")
     items.on_source("alter table items alter column amount type bigint")
 
@@ -430,7 +430,7 @@ def test_a_materialized_view_refuses_the_change(items):
     assert raw_type(items, "amount") == "integer"
 
 
-def test_a_view_with_a_trigger_refuses_the_change(items):
+def test_view_with_a_trigger_blocks_the_change(items):
     items.on_target(
         "create schema staging; create view staging.v as select amount from raw.items;"
         "create function staging.f() returns trigger language plpgsql as 'begin return null; end';"
@@ -441,7 +441,7 @@ def test_a_view_with_a_trigger_refuses_the_change(items):
     assert "staging.v, a view with triggers" in failure_of(items)
 
 
-def test_what_reads_a_view_and_is_none_refuses_the_change(items):
+def test_function_reading_a_view_blocks_the_change(items):
     items.on_target(
         "create schema staging; create view staging.v as select amount from raw.items;"
         "create function staging.f() returns bigint language sql begin atomic; select sum(amount) from staging.v; end"
@@ -455,7 +455,7 @@ def test_what_reads_a_view_and_is_none_refuses_the_change(items):
     assert items.on_target("select count(*) from staging.v") == [(20,)]
 
 
-def test_a_view_of_a_role_that_we_may_not_act_as_refuses_the_change_with_the_grant(viewed):
+def test_view_of_another_role_blocks_the_change_naming_the_grant(viewed):
     (database,) = viewed.on_target("select current_database()")[0]
     role = f"loader_{database}"
     viewed.on_target(f"create role {role} login password 'l'; grant create on database {database} to {role}")
@@ -488,7 +488,7 @@ def test_a_view_of_a_role_that_we_may_not_act_as_refuses_the_change_with_the_gra
 # Tables
 
 
-def test_a_table_that_is_gone_is_said_once_and_its_rows_stay(items):
+def test_dropped_table_is_reported_once_and_its_rows_stay(items):
     items.on_source("create table notes (note_id int primary key)")
     items.run()
     items.on_source("drop table items")
@@ -528,7 +528,7 @@ def test_a_new_table_is_found_and_recorded(items):
 # Reset
 
 
-def test_a_reset_loads_anew_and_keeps_gone_rows_as_tombstones_of_its_run(viewed):
+def test_reset_reloads_and_keeps_deleted_rows_as_tombstones(viewed):
     before = viewed.on_target(DESCRIBE_VIEWS)
     viewed.on_target("grant select on raw.items to public; comment on table raw.items is 'Items.'")
     viewed.on_source("delete from items where item_id = 1")
@@ -553,7 +553,7 @@ def test_a_reset_loads_anew_and_keeps_gone_rows_as_tombstones_of_its_run(viewed)
     assert viewed.run_one("items").rows_inserted == 0
 
 
-def test_readers_see_the_old_rows_until_the_new_ones_are_there(items, monkeypatch):
+def test_readers_see_the_old_rows_until_the_new_ones_are_ready(items, monkeypatch):
     from etl.target.new_table import RawLoad
 
     items.on_target("update raw.items set note = 'old'")
@@ -589,7 +589,7 @@ def test_a_reset_of_an_emptied_table_asks_for_confirmation(items):
     assert items.on_target("select count(*) from raw.items where _etl_deleted_at is null") == [(0,)]
 
 
-def test_a_reset_that_breaks_leaves_the_old_rows_and_goes_on_where_it_stopped(items, monkeypatch):
+def test_interrupted_reset_keeps_the_old_rows_and_resumes(items, monkeypatch):
     from etl.target.new_table import RawLoad
 
     with monkeypatch.context() as patching:
@@ -607,7 +607,7 @@ def test_a_reset_that_breaks_leaves_the_old_rows_and_goes_on_where_it_stopped(it
     assert items.on_target("select count(*) from pg_class where relname like '%loading%' and relkind = 'r'") == [(0,)]
 
 
-def test_a_reset_with_a_row_that_the_target_refuses_keeps_the_table(items):
+def test_reset_with_a_rejected_row_keeps_the_table(items):
     """The new table has no constraint of the owner's; what no table can hold is set aside in the old one."""
     items.on_target("alter table raw.items add check (amount < 1000)")
     items.on_source("update items set amount = 2000 where item_id = 7")
@@ -617,7 +617,7 @@ def test_a_reset_with_a_row_that_the_target_refuses_keeps_the_table(items):
     assert items.on_target("select amount from raw.items where item_id = 7") == [(2000,)]
 
 
-def test_a_reset_is_refused_before_the_load_when_something_would_be_lost_for_good(items, scans_of_source):
+def test_reset_that_would_lose_objects_is_rejected_before_load(items, scans_of_source):
     items.on_target(
         "create policy few on raw.items using (item_id < 5); alter table raw.items enable row level security"
     )
@@ -650,7 +650,7 @@ def reset(replication, **options):
     return result
 
 
-def test_a_reset_tells_what_somebody_added_to_the_table_and_the_new_one_lacks(items):
+def test_reset_reports_added_objects_missing_in_the_new_table(items):
     items.on_target(
         "alter table raw.items add column mine int; create index by_note on raw.items (note);"
         "comment on column raw.items.mine is 'gone'; grant select (mine) on raw.items to public"
@@ -666,7 +666,7 @@ def test_a_reset_tells_what_somebody_added_to_the_table_and_the_new_one_lacks(it
     ) == [("items_pkey",)]
 
 
-def test_default_privileges_do_not_come_back_on_what_is_made_anew(viewed):
+def test_default_privileges_are_not_granted_on_rebuilt_objects(viewed):
     viewed.on_target("alter default privileges in schema raw, staging grant select on tables to analyst_of_items")
     viewed.on_source("alter table items alter column amount type bigint")
     viewed.run_one("items")
@@ -678,7 +678,7 @@ def test_default_privileges_do_not_come_back_on_what_is_made_anew(viewed):
     assert after_widening == after_reset == [(False,)]
 
 
-def test_rows_gone_under_another_key_are_counted_before_a_reset_drops_them(items):
+def test_reset_counts_rows_of_another_key_before_dropping_them(items):
     items.on_source("truncate items; alter table items drop constraint items_pkey, drop column item_id")
     items.on_source("alter table items add column code text primary key")
 
@@ -690,7 +690,7 @@ def test_rows_gone_under_another_key_are_counted_before_a_reset_drops_them(items
     assert confirmed.status == "succeeded", confirmed.error
 
 
-def test_what_a_failed_reset_left_goes_with_the_next_run(items):
+def test_next_run_removes_leftovers_of_a_failed_reset(items):
     items.on_source("truncate items")
     reset(items)
     left = items.on_target("select count(*) from etl.loads")
@@ -701,7 +701,7 @@ def test_what_a_failed_reset_left_goes_with_the_next_run(items):
     assert items.on_target("select count(*) from pg_class where relname like '_etl_loading_%%'") == [(0,)]
 
 
-def test_a_table_whose_deletes_are_not_followed_keeps_its_rows_alive(items):
+def test_table_with_deletes_none_keeps_its_rows_after_a_reset(items):
     items.configure({"tables": {"items": {"deletes": "none"}}})
     items.on_source("delete from items where item_id < 4")
 
@@ -719,5 +719,5 @@ def test_a_table_can_be_reset_before_it_was_loaded(replication):
     assert_equal(replication, "notes")
 
 
-def test_reset_wants_the_names_of_tables(items):
+def test_reset_requires_table_names(items):
     assert items.command("reset").returncode == 2

@@ -67,7 +67,7 @@ def own_server(request, servers_home):
     ("phase", "stop"),
     [(FIRST_IN_ONE, crash), (FIRST_IN_RANGES, stop_fast), (MERGE, crash)],
 )
-def test_a_server_restarted_amid_copy_is_waited_for_or_named(
+def test_server_restarted_during_copy_is_waited_for_or_named(
     own_server, source_url, target_url, replicate_between, create_orders, insert_orders, phase, stop, wait_until
 ):
     """When it is the source, the run goes on; when it is the target, the run has lost its lock: the next goes on."""
@@ -211,7 +211,7 @@ def run_on_full_disk(shop, small_disk, *table_names, **changes):
     return run
 
 
-def test_a_first_load_on_a_full_disk_leaves_nothing_of_its_table(cramped, small_disk, wait_until):
+def test_first_load_on_a_full_disk_leaves_nothing(cramped, small_disk, wait_until):
     cramped.on_source("insert into tags values (0, 'new')")
 
     run = run_on_full_disk(cramped, small_disk)
@@ -224,7 +224,7 @@ def test_a_first_load_on_a_full_disk_leaves_nothing_of_its_table(cramped, small_
     assert_whole(cramped, wait_until)
 
 
-def test_a_first_load_in_ranges_goes_on_where_the_disk_was_full(cramped, small_disk, wait_until):
+def test_load_in_ranges_resumes_after_a_full_disk(cramped, small_disk, wait_until):
     run_on_full_disk(cramped, small_disk, "orders", load_range_blocks=8)
 
     ((next_block,),) = cramped.on_target("select next_block from etl.loads")
@@ -236,7 +236,7 @@ def test_a_first_load_in_ranges_goes_on_where_the_disk_was_full(cramped, small_d
     assert_whole(cramped, wait_until)
 
 
-def test_batches_merged_before_the_disk_was_full_stay(cramped, small_disk, wait_until):
+def test_batches_merged_before_a_full_disk_stay(cramped, small_disk, wait_until):
     cramped.run()
     cramped.configure({"defaults": {"batch_rows": 500}})
     touch_orders(cramped)

@@ -19,7 +19,7 @@ def pid_of(connection):
     return connection.info.backend_pid
 
 
-def test_a_session_is_lent_again(sessions):
+def test_session_is_reused(sessions):
     with sessions.take() as first:
         pass
     with sessions.take() as second:
@@ -28,12 +28,12 @@ def test_a_session_is_lent_again(sessions):
     assert pid_of(first) == pid_of(second)
 
 
-def test_two_at_work_have_a_session_each(sessions):
+def test_concurrent_users_get_separate_sessions(sessions):
     with sessions.take() as one, sessions.take() as other:
         assert pid_of(one) != pid_of(other)
 
 
-def test_a_session_in_which_something_failed_is_not_lent_again(sessions):
+def test_failed_session_is_not_reused(sessions):
     with pytest.raises(LookupError), sessions.take() as first:
         raise LookupError
     with sessions.take() as second:
@@ -42,7 +42,7 @@ def test_a_session_in_which_something_failed_is_not_lent_again(sessions):
     assert first.closed
 
 
-def test_a_session_that_was_lost_unnoticed_is_not_lent_again(sessions, replication):
+def test_lost_session_is_not_reused(sessions, replication):
     with sessions.take() as first:
         replication.on_target("select pg_terminate_backend(%s, 10000)", pid_of(first))
         with pytest.raises(psycopg2.OperationalError), first.cursor() as cursor:

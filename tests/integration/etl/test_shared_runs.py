@@ -155,7 +155,7 @@ class Build:
 # One run, several processes
 
 
-def test_tables_replicated_by_processes_at_once_are_those_of_one_run(shop, wait_until):
+def test_tables_of_concurrent_processes_belong_to_one_run(shop, wait_until):
     run = begin(shop, "pipeline, run 7")
     with locked(shop.source_url, "items", "orders"):
         workers = [start(shop, run, name) for name in ("items", "orders")]
@@ -174,7 +174,7 @@ def test_tables_replicated_by_processes_at_once_are_those_of_one_run(shop, wait_
     assert_equal_sides(shop)
 
 
-def test_a_run_is_not_ended_while_a_process_of_it_is_at_work(shop, wait_until):
+def test_run_does_not_end_while_one_of_its_processes_runs(shop, wait_until):
     run = begin(shop)
     with locked(shop.source_url, "items"):
         worker = start(shop, run, "items")
@@ -186,7 +186,7 @@ def test_a_run_is_not_ended_while_a_process_of_it_is_at_work(shop, wait_until):
     outcome_of(worker)
 
 
-def test_a_run_by_hand_waits_for_a_table_at_work_and_names_who_holds_it_up(shop, wait_until):
+def test_manual_run_waits_for_a_busy_table_and_names_the_holder(shop, wait_until):
     run = begin(shop)
     with locked(shop.source_url, "items"):
         worker = start(shop, run, "items")
@@ -208,7 +208,7 @@ def test_a_run_by_hand_waits_for_a_table_at_work_and_names_who_holds_it_up(shop,
     ]
 
 
-def test_a_table_waits_for_a_run_by_hand(shop, wait_until):
+def test_table_waits_for_a_manual_run(shop, wait_until):
     run = begin(shop)
     with locked(shop.source_url, "items"):
         by_hand = subprocess.Popen(
@@ -222,7 +222,7 @@ def test_a_table_waits_for_a_run_by_hand(shop, wait_until):
     assert by_hand.returncode == 0
 
 
-def test_tables_left_when_a_run_by_hand_came_between_go_on_in_runs_of_their_own(shop):
+def test_tables_left_after_a_manual_run_get_their_own_runs(shop):
     build = Build(shop)
     run = begin(shop)
     replicate(shop, run, "items", observe=lambda _: build())
@@ -250,7 +250,7 @@ def test_tables_left_when_a_run_by_hand_came_between_go_on_in_runs_of_their_own(
     build.assert_it_lost_nothing()
 
 
-def test_a_table_done_again_after_the_end_is_a_run_of_its_own(shop):
+def test_table_repeated_after_the_end_gets_its_own_run(shop):
     run = begin(shop)
     for name in run.table_names:
         replicate(shop, run, name)
@@ -268,7 +268,7 @@ def test_a_table_done_again_after_the_end_is_a_run_of_its_own(shop):
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
-def test_a_table_whose_process_was_killed_is_done_by_the_next_try_in_the_same_run(shop, wait_until, side):
+def test_table_with_a_killed_process_is_retried_in_the_same_run(shop, wait_until, side):
     shop.run()
     run = begin(shop)
     shop.on_source("update items set note = 'new', updated_at = clock_timestamp()")
@@ -293,7 +293,7 @@ def test_a_table_whose_process_was_killed_is_done_by_the_next_try_in_the_same_ru
     assert_equal_sides(shop)
 
 
-def test_a_process_that_lost_its_run_lock_and_still_writes_keeps_others_off_its_table(shop, wait_until):
+def test_writer_without_its_run_lock_still_guards_its_table(shop, wait_until):
     """The session that keeps the ledger is gone, the one that writes is not: another try has to wait for that."""
     shop.run()
     run = begin(shop)
@@ -315,7 +315,7 @@ def test_a_process_that_lost_its_run_lock_and_still_writes_keeps_others_off_its_
     assert_equal_sides(shop)
 
 
-def test_a_process_that_lost_its_run_lock_writes_nothing_once_the_run_has_ended(shop, wait_until):
+def test_writer_without_its_run_lock_stops_when_the_run_ends(shop, wait_until):
     """It is at work on the first of two batches when the end of the run comes; the second is not written."""
     shop.configure({"defaults": {"batch_rows": 60}})
     shop.run()
@@ -337,7 +337,7 @@ def test_a_process_that_lost_its_run_lock_writes_nothing_once_the_run_has_ended(
     assert errors, "expected a message on standard error, found none"
 
 
-def test_a_failure_that_is_no_tables_own_is_recorded_and_the_run_stays_open(shop, free_port):
+def test_failure_outside_tables_is_recorded_in_the_open_run(shop, free_port):
     run = begin(shop)
     away = f"postgresql://nobody@127.0.0.1:{free_port()}/shop"
     with pytest.raises(EtlError, match="cannot connect to the source"):
@@ -386,7 +386,7 @@ def test_two_shared_runs_never_mix(shop):
     build.assert_it_lost_nothing()
 
 
-def test_no_second_run_begins_while_a_table_of_the_first_is_at_work(shop, wait_until):
+def test_no_second_run_starts_during_a_table_of_the_first(shop, wait_until):
     run = begin(shop)
     with locked(shop.source_url, "items"):
         worker = start(shop, run, "items")
@@ -402,7 +402,7 @@ def test_no_second_run_begins_while_a_table_of_the_first_is_at_work(shop, wait_u
 # Failed tables, order and parents
 
 
-def test_a_run_with_a_failed_table_ends_as_failed_and_the_others_are_done(shop):
+def test_run_with_a_failed_table_fails_and_the_others_are_done(shop):
     shop.run()
     shop.on_source("update items set note = 'new', updated_at = clock_timestamp()")
     shop.on_target("alter table raw.customers drop column _etl_synced_at")
@@ -425,7 +425,7 @@ def test_a_run_with_a_failed_table_ends_as_failed_and_the_others_are_done(shop):
     assert end(shop, run).failed_tables == ()
 
 
-def test_tables_go_before_those_that_they_refer_to(shop):
+def test_child_tables_go_before_their_parents(shop):
     shop.on_source(
         """
         create table parts (part_id int, region int, item_id int references items, primary key (part_id, region))
@@ -465,7 +465,7 @@ def test_a_foreign_key_of_one_partition_counts_for_its_table(shop):
     assert names.index("events") < names.index("orders")
 
 
-def test_no_row_lacks_its_parent_after_the_end_though_parents_were_read_first(shop):
+def test_no_row_lacks_its_parent_after_the_run_ends(shop):
     run = begin(shop)
     for name, growth in (
         ("customers", "insert into customers values (31)"),
@@ -483,7 +483,7 @@ def test_no_row_lacks_its_parent_after_the_end_though_parents_were_read_first(sh
     assert shop.on_target(ORPHANS) == [(0, 0)]
 
 
-def test_what_one_transaction_changed_in_several_tables_has_arrived_together_after_the_end(shop):
+def test_transaction_across_tables_is_complete_after_the_run(shop):
     shop.run()
     run = begin(shop)
     for name in run.table_names:
@@ -505,7 +505,7 @@ def test_what_one_transaction_changed_in_several_tables_has_arrived_together_aft
         assert live == shop.on_source(f"select {key}, note from {name} order by 1"), name
 
 
-def test_tables_gone_from_the_source_are_told_once(shop):
+def test_tables_dropped_on_the_source_are_reported_once(shop):
     shop.run()
     shop.on_source("drop table items")
     for _ in range(2):
@@ -523,7 +523,7 @@ def test_tables_gone_from_the_source_are_told_once(shop):
 
 
 @pytest.mark.has_long_form
-def test_a_build_loses_no_row_whatever_comes_between_tables_and_batches(shop, is_long):
+def test_build_between_tables_and_batches_loses_no_row(shop, is_long):
     """Runs begin, are given up, end and are met by others at random, and builds read amid the batches of a table."""
     seeds = range(200 if is_long else 12)
     shop.configure({"defaults": {"batch_rows": 25}})

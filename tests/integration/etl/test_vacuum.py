@@ -32,7 +32,7 @@ def test_own_tables_are_analyzed_and_others_left_alone(target_url):
     assert sorted(counts) == [("of_another", -1.0), ("orders", -1.0), ("orders", 1000.0)]
 
 
-def test_a_table_that_others_have_locked_is_left_out_and_told(target_url):
+def test_locked_table_is_skipped_and_reported(target_url):
     with closing(psycopg2.connect(target_url)) as connection, connection.cursor() as cursor:
         cursor.execute(TABLES)
         connection.commit()

@@ -51,7 +51,7 @@ def test_equal_sides_are_equal(verified):
     assert counts(found) == (0, 0, 0, 0)
 
 
-def test_every_kind_of_difference_is_told_with_its_key_and_columns(verified):
+def test_every_kind_of_difference_is_shown_with_key_and_columns(verified):
     verified.on_target("delete from raw.orders where order_id in (10, 11)")
     verified.on_source("delete from orders where order_id in (20, 21, 22)")
     verified.on_source("update orders set note = 'silent', total = total + 1 where order_id = 30")
@@ -72,7 +72,7 @@ def test_every_kind_of_difference_is_told_with_its_key_and_columns(verified):
     }
 
 
-def test_an_update_that_did_not_touch_the_watermark_is_caught_though_no_run_finds_it(verified):
+def test_update_that_kept_the_watermark_is_found_by_verify(verified):
     verified.on_source("update orders set note = 'silent' where order_id = 5")
     verified.run_one("orders")
 
@@ -98,7 +98,7 @@ def test_what_the_next_run_reads_is_pending(verified, insert_orders):
     assert counts(after) == (0, 0, 0, 0)
 
 
-def test_an_extra_row_is_never_pending_however_young(verified):
+def test_recent_extra_row_is_never_pending(verified):
     verified.on_target(
         "insert into raw.orders (order_id, total, note, updated_at) "
         "values (99999, 1, 'invented', now() + interval '1 day')"
@@ -109,7 +109,7 @@ def test_an_extra_row_is_never_pending_however_young(verified):
     assert counts(found) == (0, 1, 0, 0)
 
 
-def test_a_row_whose_source_row_is_old_but_raw_row_young_is_changed(verified):
+def test_old_source_row_with_a_newer_raw_row_is_changed(verified):
     verified.on_target("update raw.orders set updated_at = now() + interval '1 day' where order_id = 3")
 
     found = compare(verified)["orders"]
@@ -127,7 +127,7 @@ def test_a_tombstone_is_not_compared(verified):
     assert pick(found, "source_rows", "raw_rows") == (999, 999)
 
 
-def test_a_tombstone_whose_row_is_there_is_missing(verified):
+def test_tombstone_of_an_existing_row_is_missing(verified):
     verified.on_target("update raw.orders set _etl_deleted_at = now() where order_id = 1")
 
     before = compare(verified)["orders"]
@@ -148,7 +148,7 @@ def test_a_table_without_watermark_has_nothing_pending(replication):
     assert ("changed", {"tag": "a"}, ("note",)) in [(each.kind, each.key, each.columns) for each in found.examples]
 
 
-def test_a_repair_moves_only_what_differs_and_is_a_run_of_its_own(verified):
+def test_repair_moves_only_differences_in_a_run_of_its_own(verified):
     verified.on_target("delete from raw.orders where order_id in (1, 2)")
     verified.on_target("update raw.orders set note = 'by hand' where order_id = 3")
     verified.on_source("delete from orders where order_id = 4")
@@ -169,7 +169,7 @@ def test_a_repair_moves_only_what_differs_and_is_a_run_of_its_own(verified):
     assert verified.on_target("select distinct _etl_run_id from raw.orders where order_id <= 4") == [(2,)]
 
 
-def test_a_repair_does_not_bury_a_whole_table(verified):
+def test_repair_does_not_delete_a_whole_table(verified):
     verified.on_source("truncate orders")
 
     found = compare(verified, is_repair=True)["orders"]
@@ -186,7 +186,7 @@ def test_a_repair_waits_for_a_run(verified):
     holder.close()
 
 
-def test_a_run_beside_verify_makes_no_difference(verified, monkeypatch, insert_orders):
+def test_concurrent_run_causes_no_difference(verified, monkeypatch, insert_orders):
     """The target is read as it was before the source's snapshot, whatever a run does meanwhile."""
     read = differences.read_source_checksums
 
@@ -204,7 +204,7 @@ def test_a_run_beside_verify_makes_no_difference(verified, monkeypatch, insert_o
     assert found.is_equal
 
 
-def test_a_table_made_anew_meanwhile_is_not_called_empty(verified, monkeypatch):
+def test_table_recreated_during_verify_is_not_called_empty(verified, monkeypatch):
     """In a snapshot from before, its new files hold nothing."""
     at_snapshot = Writer.at_snapshot
 
@@ -219,7 +219,7 @@ def test_a_table_made_anew_meanwhile_is_not_called_empty(verified, monkeypatch):
     assert "raw.orders was recreated or changed while tables were compared: compare again" in found.error
 
 
-def test_rows_of_a_table_whose_deletes_are_not_followed_stay_and_are_no_difference(verified):
+def test_rows_kept_by_deletes_none_are_no_difference(verified):
     verified.configure({"tables": {"orders": {"deletes": "none"}}})
     verified.on_source("delete from orders where order_id < 4")
 
@@ -229,7 +229,7 @@ def test_rows_of_a_table_whose_deletes_are_not_followed_stay_and_are_no_differen
     assert verified.on_target("select count(*) from raw.orders where _etl_deleted_at is null") == [(1000,)]
 
 
-def test_a_repair_that_could_not_be_made_is_a_failed_run(verified):
+def test_failed_repair_is_recorded_as_a_failed_run(verified):
     verified.on_source("create table fresh (a int primary key)")
     verified.on_source("update orders set note = 'silent' where order_id = 5")
 
@@ -246,7 +246,7 @@ def test_a_repair_that_could_not_be_made_is_a_failed_run(verified):
     ]
 
 
-def test_a_row_that_the_target_refuses_is_not_called_repaired(verified):
+def test_rejected_row_is_not_called_repaired(verified):
     verified.on_target("alter table raw.orders add check (note <> 'bad') not valid")
     verified.on_source("update orders set note = 'bad' where order_id = 5")
 
@@ -255,7 +255,7 @@ def test_a_row_that_the_target_refuses_is_not_called_repaired(verified):
     assert pick(found, "is_equal", "changed", "repaired") == (False, 1, 0)
 
 
-def test_verify_of_an_older_ledger_says_to_run(verified):
+def test_verify_of_an_older_ledger_asks_for_a_run(verified):
     verified.on_target("comment on table etl.runs is 'Ledger version 1.'")
 
     finished = verified.command("verify")
@@ -264,7 +264,7 @@ def test_verify_of_an_older_ledger_says_to_run(verified):
     assert "run `etl run` first" in finished.stderr
 
 
-def test_only_buckets_that_differ_are_looked_into(replication, count_copied_lines):
+def test_only_differing_buckets_are_examined(replication, count_copied_lines):
     rows = 20 * BLOCK_KEYS
     replication.on_source("create table items (item_id int primary key, note text)")
     replication.on_source("insert into items select n, 'note' from generate_series(1, %s) as n", rows)
@@ -278,7 +278,7 @@ def test_only_buckets_that_differ_are_looked_into(replication, count_copied_line
     assert 0 < sum(lines) <= BLOCK_KEYS
 
 
-def test_the_exit_codes_and_lines_tell_equal_different_repaired_and_not_comparable(verified):
+def test_exit_codes_and_lines_distinguish_every_outcome(verified):
     equal = verified.command("verify")
     verified.on_source("update orders set note = 'silent' where order_id = 5")
     different = verified.command("verify")
@@ -302,7 +302,7 @@ def test_the_exit_codes_and_lines_tell_equal_different_repaired_and_not_comparab
     assert "orders  1,000        1,000     equal" in impossible.stdout
 
 
-def test_verify_opens_no_more_sessions_on_the_source_than_allowed(replication, monkeypatch):
+def test_verify_stays_within_the_source_session_limit(replication, monkeypatch):
     for number in range(6):
         replication.on_source(f"create table t{number} (a int primary key); insert into t{number} values (1)")
     replication.run()
@@ -342,7 +342,7 @@ EDITED = "select order_id, row(order_id, status, total, attributes, note, update
 @given(edits=st.lists(EDIT, max_size=12))
 @example(edits=[("source", "insert", 35), ("target", "insert", 35)])  # with defaults, which raw does not have
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_counts_are_those_of_the_plain_definition_and_a_repair_makes_both_sides_equal(verified, edits):
+def test_counts_match_the_definition_and_repair_equalizes_sides(verified, edits):
     for side, name, n in edits:
         connection, table = (verified.source, "orders") if side == "source" else (verified.target, "raw.orders")
         with connection.cursor() as cursor:

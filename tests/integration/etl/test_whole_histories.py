@@ -253,7 +253,7 @@ class Histories(RuleBasedStateMachine):
 
 
 @pytest.mark.has_long_form
-def test_after_any_history_a_run_and_a_repair_make_both_sides_equal(replication, is_long):
+def test_run_and_repair_equalize_both_sides_after_any_history(replication, is_long):
     given = {
         "max_examples": 150 if is_long else 12,
         "stateful_step_count": 25,

@@ -61,9 +61,7 @@ def log_in(server, role, database):
         connection.close()
 
 
-def test_all_roles_log_in_with_the_passwords_of_the_files_and_again_after_these_have_changed(
-    server, secrets, variables
-):
+def test_all_roles_log_in_with_file_passwords_even_when_changed(server, secrets, variables):
     told = provision_given(variables, secrets)
     (secrets / f"{HOST}.loader").write_text("another")
     provision_given({"TARGET_ADMIN_DATABASE_URL": variables["TARGET_ADMIN_DATABASE_URL"]}, secrets)
@@ -78,7 +76,7 @@ def test_all_roles_log_in_with_the_passwords_of_the_files_and_again_after_these_
         assert log_in(server, role, "warehouse") == role
 
 
-def test_a_missing_password_is_told_before_anything_is_made(secrets, variables):
+def test_missing_password_is_reported_before_any_change(secrets, variables):
     (secrets / f"{HOST}.analyst").unlink()
 
     with pytest.raises(ConfigurationError, match=rf"lacks {HOST}\.analyst: .*make secrets"):
@@ -87,9 +85,7 @@ def test_a_missing_password_is_told_before_anything_is_made(secrets, variables):
         provision_given({}, secrets)
 
 
-def test_a_source_that_holds_rows_is_left_alone_where_only_an_empty_one_is_to_be_seeded(
-    source_url, capsys, monkeypatch
-):
+def test_filled_source_is_not_seeded_with_if_empty(source_url, capsys, monkeypatch):
     monkeypatch.setenv("SOURCE_ADMIN_DATABASE_URL", source_url)
     arguments = ["seed", "--scale", "0.01"]
 
@@ -108,7 +104,7 @@ def test_a_container_is_healthy_while_its_databases_answer(source_url, capsys):
     assert "TARGET_DATABASE_URL: connection to server" in capsys.readouterr().out
 
 
-def test_a_part_of_airflow_that_nobody_hears_of_is_not_healthy(free_port, capsys):
+def test_unreachable_airflow_component_is_unhealthy(free_port, capsys):
     address = f"http://127.0.0.1:{free_port()}/health"
 
     assert health.main(["scheduler"], {"AIRFLOW_HEALTH_URL": address}) == 1

@@ -63,7 +63,7 @@ def test_an_analyst_reads_the_marts(filled):
         ("TARGET_DATABASE_URL", "create table marts.mine (a int)"),
     ],
 )
-def test_what_a_role_must_not_do_fails(filled, role, statement):
+def test_forbidden_actions_of_a_role_fail(filled, role, statement):
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
         run(filled[role], statement)
 
@@ -109,7 +109,7 @@ def assert_analyst_reads_all_marts(urls):
         run(urls["ANALYST_DATABASE_URL"], f"select * from {name} limit 1")
 
 
-def test_an_analyst_reads_every_mart_that_was_built_and_those_of_later_builds(built):
+def test_analyst_reads_every_mart_of_current_and_later_builds(built):
     shop, urls = built
     assert_analyst_reads_all_marts(urls)
     run(urls["TRANSFORMER_DATABASE_URL"], "drop table marts.dim_campaigns", "drop view marts.dim_products_history")
@@ -121,7 +121,7 @@ def test_an_analyst_reads_every_mart_that_was_built_and_those_of_later_builds(bu
 
 
 @pytest.mark.parametrize("role", HIDDEN)
-def test_a_role_reads_nothing_of_the_schemas_of_others(built, role):
+def test_role_reads_nothing_in_other_schemas(built, role):
     _, urls = built
     hidden = relations(urls, HIDDEN[role])
 
@@ -132,7 +132,7 @@ def test_a_role_reads_nothing_of_the_schemas_of_others(built, role):
 
 
 @pytest.mark.parametrize("role", HIDDEN)
-def test_a_role_reads_no_files_no_passwords_and_no_database_of_others(built, role):
+def test_role_reads_no_files_passwords_or_other_databases(built, role):
     _, urls = built
     for statement in ("select pg_read_file('postgresql.conf')", "select * from pg_authid", "copy (select) to '/x'"):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
@@ -141,7 +141,7 @@ def test_a_role_reads_no_files_no_passwords_and_no_database_of_others(built, rol
         run(re.sub(r"/[^/]*$", f"/{provision.METADATA_NAME}", urls[role]), "select 1")
 
 
-def test_a_transformer_changes_nothing_in_what_was_loaded(built):
+def test_transformer_cannot_change_loaded_data(built):
     """Not a row and not a table of raw, nor of the ledger; the roles of others are not its own."""
     _, urls = built
     loaded = [name for name, _ in relations(urls, ["raw", "etl"])]
@@ -177,14 +177,14 @@ def test_a_transformer_changes_nothing_in_what_was_loaded(built):
         "copy (select 1) to program 'cat'",
     ],
 )
-def test_no_role_makes_roles_databases_settings_or_large_objects(urls, role, statement):
+def test_no_role_creates_roles_databases_or_large_objects(urls, role, statement):
     connection = psycopg2.connect(urls[role])
     connection.autocommit = True
     with closing(connection), connection.cursor() as cursor, pytest.raises(psycopg2.errors.InsufficientPrivilege):
         cursor.execute(statement)
 
 
-def test_a_loader_takes_the_role_of_the_transformer_only_where_it_asks_for_it(built):
+def test_loader_acts_as_transformer_only_on_request(built):
     """It puts views back as their owner; all that it does without asking is refused what the transformer may do."""
     _, urls = built
 
@@ -211,7 +211,7 @@ def test_a_loader_takes_the_role_of_the_transformer_only_where_it_asks_for_it(bu
         "set role loader",
     ],
 )
-def test_an_analyst_makes_and_changes_nothing_in_what_was_built(built, statement):
+def test_analyst_cannot_create_or_change_anything(built, statement):
     _, urls = built
 
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):

@@ -67,7 +67,7 @@ def assert_hidden(secrets, lines):
         (("psql", "-c", "select count(*) from raw.payments"), "target", "raw.payments"),
     ],
 )
-def test_no_password_is_an_argument_of_a_process_at_work(built, command, side, table, wait_for):
+def test_no_password_is_an_argument_of_a_running_process(built, command, side, table, wait_for):
     """The process waits for a table that is held, so that it is looked at while it works."""
     shop, urls = built
     url = {"source": shop.source_url, "target": urls["SUPERUSER"]}[side]
@@ -87,7 +87,7 @@ def test_no_password_is_an_argument_of_a_process_at_work(built, command, side, t
     assert_hidden(passwords(shop, urls), found.values())
 
 
-def test_no_password_is_an_argument_while_a_server_is_made(servers_home, free_port):
+def test_no_password_is_an_argument_during_server_creation(servers_home, free_port):
     server = Server(name="watched", folder=servers_home / "watched", port=free_port(), major=18)
     seen, is_over = set(), threading.Event()
 
@@ -109,7 +109,7 @@ def test_no_password_is_an_argument_while_a_server_is_made(servers_home, free_po
     assert_hidden([secret], seen)
 
 
-def test_no_password_is_in_a_file_that_dbt_writes_or_in_the_log_of_a_server(built):
+def test_no_password_is_in_dbt_files_or_server_logs(built):
     """The server logs every statement, also those that made the roles."""
     shop, urls = built
     secrets = [secret.encode() for secret in passwords(shop, urls)]
@@ -137,7 +137,7 @@ def all_urls(url):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_wrong_password_is_told_without_it(built, command):
+def test_wrong_password_is_reported_without_showing_it(built, command):
     _, urls = built
     wrong = re.sub(r"//([^:]*):[^@]*@", rf"//\1:{SECRET}@", urls["TARGET_DATABASE_URL"])
 
@@ -148,7 +148,7 @@ def test_a_wrong_password_is_told_without_it(built, command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_host_that_is_not_there_is_told_without_the_password(built, command):
+def test_unreachable_host_is_reported_without_the_password(built, command):
     code, told = refuse(command, built, **all_urls(f"postgresql://loader:{SECRET}@127.0.0.1:1/warehouse"))
 
     assert code in (2, 3)
@@ -158,7 +158,7 @@ def test_a_host_that_is_not_there_is_told_without_the_password(built, command):
 
 @pytest.mark.parametrize("url", MALFORMED)
 @pytest.mark.parametrize("command", READERS)
-def test_a_url_that_is_none_is_told_without_any_of_it(built, command, url):
+def test_invalid_url_is_rejected_without_showing_it(built, command, url):
     _, urls = built
     address = urls["TARGET_DATABASE_URL"].partition("@")[2]
 

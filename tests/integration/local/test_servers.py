@@ -84,14 +84,14 @@ def test_a_busy_port_is_named_with_the_way_to_change_it(server):
             server.start()
 
 
-def test_a_server_that_runs_on_another_port_is_not_started_twice(server):
+def test_running_server_is_not_started_on_another_port(server):
     server.start()
 
     with pytest.raises(ServerError, match=f"runs on port {server.port}, not {server.port + 1}"):
         replace(server, port=server.port + 1).start()
 
 
-def test_data_of_another_version_are_refused_and_kept(server):
+def test_data_of_another_version_is_rejected_and_kept(server):
     server.start()
     server.stop()
 
@@ -109,7 +109,7 @@ def test_stopping_one_server_leaves_another_alone(server, target_server):
 
 
 @only_root  # an ordinary user cannot give a folder away
-def test_a_folder_that_somebody_else_made_is_refused(server, servers_home):
+def test_folder_of_another_user_is_rejected(server, servers_home):
     home = servers_home / "planted"
     home.mkdir()
     os.chown(home, 65534, 65534)
@@ -119,7 +119,7 @@ def test_a_folder_that_somebody_else_made_is_refused(server, servers_home):
 
 
 @only_root  # an ordinary user's servers run as that user, from the wheel in place
-def test_a_server_runs_on_copied_binaries_where_the_wheel_is_out_of_reach(server, tmp_path, monkeypatch):
+def test_server_runs_on_copied_binaries_without_wheel_access(server, tmp_path, monkeypatch):
     """Below a folder of mode 0700 the unprivileged user cannot even start initdb."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)

@@ -70,11 +70,11 @@ def test_an_alarm_waits_as_long_as_the_table_says():
         assert f"interval '{after}'" in ALARMS[name[0].upper() + name[1:]]
 
 
-def test_the_key_of_the_run_lock_is_that_of_etl():
+def test_run_lock_key_equals_that_of_etl():
     assert f"l.objid = {locks.RUN_LOCK_KEY} " in ALARMS["A run goes on and on"]
 
 
-def test_runs_that_stay_away_are_told(quiet, source, target):
+def test_missing_runs_raise_an_alarm(quiet, source, target):
     quiet.succeed("dbt-run")
     set_back(target, "etl.runs", "started_at", "ended_at", hours=4)
     told = ringing(source, target)
@@ -85,7 +85,7 @@ def test_runs_that_stay_away_are_told(quiet, source, target):
     assert ringing(source, target) == {}
 
 
-def test_a_table_that_fails_is_told_while_the_others_go_on(quiet, source, target):
+def test_failed_table_raises_an_alarm_while_others_continue(quiet, source, target):
     source.query("alter table campaigns rename column campaign_id to id")
     try:
         assert quiet.make("extract").returncode == 1
@@ -105,7 +105,7 @@ def test_a_table_that_fails_is_told_while_the_others_go_on(quiet, source, target
     assert ringing(source, target) == {}
 
 
-def test_a_table_that_is_gone_from_the_source_is_not_told(quiet, source, target):
+def test_dropped_source_table_raises_no_alarm(quiet, source, target):
     source.query("create table leaflets (leaflet_id int primary key, updated_at timestamptz default now())")
     quiet.succeed("extract")
     source.query("drop table leaflets")
@@ -115,7 +115,7 @@ def test_a_table_that_is_gone_from_the_source_is_not_told(quiet, source, target)
     assert ringing(source, target) == {}
 
 
-def test_a_watermark_that_is_held_back_is_told_until_it_moves(quiet, source, target):
+def test_held_watermark_raises_an_alarm_until_it_moves(quiet, source, target):
     set_back(target, "etl.watermarks", "as_of", hours=3, where="table_name = 'orders'")
     with closing(psycopg2.connect(source.url("owner"))) as holder, holder.cursor() as cursor:
         cursor.execute("select count(*) from orders")
@@ -135,7 +135,7 @@ def test_a_watermark_that_is_held_back_is_told_until_it_moves(quiet, source, tar
     assert ringing(source, target) == {}
 
 
-def test_a_transaction_that_was_prepared_on_the_source_is_told(source):
+def test_prepared_source_transaction_raises_an_alarm(source):
     query = ALARMS[ON_SOURCE].replace("30 minutes", "0 seconds")
     with closing(psycopg2.connect(source.url("owner"))) as session:
         session.tpc_begin("forgotten")
@@ -149,7 +149,7 @@ def test_a_transaction_that_was_prepared_on_the_source_is_told(source):
     assert source.query(query, "replicator")[1] == []
 
 
-def test_a_row_that_the_target_refuses_is_told_at_once(quiet, source, target):
+def test_rejected_row_raises_an_alarm_at_once(quiet, source, target):
     target.query("alter table raw.products add constraint has_name check (name <> 'refused')", "loader")
     source.query("insert into products (sku, name, category, price, cost) values ('r', 'refused', 'none', 2, 1)")
     quiet.succeed("extract", "products")
@@ -163,7 +163,7 @@ def test_a_row_that_the_target_refuses_is_told_at_once(quiet, source, target):
     assert ringing(source, target) == {}
 
 
-def test_a_table_that_never_succeeded_is_told_until_it_has_been_left_out_for_two_days(quiet, source, target):
+def test_never_loaded_table_alarms_until_excluded_for_two_days(quiet, source, target):
     source.query("create table keyless (a int)")
     assert quiet.make("extract", "keyless").returncode == 1
     source.query("drop table keyless")
@@ -193,7 +193,7 @@ def run_beside(shop, *arguments, **settings):
         process.wait()
 
 
-def test_a_run_that_goes_on_and_on_is_told_and_whether_it_lives(quiet, source, target):
+def test_overlong_run_raises_an_alarm_and_shows_if_it_is_alive(quiet, source, target):
     heading = "A run goes on and on"
     with (
         locked(source.url("owner"), "orders"),
@@ -215,7 +215,7 @@ def test_a_run_that_goes_on_and_on_is_told_and_whether_it_lives(quiet, source, t
     assert ringing(source, target) == {}
 
 
-def test_marts_that_were_not_built_after_a_run_are_told(quiet, source, target):
+def test_marts_not_built_after_a_run_raise_an_alarm(quiet, source, target):
     quiet.succeed("extract")
     at_once = ringing(source, target)
     set_back(target, "etl.runs", "started_at", "ended_at", hours=4)
@@ -233,7 +233,7 @@ def test_marts_that_were_not_built_after_a_run_are_told(quiet, source, target):
 # Queries that tell what goes on
 
 
-def test_the_last_runs_are_told(quiet, source, target):
+def test_last_runs_are_shown(quiet, source, target):
     source.query("update products set name = name || '!'")
     quiet.succeed("extract")
     columns, rows = target.query(blocks("What did the last runs do?")[0], "monitor")
@@ -246,7 +246,7 @@ def test_the_last_runs_are_told(quiet, source, target):
     assert newest["duration"] > dt.timedelta()
 
 
-def test_a_load_under_way_is_told(quiet, target):
+def test_running_load_is_shown(quiet, target):
     (query,) = blocks("How far has a first load come?")
     slowly = {"ETL_LOAD_RANGE_BLOCKS": "1", "ETL_MAX_SOURCE_MB_PER_SECOND": "0.02"}
     before = target.query(query, "monitor")[1]
@@ -260,7 +260,7 @@ def test_a_load_under_way_is_told(quiet, target):
     assert target.query(query, "monitor")[1] == []
 
 
-def test_changes_of_the_source_are_told(quiet, source, target):
+def test_source_changes_are_shown(quiet, source, target):
     source.query("alter table payments add column note text")
     quiet.succeed("extract", "payments")
     columns, rows = target.query(blocks("What has changed in the source's tables?")[0], "monitor")
@@ -270,7 +270,7 @@ def test_changes_of_the_source_are_told(quiet, source, target):
 
 
 @pytest.mark.usefixtures("shop")
-def test_the_size_of_each_schema_is_told(target):
+def test_schema_sizes_are_shown(target):
     _, rows = target.query(blocks("How large is the warehouse?")[0], "monitor")
     sizes = {schema: (tables, size) for schema, tables, size, _ in rows}
     (raw,) = target.force(

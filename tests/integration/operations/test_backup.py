@@ -21,7 +21,7 @@ def change_source(source, text):
     )
 
 
-def test_a_warehouse_restored_from_its_dump_goes_on_and_its_marts_equal_a_full_refresh(shop, source, target, query):
+def test_restored_warehouse_continues_and_equals_a_full_refresh(shop, source, target, query):
     dump, restore = blocks("Backup", "sh")
     change_source(source, "before")
     shop.succeed("extract")
@@ -48,7 +48,7 @@ def test_a_warehouse_restored_from_its_dump_goes_on_and_its_marts_equal_a_full_r
     assert target.query("select count(*) > 0 from etl.runs", "monitor")[1] == [(True,)]
 
 
-def test_without_a_dump_a_lost_ledger_is_made_anew(shop, source, target, query):
+def test_lost_ledger_is_rebuilt_without_a_dump(shop, source, target, query):
     query("drop schema etl cascade")
     change_source(source, "lost")
     for line in blocks("Target")[0].splitlines():

@@ -24,7 +24,7 @@ def assert_refused(side, role, statement):
         side.query(statement, role)
 
 
-def test_the_owner_who_runs_the_blocks_is_no_superuser(source, target):
+def test_owner_running_the_blocks_is_not_a_superuser(source, target):
     for side in (source, target):
         assert side.query("select rolsuper from pg_roles where rolname = current_user")[1] == [(False,)]
 
@@ -57,14 +57,14 @@ def stores(shop, source):
     source.query("drop table stores")
 
 
-def test_a_table_made_later_is_replicated_and_read_by_transformer(stores, source, target):
+def test_table_created_later_is_replicated_and_readable(stores, source, target):
     _, rows = target.query(f"select name from raw.{stores} order by store_id", "transformer")
 
     assert ("first",) in rows
     assert source.query(f"select last_value from {stores}_store_id_seq", "replicator")[1] == [(2,)]
 
 
-def test_a_type_that_widens_below_the_views_is_followed(shop, source, target):
+def test_type_widened_below_views_is_applied(shop, source, target):
     source.query("alter table campaigns alter column budget type numeric(20, 2)")
     finished = shop.succeed("extract", "campaigns")
 
@@ -72,7 +72,7 @@ def test_a_type_that_widens_below_the_views_is_followed(shop, source, target):
     assert target.query("select count(*) > 0 from staging.stg_campaigns", "transformer")[1] == [(True,)]
 
 
-def test_newest_rows_that_were_removed_are_told_from_a_sequence_that_was_restarted(shop, source):
+def test_deleted_newest_rows_are_not_taken_for_a_restart(shop, source):
     source.query("delete from events where event_id > (select max(event_id) - 3 from events)")
 
     assert "events: " in shop.succeed("extract", "events").stderr
@@ -104,7 +104,7 @@ def test_an_analyst_reads_every_mart_and_nothing_else(target):
 
 
 @pytest.mark.usefixtures("shop")
-def test_the_monitor_reads_no_row_that_was_replicated(target):
+def test_monitor_reads_no_replicated_row(target):
     for name in relations(target, "raw", "staging", "snapshots", "marts"):
         assert_refused(target, "monitor", f"select * from {name} limit 1")
     for name in relations(target, "intermediate"):
@@ -114,7 +114,7 @@ def test_the_monitor_reads_no_row_that_was_replicated(target):
     assert_refused(target, "monitor", "select key from etl.rejected_rows")
 
 
-def test_what_replicator_opens_is_read_only_to_begin_with(source):
+def test_replicator_sessions_are_read_only_by_default(source):
     with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
         source.query("create temporary table mine (a int)", "replicator")
 
@@ -140,11 +140,11 @@ def test_what_replicator_opens_is_read_only_to_begin_with(source):
     ],
 )
 @pytest.mark.usefixtures("shop")
-def test_what_a_role_must_not_do_fails(request, side, role, statement):
+def test_forbidden_actions_of_a_role_fail(request, side, role, statement):
     assert_refused(request.getfixturevalue(side), role, statement)
 
 
-def test_the_query_tells_whether_statistics_may_be_granted(source, target):
+def test_query_shows_whether_statistics_can_be_granted(source, target):
     (query,) = blocks("Where you are not a superuser")
 
     assert source.paste(query).splitlines() == ["may_grant_pg_read_all_stats,may_grant_pg_monitor", "t,f"]
@@ -152,7 +152,7 @@ def test_the_query_tells_whether_statistics_may_be_granted(source, target):
     assert_refused(source, "replicator", "set transaction read write; grant pg_read_all_stats to owner")
 
 
-def test_pg_monitor_serves_in_place_of_the_statistics_alone(shop, stores, source):
+def test_pg_monitor_replaces_pg_read_all_stats(shop, stores, source):
     source.query("revoke pg_read_all_stats from replicator")
     without = shop.succeed("extract", stores).stderr
     source.force("grant pg_monitor to replicator")

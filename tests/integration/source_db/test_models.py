@@ -123,7 +123,7 @@ def test_a_type_has_the_labels_and_comment_declared(catalog):
     assert dict(map(tuple, comments)) == {name: kind.__doc__ for kind, name in models.ENUM_TYPES.items()}
 
 
-def test_a_trigger_keeps_every_updated_at(catalog):
+def test_every_updated_at_is_maintained_by_a_trigger(catalog):
     triggers = query(
         catalog, "select tgrelid::regclass::text, tgname, pg_get_triggerdef(oid) from pg_trigger where not tgisinternal"
     )
@@ -134,13 +134,13 @@ def test_a_trigger_keeps_every_updated_at(catalog):
     assert all("BEFORE UPDATE ON" in definition and "FOR EACH ROW" in definition for _, _, definition in triggers)
 
 
-def test_an_index_serves_every_updated_at(catalog):
+def test_every_updated_at_is_indexed(catalog):
     indexed = {name for name in TABLES for one in catalog.get_indexes(name) if one["column_names"] == ["updated_at"]}
 
     assert indexed == set(schema.TABLES) - {"events"}
 
 
-def test_a_table_in_the_way_is_refused_and_nothing_created(source_url):
+def test_existing_table_is_rejected_and_nothing_is_created(source_url):
     with psycopg2.connect(source_url) as connection, connection.cursor() as cursor:
         cursor.execute("create table orders (a int)")
     connection.close()
@@ -153,7 +153,7 @@ def test_a_table_in_the_way_is_refused_and_nothing_created(source_url):
         assert inspector.get_enums() == []
 
 
-def test_a_second_schema_is_refused_with_the_next_step(source_url):
+def test_second_schema_is_rejected_with_the_next_step(source_url):
     schema.apply(source_url)
 
     with pytest.raises(schema.SourceDatabaseError, match="python -m source_db seed"):

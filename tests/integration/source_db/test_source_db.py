@@ -83,11 +83,11 @@ def test_a_seed_of_one_tenth_has_a_tenth_of_the_rows(shop):
     assert 5000 < counts["events"] < 7000
 
 
-def test_the_books_of_the_seed_are_right(shop):
+def test_seeded_data_is_consistent(shop):
     assert broken_books(shop) == {}
 
 
-def test_the_history_is_worth_analysing(shop):
+def test_seeded_history_is_worth_analysing(shop):
     funnel = [row[0] for row in query(shop, "select count(*) from events group by event_type order by event_type")]
     (top_share,) = query(
         shop,
@@ -120,7 +120,7 @@ def test_the_next_row_gets_a_new_number(shop):
     assert query(shop, "select customer_id from customers where email = 'a@b'") == [(201,)]
 
 
-def test_a_seed_into_filled_tables_is_refused_and_changes_nothing(shop):
+def test_seeding_filled_tables_is_rejected_without_changes(shop):
     before = checksums(shop)
 
     with pytest.raises(schema.SourceDatabaseError, match="hold rows already"):
@@ -161,7 +161,7 @@ def query_on(connection, statement):
         return cursor.fetchall() if cursor.description else []
 
 
-def test_the_replicator_reads_every_table_and_what_other_sessions_do(replicated):
+def test_replicator_reads_every_table_and_all_session_activity(replicated):
     assert query_on(replicated, "select count(*) from orders") == [(400,)]
     for table in schema.TABLES:
         assert query_on(replicated, f"select count(*) > 0 from {table}") == [(True,)]
@@ -204,13 +204,13 @@ def test_the_replicator_reads_every_table_and_what_other_sessions_do(replicated)
         "alter system set fsync = off",
     ],
 )
-def test_the_replicator_writes_and_changes_nothing(replicated, statement):
+def test_replicator_cannot_write_or_change_anything(replicated, statement):
     """Even in a session set to read and write, because the role can change that default itself."""
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
         query_on(replicated, statement)
 
 
-def test_the_password_of_the_replicator_is_in_no_statement_that_the_server_sees(servers_home, free_port):
+def test_replicator_password_is_in_no_statement_to_the_server(servers_home, free_port):
     server = Server(
         name="logged", folder=servers_home / "logged", port=free_port(), major=16, settings={"log_statement": "all"}
     )
@@ -228,7 +228,7 @@ def test_the_password_of_the_replicator_is_in_no_statement_that_the_server_sees(
     assert "s3cret" not in logged
 
 
-def test_a_simulation_does_every_kind_of_work_and_keeps_the_books_right(shop):
+def test_simulation_does_all_kinds_of_work_and_stays_consistent(shop):
     before = checksums(shop)
 
     seen: set[str] = set()

@@ -111,7 +111,7 @@ def run(*command, **variables):
     )
 
 
-def test_a_shop_is_seeded_replicated_verified_and_built_with_certificates_verified(shop):
+def test_pipeline_works_with_verified_certificates(shop):
     """No session was without TLS, for the server takes none."""
     shop.succeed("seed", "--scale", "0.02")
     shop.succeed("pipeline")
@@ -123,7 +123,7 @@ def test_a_shop_is_seeded_replicated_verified_and_built_with_certificates_verifi
 
 @pytest.mark.parametrize("side", ["source", "target"])
 @pytest.mark.parametrize("case", REFUSALS)
-def test_a_server_that_cannot_be_verified_is_refused_at_once_with_the_next_step(shop, url_with, side, case):
+def test_unverifiable_server_is_rejected_with_the_next_step(shop, url_with, side, case):
     parameters, found, next_step = REFUSALS[case]
     name = {"source": "shop", "target": "warehouse"}[side]
     wrong = {f"{side.upper()}_DATABASE_URL": url_with(name, **parameters)}
@@ -151,7 +151,7 @@ def debug(url, folder):
     )
 
 
-def test_dbt_refuses_what_etl_refuses(shop, url_with, tmp_path):
+def test_dbt_rejects_what_etl_rejects(shop, url_with, tmp_path):
     assert debug(shop.target_url, tmp_path).returncode == 0
     for case in ("another authority", "another host", "no file", "no TLS"):
         parameters, found, _ = REFUSALS[case]
@@ -162,9 +162,7 @@ def test_dbt_refuses_what_etl_refuses(shop, url_with, tmp_path):
         assert found in finished.stdout, finished.stdout
 
 
-def test_what_the_url_leaves_out_is_taken_from_the_variables_of_libpq_by_dbt_too(
-    shop, authorities, url_with, tmp_path, monkeypatch
-):
+def test_dbt_takes_missing_url_parts_from_libpq_variables(shop, authorities, url_with, tmp_path, monkeypatch):
     """A profile that said prefer would have dbt verify nothing where etl does."""
     plain = url_with("warehouse", sslmode="", sslrootcert="")
     monkeypatch.setenv("PGSSLMODE", "verify-full")
@@ -179,7 +177,7 @@ def test_what_the_url_leaves_out_is_taken_from_the_variables_of_libpq_by_dbt_too
         assert ("certificate verify failed" in connected.stdout) == (code == 3)
 
 
-def test_a_role_without_password_shows_a_certificate_of_its_own(shop, authorities, url_with):
+def test_role_without_password_uses_its_own_certificate(shop, authorities, url_with):
     known, folder = authorities
     client = make_certificate(folder, known["right"], "certified")
     stranger = make_certificate(folder, known["wrong"], "stranger")
@@ -193,7 +191,7 @@ def test_a_role_without_password_shows_a_certificate_of_its_own(shop, authoritie
 
 
 @pytest.mark.skipif(shutil.which("psql") is None, reason="not tested is that make psql verifies: psql is not installed")
-def test_psql_refuses_what_etl_refuses(shop, url_with):
+def test_psql_rejects_what_etl_rejects(shop, url_with):
     command = ("-m", "deploy.local", "psql", "-Atc", "select ssl from pg_stat_ssl where pid = pg_backend_pid()")
 
     right = run(*command, **shop.environment)
@@ -204,7 +202,7 @@ def test_psql_refuses_what_etl_refuses(shop, url_with):
     assert "certificate verify failed" in wrong.stderr
 
 
-def test_psql_without_tls_is_told_before_it_starts(shop, tmp_path):
+def test_psql_without_tls_is_rejected_before_it_starts(shop, tmp_path):
     finished = run("-m", "deploy.local", "psql", **{**shop.environment, "PATH": str(tmp_path)})
 
     assert finished.returncode == 2

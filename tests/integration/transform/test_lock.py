@@ -49,7 +49,7 @@ def wait_for_a_waiter(url):
         time.sleep(0.02)
 
 
-def test_a_second_build_waits_and_is_refused(target_url):
+def test_second_build_waits_and_is_rejected(target_url):
     refusal = r"another dbt command is running on this warehouse; waited 0\.2 s"
     with build_lock(HASTY, target_url), pytest.raises(LockHeldError, match=refusal):
         build_lock(HASTY, target_url).__enter__()
@@ -57,7 +57,7 @@ def test_a_second_build_waits_and_is_refused(target_url):
         pass
 
 
-def test_sessions_of_a_build_notice_that_it_is_gone(target_url):
+def test_build_sessions_detect_a_lost_client(target_url):
     with build_lock(HASTY, target_url) as variables:
         found = ask(target_url, "show client_connection_check_interval", variables["PGOPTIONS"])
 
@@ -73,7 +73,7 @@ def test_the_lock_keeps_no_row_version(target_url):
     assert found == [("idle in transaction", None)]
 
 
-def test_parts_of_an_open_build_are_built_at_once_but_the_same_one_is_not(target_url):
+def test_parts_of_a_build_run_at_once_but_never_the_same_one(target_url):
     begin(target_url, BUILD)
     with part_lock(HASTY, target_url, BUILD, "model.a"), part_lock(HASTY, target_url, BUILD, "model.b") as variables:
         with pytest.raises(LockHeldError, match="another dbt command is running"):
@@ -83,7 +83,7 @@ def test_parts_of_an_open_build_are_built_at_once_but_the_same_one_is_not(target
         pass
 
 
-def test_nobody_else_works_on_the_warehouse_between_two_parts(target_url):
+def test_open_build_blocks_others_between_its_parts(target_url):
     begin(target_url, BUILD)
     with pytest.raises(LockHeldError, match=r"the build pipeline 1 is open on this warehouse; waited 0\.2 s"):
         build_lock(HASTY, target_url).__enter__()
@@ -96,7 +96,7 @@ def test_nobody_else_works_on_the_warehouse_between_two_parts(target_url):
         pass
 
 
-def test_a_build_that_waits_goes_on_once_the_open_one_is_closed(target_url):
+def test_waiting_build_starts_once_the_open_one_is_closed(target_url):
     begin(target_url, BUILD)
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(lambda: build_lock(PATIENT, target_url).__enter__())
@@ -106,7 +106,7 @@ def test_a_build_that_waits_goes_on_once_the_open_one_is_closed(target_url):
         waiting.result(timeout=20)
 
 
-def test_a_part_of_a_build_that_is_not_open_is_refused(target_url):
+def test_part_of_a_build_that_is_not_open_is_rejected(target_url):
     with pytest.raises(
         ClosedBuildError, match="expected the build pipeline 1 to be open on this warehouse, found none"
     ):
@@ -118,7 +118,7 @@ def test_a_part_of_a_build_that_is_not_open_is_refused(target_url):
     assert not close_build(HASTY, target_url, BUILD)
 
 
-def test_a_new_build_of_the_same_owner_takes_the_place_of_the_last_once_its_parts_have_ended(target_url):
+def test_new_build_of_the_same_owner_replaces_the_previous_one(target_url):
     begin(target_url, BUILD)
     with part_lock(HASTY, target_url, BUILD, "model.a"), pytest.raises(LockHeldError, match="another dbt command"):
         open_build(HASTY, target_url, NEXT_BUILD).__enter__()
@@ -130,7 +130,7 @@ def test_a_new_build_of_the_same_owner_takes_the_place_of_the_last_once_its_part
         pass
 
 
-def test_a_build_may_be_opened_again_as_a_cleared_task_does(target_url):
+def test_build_can_be_reopened_by_a_cleared_task(target_url):
     begin(target_url, BUILD)
     begin(target_url, BUILD)
     with part_lock(HASTY, target_url, BUILD, "model.a"):
@@ -138,14 +138,14 @@ def test_a_build_may_be_opened_again_as_a_cleared_task_does(target_url):
     assert close_build(HASTY, target_url, BUILD)
 
 
-def test_an_opening_that_fails_leaves_no_open_build(target_url):
+def test_failed_opening_leaves_no_open_build(target_url):
     with pytest.raises(ZeroDivisionError), open_build(HASTY, target_url, BUILD):
         raise ZeroDivisionError
     with build_lock(HASTY, target_url):
         pass
 
 
-def test_a_build_that_nobody_works_on_is_closed_after_an_hour(target_url):
+def test_idle_build_is_closed_after_an_hour(target_url):
     begin(target_url, BUILD)
     change(target_url, HOURS_AGO)
     with build_lock(HASTY, target_url), pytest.raises(LockHeldError):
@@ -154,7 +154,7 @@ def test_a_build_that_nobody_works_on_is_closed_after_an_hour(target_url):
         part_lock(HASTY, target_url, BUILD, "model.a").__enter__()
 
 
-def test_a_part_that_takes_hours_is_not_taken_for_abandoned_as_it_ends(target_url):
+def test_long_part_does_not_make_its_build_abandoned(target_url):
     begin(target_url, BUILD)
     with ThreadPoolExecutor() as pool:
         with part_lock(HASTY, target_url, BUILD, "model.a"):
@@ -176,7 +176,7 @@ def test_a_part_keeps_no_row_version(target_url):
     assert found == [("idle in transaction", None, None)]
 
 
-def test_builds_of_many_never_mix_however_they_end(target_url, monkeypatch):
+def test_concurrent_builds_never_mix_however_they_end(target_url, monkeypatch):
     """Some end, some are abandoned and come back too late; a part says so, and none works after another has begun."""
     monkeypatch.setattr(lock, "ABANDONED_AFTER_SECONDS", 0.3)
     monkeypatch.setattr(lock, "POLL_SECONDS", 0.02)

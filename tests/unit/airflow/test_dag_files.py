@@ -15,26 +15,26 @@ def test_every_file_is_read_without_connections(dag_files):
     assert all(found["dags"] for found in dag_files.values())
 
 
-def test_every_file_is_read_in_under_two_seconds_of_computing(dag_files):
+def test_every_file_loads_in_under_two_seconds_of_cpu_time(dag_files):
     seconds = {name: found["cpu_seconds"] for name, found in dag_files.items()}
 
     assert all(0 < taken < MAX_CPU_SECONDS for taken in seconds.values()), seconds
 
 
-def test_no_file_loads_what_only_its_tasks_need(dag_files):
+def test_no_file_imports_what_only_its_tasks_need(dag_files):
     for name, found in dag_files.items():
         assert "etl" in found["packages"], name
         assert not HEAVY_PACKAGES & set(found["packages"]), name
 
 
-def test_every_dag_tells_what_it_is_for_and_never_overlaps_itself(dags):
+def test_every_dag_has_a_description_and_never_overlaps_itself(dags):
     for dag in dags.values():
         assert dag["has_documentation"], dag["dag_id"]
         assert "tidemark" in dag["tags"], dag["dag_id"]
         assert (dag["catchup"], dag["max_active_runs"]) == (False, 1), dag["dag_id"]
 
 
-def test_every_task_is_owned_bounded_and_tried_again_and_its_failure_is_told(dags):
+def test_every_task_has_owner_timeout_retries_and_failure_alert(dags):
     tasks = {f"{dag['dag_id']}.{name}": task for dag in dags.values() for name, task in dag["tasks"].items()}
 
     assert len(tasks) > 4
@@ -66,14 +66,14 @@ def test_the_pipeline_goes_from_source_to_documentation(dags):
     assert pipeline["schedule"] == "@hourly"
 
 
-def test_a_table_that_has_a_task_of_its_own_takes_as_many_slots_of_the_pool_as_it_opens_connections(dags):
+def test_mapped_table_takes_as_many_pool_slots_as_connections(dags):
     pools = {name: (task["pool"], task["pool_slots"]) for name, task in dags["warehouse_pipeline"]["tasks"].items()}
 
     assert pools.pop("replicate") == (SOURCE_POOL, 2)  # that `make airflow` makes
     assert set(pools.values()) == {("default_pool", 1)}
 
 
-def test_maintenance_is_weekly_and_nothing_is_vacuumed_while_models_are_built(dags):
+def test_weekly_maintenance_never_vacuums_during_a_model_build(dags):
     maintenance = dags["warehouse_maintenance"]
 
     assert {name: task["after"] for name, task in maintenance["tasks"].items()} == {
@@ -86,7 +86,7 @@ def test_maintenance_is_weekly_and_nothing_is_vacuumed_while_models_are_built(da
     assert maintenance["params"] == ["models", "repair", "tables", "tombstone_days"]
 
 
-def test_a_backfill_is_started_by_hand_only(dags):
+def test_backfill_is_only_started_manually(dags):
     backfill = dags["warehouse_backfill"]
 
     assert {name: task["after"] for name, task in backfill["tasks"].items()} == {
@@ -104,7 +104,7 @@ def test_the_schedule_is_chosen_by_the_environment(tmp_path):
     assert found["dags"][0]["schedule"] == "*/15 * * * *"
 
 
-def test_deadline_and_delay_of_retries_are_chosen_by_the_environment(tmp_path):
+def test_environment_sets_the_deadline_and_retry_delay(tmp_path):
     variables = {"PIPELINE_DEADLINE_MINUTES": "30", "PIPELINE_RETRY_SECONDS": "5"}
     (pipeline,) = read(DAGS / "warehouse_pipeline.py", tmp_path, **variables)["dags"]
 
@@ -113,14 +113,14 @@ def test_deadline_and_delay_of_retries_are_chosen_by_the_environment(tmp_path):
 
 
 @pytest.mark.parametrize("given", ["soon", "-1", "0", "nan", "inf"])
-def test_a_setting_that_is_no_number_is_refused_with_its_name(given, tmp_path):
+def test_non_numeric_setting_is_rejected_by_name(given, tmp_path):
     found = read(DAGS / "warehouse_pipeline.py", tmp_path, PIPELINE_DEADLINE_MINUTES=given)
 
     (error,) = found["errors"].values()
     assert f"PIPELINE_DEADLINE_MINUTES is '{given}': expected a number above 0" in error
 
 
-def test_no_connection_gets_into_what_airflow_stores(tmp_path):
+def test_airflow_stores_no_connection(tmp_path):
     secret = "postgresql://loader:verysecret@warehouse.example/warehouse"
     variables = {"AIRFLOW_CONN_TARGET_DB": secret, "TARGET_DATABASE_URL": secret}
     for path in DAGS.glob("*.py"):

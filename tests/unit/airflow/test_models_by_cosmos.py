@@ -56,13 +56,13 @@ def copied(manifest, tmp_path):
     return Path(shutil.copy(manifest, tmp_path / "airflow" / "manifest.json"))
 
 
-def test_it_is_read_in_under_two_seconds_of_computing_and_without_dbt(found):
+def test_dag_loads_in_under_two_seconds_of_cpu_time_without_dbt(found):
     assert 0 < found["cpu_seconds"] < MAX_CPU_SECONDS
     assert "cosmos" in found["packages"]
     assert "dbt" not in found["packages"]
 
 
-def test_each_model_and_snapshot_is_a_task_after_those_it_reads(tasks, manifest):
+def test_model_and_snapshot_tasks_follow_those_they_read(tasks, manifest):
     nodes = json.loads(manifest.read_text())["nodes"].values()
     names = {f"models.{node['name']}_run" for node in nodes if node["resource_type"] == "model"}
     names |= {f"models.{node['name']}_snapshot" for node in nodes if node["resource_type"] == "snapshot"}
@@ -74,7 +74,7 @@ def test_each_model_and_snapshot_is_a_task_after_those_it_reads(tasks, manifest)
     assert {"models.fct_orders_run", "models.fct_sales_run"} <= set(tasks["models.daily_revenue_run"]["after"])
 
 
-def test_the_rules_are_checked_after_all_models_and_the_end_of_the_build(tasks):
+def test_rules_are_checked_after_all_models_and_the_build_end(tasks):
     assert tasks["begin_build"]["after"] == ["end_run", "extract_and_load", "replicate"]
     assert "dbt_run" not in tasks
     read = {parent for task in tasks.values() for parent in task["after"]}
@@ -87,7 +87,7 @@ def test_the_rules_are_checked_after_all_models_and_the_end_of_the_build(tasks):
     assert tasks["dbt_test"]["produces"] == ["marts"]
 
 
-def test_every_task_is_owned_bounded_and_tried_again_and_its_failure_is_told(tasks):
+def test_every_task_has_owner_timeout_retries_and_failure_alert(tasks):
     for name, task in tasks.items():
         assert task["owner"] == "data_platform", name
         assert (task["retries"], task["first_delay_seconds"], task["backoff"]) == (3, 60, 2), name
@@ -95,7 +95,7 @@ def test_every_task_is_owned_bounded_and_tried_again_and_its_failure_is_told(tas
         assert task["has_callback"], name
 
 
-def test_no_connection_gets_into_what_airflow_stores(manifest, tmp_path):
+def test_airflow_stores_no_connection(manifest, tmp_path):
     secret = "postgresql://loader:verysecret@warehouse.example/warehouse"
     found = read_by_cosmos(manifest, tmp_path, AIRFLOW_CONN_TARGET_DB=secret, TARGET_DATABASE_URL=secret)
 
@@ -103,7 +103,7 @@ def test_no_connection_gets_into_what_airflow_stores(manifest, tmp_path):
     assert "verysecret" not in str(found)
 
 
-def test_a_missing_manifest_is_an_error_that_says_how_to_write_it(tmp_path):
+def test_missing_manifest_is_an_error_with_the_next_step(tmp_path):
     found = read_by_cosmos(tmp_path / "airflow" / "manifest.json", tmp_path)
 
     (error,) = found["errors"].values()
@@ -111,7 +111,7 @@ def test_a_missing_manifest_is_an_error_that_says_how_to_write_it(tmp_path):
     assert found["dags"] == []
 
 
-def test_a_manifest_of_other_models_is_refused(copied, tmp_path):
+def test_manifest_of_other_models_is_rejected(copied, tmp_path):
     content = json.loads(copied.read_text())
     content["metadata"]["env"]["PROJECT_FINGERPRINT"] = "0" * 64
     copied.write_text(json.dumps(content))
@@ -122,7 +122,7 @@ def test_a_manifest_of_other_models_is_refused(copied, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"metadata": {"env": null}}', "[]"])
-def test_what_is_no_manifest_is_refused(copied, content, tmp_path):
+def test_invalid_manifest_is_rejected(copied, content, tmp_path):
     copied.write_text(content)
     found = read_by_cosmos(copied, tmp_path)
 
@@ -130,7 +130,7 @@ def test_what_is_no_manifest_is_refused(copied, content, tmp_path):
     assert "is not a dbt manifest: write it again with `make manifest`" in error
 
 
-def test_another_runner_is_refused_with_those_that_there_are(tmp_path):
+def test_unknown_runner_is_rejected_with_the_known_ones(tmp_path):
     found = read(PIPELINE, tmp_path, AIRFLOW_VAR_DBT_RUNNER="Cosmos")
 
     (error,) = found["errors"].values()

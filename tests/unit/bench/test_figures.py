@@ -14,7 +14,7 @@ def taken(*samples, rows=1000):
     return Figures(rows=rows, repeat=3, machine={"processors": 2}, samples=samples)
 
 
-def test_a_median_is_that_of_the_turns_and_a_ratio_that_of_the_medians():
+def test_medians_are_over_turns_and_ratios_over_medians():
     found = taken(*(sample("tidemark", seconds) for seconds in (1.0, 9.0, 2.0)), sample("psql binary", 4.0))
 
     assert found.median("full load", "tidemark") == 2.0
@@ -22,7 +22,7 @@ def test_a_median_is_that_of_the_turns_and_a_ratio_that_of_the_medians():
     assert found.spread("full load", "tidemark") == (1.0, 9.0)
 
 
-def test_what_was_not_measured_has_no_median_and_no_ratio():
+def test_unmeasured_figures_have_no_median_and_no_ratio():
     found = taken(sample("tidemark", 1.0))
 
     assert found.median("full load", "tutorial") is None
@@ -30,7 +30,7 @@ def test_what_was_not_measured_has_no_median_and_no_ratio():
     assert found.median("full load", "tidemark", lambda each: each.source_transactions_per_second) is None
 
 
-def test_one_wrong_sample_takes_the_median_away():
+def test_one_wrong_sample_removes_the_median():
     found = taken(sample("tutorial", 1.0), sample("tutorial", 1.0, fault="orders: expected 10 rows, found 9"))
 
     assert found.median("full load", "tutorial") is None
@@ -38,7 +38,7 @@ def test_one_wrong_sample_takes_the_median_away():
 
 
 @pytest.mark.parametrize("fault", [None, "failed: no such table"])
-def test_a_file_gives_back_what_was_written(tmp_path, fault):
+def test_file_returns_what_was_written(tmp_path, fault):
     found = taken(sample("tidemark", 1.25, peak_memory_bytes=5, fault=fault))
 
     figures.write(found, tmp_path / "figures.json")

@@ -28,7 +28,7 @@ def test_the_command_prints_a_markdown_table_of_a_file(tmp_path, monkeypatch, ca
     assert "| full load | 3.00 (3.00-3.00) | 2.00 (2.00-2.00) | 1.50 |  |" in lines
 
 
-def test_a_wrong_contender_is_told_as_wrong_without_a_ratio():
+def test_wrong_contender_is_shown_as_wrong_without_a_ratio():
     found = taken(sample("tidemark", 3.0, fault="orders: expected 2 rows, found 1"), sample("psql binary", 2.0))
 
     (table,) = report.tables(found)
@@ -39,7 +39,7 @@ def test_a_wrong_contender_is_told_as_wrong_without_a_ratio():
     ]
 
 
-def test_load_on_the_source_is_told_as_a_share_of_pgbench_alone():
+def test_source_load_is_shown_relative_to_pgbench_alone():
     found = taken(
         sample("tidemark", 4.0, report.BESIDE, source_transactions_per_second=750.0),
         sample(report.ALONE, 10.0, report.BESIDE, source_transactions_per_second=1000.0),
@@ -50,7 +50,7 @@ def test_load_on_the_source_is_told_as_a_share_of_pgbench_alone():
     assert table.rows == (("none", "1,000", "1.00", ""), ("tidemark", "750", "0.75", "4.00 (4.00-4.00)"))
 
 
-def test_what_has_a_plain_query_is_told_by_it_and_among_the_others_only_where_there_are_others():
+def test_plain_query_is_the_baseline_where_there_is_one():
     found = taken(
         sample("tidemark", 3.0, "verify"),
         sample("plain query", 2.0, "verify"),
@@ -66,18 +66,18 @@ def test_what_has_a_plain_query_is_told_by_it_and_among_the_others_only_where_th
     assert [(row[0], row[-1]) for row in comparing.rows] == [("verify", "1.50"), ("deleted", "3.00")]
 
 
-def test_tables_take_the_place_of_those_between_the_marks():
+def test_tables_replace_those_between_the_marks():
     page = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
 
     assert report.replace_between_marks(page, "new") == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
 
 
-def test_a_page_without_marks_is_refused():
+def test_page_without_marks_is_rejected():
     with pytest.raises(ValueError, match="expected the marks"):
         report.replace_between_marks("no marks", "new")
 
 
-def test_a_picture_has_a_line_for_each_contender_in_order_of_size():
+def test_picture_has_a_line_per_contender_in_order_of_size():
     found = [
         taken(sample("tidemark", 10.0), sample("psql binary", 1.0), rows=100_000),
         taken(sample("tidemark", 1.0), sample("psql binary", 0.1), rows=1000),
@@ -92,6 +92,6 @@ def test_a_picture_has_a_line_for_each_contender_in_order_of_size():
     assert {"rows of orders", "seconds", "full load", "tidemark"} <= {text.text for text in drawn.iter() if text.text}
 
 
-def test_nothing_to_draw_is_refused():
+def test_empty_picture_is_rejected():
     with pytest.raises(ValueError, match="expected figures of one of these tasks"):
         picture.draw([taken(sample("tidemark", 1.0, "verify"))])

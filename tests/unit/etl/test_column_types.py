@@ -89,7 +89,7 @@ def test_a_type_maps_to_what_the_target_can_hold(oid, formatted, expected):
     assert (found.name, found.is_cast, found.is_binary) == expected
 
 
-def test_an_infinite_interval_travels_as_text_to_a_server_that_has_none():
+def test_infinite_interval_is_sent_as_text_to_older_servers():
     """PostgreSQL 16 takes the binary form for 178,956,970 years."""
     older = TargetTypes(names=BUILT_IN, major=16)
 

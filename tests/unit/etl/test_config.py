@@ -27,7 +27,7 @@ def test_the_shipped_tables_file_is_valid():
     assert tables.table("schema_migrations").skip
 
 
-def test_every_fault_is_reported_together():
+def test_all_configuration_errors_are_reported_together():
     with pytest.raises(ConfigurationError) as caught:
         load_settings({"SOURCE_DATABASE_URL": "", "ETL_PARALLEL_TABLES": "0", "ETL_LOCK_WAIT_SECONDS": "nan"})
 
@@ -67,7 +67,7 @@ def test_a_tables_file_that_is_missing_is_named(tmp_path):
         ("tables: {orders: ", "is not YAML"),
     ],
 )
-def test_a_fault_in_the_tables_file_is_told(tmp_path, text, fault):
+def test_tables_file_error_is_reported(tmp_path, text, fault):
     path = tmp_path / "tables.yml"
     path.write_text(text)
 
@@ -93,7 +93,7 @@ def test_one_connection_is_too_few_for_the_source():
         load_settings({**ENVIRONMENT, "ETL_MAX_CONNECTIONS_SOURCE": "1"})
 
 
-def test_the_connections_of_the_source_bound_the_tables_at_work():
+def test_source_connections_limit_parallel_tables():
     settings = load_settings({**ENVIRONMENT, "ETL_MAX_CONNECTIONS_SOURCE": "4", "ETL_PARALLEL_TABLES": "8"})
 
     assert settings.workers == 3
@@ -104,7 +104,7 @@ def test_the_connections_of_the_source_bound_the_tables_at_work():
     ("rate", "seconds", "expected"),
     [("0", "1", 131_072), ("8.192", "10", 10_000), ("1000", "3600", 131_072), ("0.001", "0", 1)],
 )
-def test_a_range_of_a_first_load_can_be_read_while_its_snapshot_is_held(rate, seconds, expected):
+def test_load_range_is_readable_while_its_snapshot_is_held(rate, seconds, expected):
     settings = load_settings({**ENVIRONMENT, "ETL_MAX_SOURCE_MB_PER_SECOND": rate, "ETL_MAX_SNAPSHOT_SECONDS": seconds})
 
     assert settings.range_blocks == expected
@@ -127,7 +127,7 @@ def test_every_setting_is_documented_with_its_default(path, pattern):
     }
 
 
-def test_every_entry_of_the_tables_file_is_documented_with_its_default():
+def test_every_tables_file_entry_is_documented_with_its_default():
     text = (ROOT / "docs/configuration.md").read_text()
     documented = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", text, flags=re.MULTILINE))
 

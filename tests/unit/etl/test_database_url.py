@@ -28,7 +28,7 @@ from etl.errors import ConfigurationError
         "host=host port=s3cret",
     ],
 )
-def test_what_is_no_url_is_refused_and_none_of_it_is_told(text):
+def test_invalid_url_is_rejected_without_showing_it(text):
     with pytest.raises(
         ConfigurationError, match=r"^SOURCE is not a libpq URL: expected .* percent-encoded$"
     ) as refused:
@@ -52,7 +52,7 @@ def test_what_is_no_url_is_refused_and_none_of_it_is_told(text):
         ("host=host password=a://b/c@s3cret dbname=db", "host:5432/db"),
     ],
 )
-def test_a_url_is_told_by_its_address(text, address):
+def test_url_is_shown_as_its_address(text, address):
     read_url(text, "SOURCE")
 
     assert DatabaseUrl(text).address == address
@@ -75,5 +75,5 @@ def test_a_url_is_told_by_its_address(text, address):
         {},
     ],
 )
-def test_a_url_is_made_of_its_parts_and_read_back(parts):
+def test_url_is_built_from_its_parts_and_read_back(parts):
     assert read_url(make_url(parts), "SOURCE") == parts

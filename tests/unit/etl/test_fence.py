@@ -38,17 +38,17 @@ def test_nothing_settles_beside_a_prepared_transaction():
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(-1, False), (0, False), (1, True)])
-def test_a_transaction_that_began_at_or_before_the_point_holds_it(seconds, expected):
+def test_transaction_started_no_later_than_the_point_holds_it(seconds, expected):
     started = NOON + dt.timedelta(seconds=seconds)
 
     assert fence.is_settled(point(), activity(oldest_start=started)) is expected
 
 
-def test_a_restart_of_the_server_ends_transactions_whose_ids_it_uses_again():
+def test_server_restart_ends_transactions_with_reused_ids():
     assert fence.is_settled(point(transactions=["3/1"]), activity(["3/1"], server_started_at=NOON))
 
 
-def test_a_clock_that_was_set_back_is_noticed_from_any_earlier_point():
+def test_clock_set_back_is_detected_from_any_earlier_point():
     progress = Progress(as_of=NOON, points=(point(as_of=NOON + dt.timedelta(seconds=60)),))
 
     assert fence.seconds_set_back(progress, point(as_of=NOON + dt.timedelta(seconds=20))) == 40
@@ -56,13 +56,13 @@ def test_a_clock_that_was_set_back_is_noticed_from_any_earlier_point():
     assert fence.seconds_set_back(Progress(), point()) == 0
 
 
-def test_an_instant_without_time_zone_is_refused():
+def test_instant_without_time_zone_is_rejected():
     with pytest.raises(ValueError, match="naive"):
         fence.set_back(dt.datetime(2026, 1, 1), 5)
 
 
 @given(st.lists(TRANSACTIONS, min_size=1, max_size=fence.MAX_KEPT_POINTS - 1), TRANSACTIONS)
-def test_the_watermark_is_the_newest_point_without_open_transactions(held, still_open):
+def test_watermark_is_the_newest_point_without_transactions(held, still_open):
     points = [point(str(place), transactions) for place, transactions in enumerate(held)]
     before = Progress(watermark="before", column="c", points=tuple(points[:-1]))
 
@@ -75,7 +75,7 @@ def test_the_watermark_is_the_newest_point_without_open_transactions(held, still
 
 
 @given(st.integers(min_value=fence.MAX_KEPT_POINTS, max_value=200))
-def test_a_watermark_held_for_long_keeps_a_bounded_number_of_points(runs):
+def test_long_held_watermark_keeps_a_limited_number_of_points(runs):
     progress = Progress(column="c")
     for run in range(runs):
         progress = fence.advance(progress, point(str(run), ["3/1"]), activity(["3/1"]))

@@ -14,7 +14,7 @@ def blocks_between(counts, start, end):
 
 
 @given(COUNTS, st.integers(min_value=1, max_value=40))
-def test_ranges_follow_each_other_to_the_end_and_hold_no_more_than_the_limit(counts, limit):
+def test_ranges_are_contiguous_and_within_the_limit(counts, limit):
     start, seen = 0, 0
     while (end := range_end(counts, start, limit)) is not None:
         held = blocks_between(counts, start, end)

@@ -13,12 +13,12 @@ from etl.ledger.versions import VERSION
 PAGE = Path(__file__).parents[3] / "docs" / "ledger.md"
 
 
-def test_the_page_about_the_ledger_is_current():
+def test_ledger_page_is_current():
     """If not: python -m etl.ledger.describe docs/ledger.md."""
     assert PAGE.read_text(encoding="utf-8") == describe()
 
 
-def test_every_table_and_column_of_the_ledger_says_what_it_is():
+def test_every_ledger_table_and_column_is_described():
     found = list(tables.METADATA.tables.values())
 
     assert len(found) == 7
@@ -35,7 +35,7 @@ def test_each_version_has_a_revision_that_leads_to_it():
 
 
 @pytest.mark.parametrize("version", range(1, VERSION))
-def test_a_migration_begins_behind_the_version_that_is_there(version):
+def test_migration_starts_after_the_current_version(version):
     found = composition.compose(version, VERSION)
 
     assert ("etl.rejected_rows" in found, "etl.reconciliations" in found, "shared_by" in found) == (
@@ -45,7 +45,7 @@ def test_a_migration_begins_behind_the_version_that_is_there(version):
     )
 
 
-def test_statements_have_nothing_that_a_driver_or_a_setting_reads_otherwise():
+def test_statements_contain_no_percent_sign_or_backslash():
     """Per cent signs begin parameters, and a backslash means what standard_conforming_strings says."""
     found = tables.compose_creation() + tables.compose_comments("Ledger version 0.")
 

@@ -54,7 +54,7 @@ def test_looking_ahead_takes_nothing_from_what_is_read(chunks, size):
     assert ends_within == [sum(map(len, chunks)) <= size]
 
 
-def test_a_writer_that_fails_at_once_is_an_error_for_who_looks_ahead():
+def test_immediate_writer_failure_is_raised_when_looking_ahead():
     def write(_):
         raise LookupError("the source is gone")
 
@@ -63,7 +63,7 @@ def test_a_writer_that_fails_at_once_is_an_error_for_who_looks_ahead():
 
 
 @given(st.integers(min_value=0, max_value=300_000))
-def test_a_failing_writer_is_an_error_for_the_reader_and_the_cause_is_raised(size):
+def test_writer_failure_fails_the_reader_and_is_raised(size):
     ended = []
 
     def write(file):
@@ -81,7 +81,7 @@ def test_a_failing_writer_is_an_error_for_the_reader_and_the_cause_is_raised(siz
     assert ended == []
 
 
-def test_a_failing_reader_stops_the_writer_and_its_cause_is_raised():
+def test_reader_failure_stops_the_writer_and_is_raised():
     stopped = []
 
     def write(file):

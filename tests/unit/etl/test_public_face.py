@@ -12,7 +12,7 @@ def test_every_public_name_can_be_imported():
     assert [name for name in etl.__all__ if not hasattr(etl, name)] == []
 
 
-def test_an_unknown_name_is_refused_as_python_does():
+def test_unknown_name_is_rejected_as_in_python():
     with pytest.raises(AttributeError, match="module 'etl' has no attribute 'extract'"):
         etl.extract  # noqa: B018
 

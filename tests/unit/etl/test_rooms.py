@@ -50,11 +50,11 @@ def test_rooms_import_one_way():
     assert (wrong | (crossings & BESIDE)) - ALLOWED == set()
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_no_modules_import_each_other_in_cycles():
     assert len(list(TopologicalSorter(IMPORTS).static_order())) >= len(NAMES)
 
 
-def test_no_room_has_more_modules_than_one_can_look_over():
+def test_no_room_has_too_many_modules():
     folders = {path.parent for path in MODULES}
     sizes = {str(one): sum(path.parent == one and path.name[0] != "_" for path in MODULES) for one in folders}
 
@@ -62,7 +62,7 @@ def test_no_room_has_more_modules_than_one_can_look_over():
     assert {name: size for name, size in sizes.items() if size > MOST_MODULES} == {}
 
 
-def test_no_room_prints_but_those_that_face_a_person():
+def test_only_user_facing_rooms_print():
     printing = {
         name
         for name, path in zip(NAMES, MODULES.values(), strict=True)

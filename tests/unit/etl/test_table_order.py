@@ -20,7 +20,7 @@ def reaches(references):
     return found
 
 
-def test_lines_go_before_their_orders_and_orders_before_their_customers():
+def test_lines_go_before_orders_and_orders_before_customers():
     references = [("items", "orders"), ("items", "products"), ("orders", "customers"), ("payments", "orders")]
 
     order = order_children_first(NAMES, references)
@@ -30,7 +30,7 @@ def test_lines_go_before_their_orders_and_orders_before_their_customers():
 
 
 @given(references_of)
-def test_a_child_goes_before_its_parent_unless_both_refer_to_each_other(references):
+def test_child_goes_before_its_parent_unless_they_form_a_cycle(references):
     order = order_children_first(NAMES, references)
 
     place = {name: number for number, name in enumerate(order.names)}
@@ -42,7 +42,7 @@ def test_a_child_goes_before_its_parent_unless_both_refer_to_each_other(referenc
 
 
 @given(references_of)
-def test_tables_that_refer_to_each_other_are_told(references):
+def test_cyclic_references_are_reported(references):
     order = order_children_first(NAMES, references)
 
     leads = reaches(references)
@@ -52,20 +52,20 @@ def test_tables_that_refer_to_each_other_are_told(references):
 
 
 @given(references_of, st.permutations(NAMES))
-def test_the_order_does_not_depend_on_how_the_tables_were_listed(references, names):
+def test_table_order_is_independent_of_the_listing(references, names):
     expected = order_children_first(NAMES, references)
 
     assert order_children_first(names, references[::-1]) == expected
 
 
-def test_references_to_tables_that_are_not_replicated_count_for_nothing():
+def test_references_to_unreplicated_tables_are_ignored():
     order = order_children_first(["orders", "items"], [("items", "products"), ("products", "orders")])
 
     assert order.names == ("items", "orders")
     assert related_tables(["orders", "items"], [("items", "products"), ("items", "orders")]) == ("items", "orders")
 
 
-def test_a_table_that_refers_to_itself_alone_is_neither_a_cycle_nor_read_again():
+def test_self_reference_is_neither_a_cycle_nor_read_again():
     references = [("orders", "orders"), ("items", "orders"), ("events", "events")]
 
     assert order_children_first(NAMES, references).cycles == ()

@@ -29,7 +29,7 @@ TAKEN = st.tuples(st.integers(1, 5000), st.floats(0, 10))  # bytes, and seconds 
 
 
 @given(st.lists(TAKEN, min_size=1, max_size=20))
-def test_no_stretch_of_time_has_more_bytes_than_the_rate_allows(taken):
+def test_no_interval_exceeds_the_byte_rate(taken):
     clock = make_clock()
     throttle = Throttle(RATE, clock=clock.read, sleep=clock.sleep)
     stretches = []
@@ -45,7 +45,7 @@ def test_no_stretch_of_time_has_more_bytes_than_the_rate_allows(taken):
             assert stretches[last][1] - begun >= size / RATE - 1e-6
 
 
-def test_nobody_waits_longer_than_the_rate_asks(clock):
+def test_no_wait_is_longer_than_the_rate_requires(clock):
     throttle = Throttle(RATE, clock=clock.read, sleep=clock.sleep)
 
     for _ in range(10):
@@ -55,7 +55,7 @@ def test_nobody_waits_longer_than_the_rate_asks(clock):
 
 
 @given(st.lists(st.binary(max_size=3000), max_size=10), st.integers(1, 2000))
-def test_what_is_written_is_passed_on_and_the_file_below_stays_open(chunks, chunk_bytes):
+def test_data_is_passed_on_and_the_underlying_file_stays_open(chunks, chunk_bytes):
     clock = make_clock()
     into = io.BytesIO()
 

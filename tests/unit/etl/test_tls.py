@@ -24,21 +24,21 @@ MISSING = (
         ('invalid sslmode value: "full"', "sslmode is one of"),
     ],
 )
-def test_each_refusal_has_its_next_step(text, step):
+def test_each_rejection_has_its_next_step(text, step):
     assert step in find_next_step(text)
 
 
 @pytest.mark.parametrize("text", ["connection refused", "FATAL: password authentication failed", "the database system"])
-def test_what_is_not_about_tls_has_none(text):
+def test_errors_unrelated_to_tls_have_no_next_step(text):
     assert find_next_step(text) is None
     assert without_advice(text) == text
 
 
-def test_the_advice_to_verify_nothing_is_left_out():
+def test_advice_to_disable_verification_is_removed():
     assert without_advice(MISSING).endswith('root certificate file "/x" does not exist')
 
 
-def test_dbt_gets_what_the_url_says_else_what_libpq_would_take(monkeypatch):
+def test_dbt_uses_the_url_and_otherwise_libpq_variables(monkeypatch):
     monkeypatch.setenv("PGSSLMODE", "verify-full")
     monkeypatch.setenv("PGSSLROOTCERT", "/system.crt")
     monkeypatch.delenv("PGSSLCERT", raising=False)

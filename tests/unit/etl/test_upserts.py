@@ -5,7 +5,7 @@ from etl.ledger.tables import METADATA
 from etl.postgres.sql import compose_upsert
 
 
-def test_an_upsert_replaces_all_values_but_the_key():
+def test_upsert_replaces_all_values_but_the_key():
     found = compose_upsert(("etl", "notes"), key=("place", "day"), values=("note", "author"))
 
     assert found == (
@@ -14,7 +14,7 @@ def test_an_upsert_replaces_all_values_but_the_key():
     )
 
 
-def test_an_upsert_keeps_what_was_inserted_and_stamps_both_ways():
+def test_upsert_keeps_insert_only_columns_and_sets_the_stamp():
     found = compose_upsert(
         ("etl", "notes"), key=("place",), values=("note",), kept=("first_author",), stamp="changed_at"
     )
@@ -26,14 +26,14 @@ def test_an_upsert_keeps_what_was_inserted_and_stamps_both_ways():
     )
 
 
-def test_names_of_an_upsert_are_quoted_where_they_have_to_be():
+def test_upsert_names_are_quoted_where_needed():
     found = compose_upsert(("etl", "Notes"), key=("place",), values=("My note",))
 
     assert found.startswith('insert into etl."Notes" (place, "My note") ')
     assert found.endswith('on conflict (place) do update set "My note" = excluded."My note"')
 
 
-def test_upserts_of_the_ledger_name_its_columns_and_its_primary_keys():
+def test_ledger_upserts_name_its_columns_and_primary_keys():
     for table_name, statement in (
         ("watermarks", progress.SAVE_PROGRESS),
         ("loads", progress.SAVE_LOAD),

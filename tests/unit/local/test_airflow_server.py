@@ -48,7 +48,7 @@ def begin():
         process.communicate()
 
 
-def test_a_port_that_is_taken_is_told_before_anything_is_made(webhook, tmp_path):
+def test_busy_port_is_reported_before_anything_is_created(webhook, tmp_path):
     url, _ = webhook
     port = int(url.split(":")[2].split("/")[0])
     server = Server(name="target", folder=tmp_path / "target", port=1, major=18)
@@ -60,7 +60,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_made(webhook, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_processes_without_an_environment_are_stopped_with_their_children(begin, tmp_path):
+def test_processes_without_environment_are_stopped_with_children(begin, tmp_path):
     airflow = Airflow(home=tmp_path, port=1)
     process = begin(CHECKOUT)
     airflow.session.write_text(f"{process.pid}\n")
@@ -73,7 +73,7 @@ def test_processes_without_an_environment_are_stopped_with_their_children(begin,
     assert not stop(airflow)
 
 
-def test_a_session_whose_number_is_used_elsewhere_is_left_alone(begin, tmp_path):
+def test_process_with_a_reused_session_id_is_left_alone(begin, tmp_path):
     airflow = Airflow(home=tmp_path, port=1)
     process = begin("/")
     airflow.session.write_text(f"{process.pid}\n")

@@ -28,7 +28,7 @@ def test_all_services_are_there():
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_container_is_contained(name):
+def test_containers_run_with_restricted_privileges(name):
     service = SERVICES[name]
 
     assert service["read_only"] is True
@@ -53,7 +53,7 @@ def authority(url):
     return url.split("://", 1)[1].rpartition("@")[0]
 
 
-def test_what_waits_for_others_waits_for_their_health_or_their_end():
+def test_services_wait_for_health_or_completion_of_others():
     conditions = {
         needed["condition"] for service in SERVICES.values() for needed in service.get("depends_on", {}).values()
     }
@@ -61,14 +61,14 @@ def test_what_waits_for_others_waits_for_their_health_or_their_end():
     assert conditions == {"service_healthy", "service_completed_successfully"}
 
 
-def test_the_metadata_of_airflow_are_reached_by_its_own_parts_only():
+def test_only_airflow_services_reach_its_metadata_database():
     reaching = {name for name, service in SERVICES.items() if "metadata" in service["networks"]}
 
     assert COMPOSE["networks"]["metadata"] == {"internal": True}
     assert {name for name in reaching if not name.startswith(("airflow", "redis"))} == set()
 
 
-def test_a_worker_has_nothing_of_the_metadata_and_no_key_but_the_one_that_its_logs_are_asked_for_with():
+def test_worker_has_no_metadata_access_and_only_the_log_key():
     worker = SERVICES["airflow-worker"]
     keys = [name for name in worker["secrets"] if name.startswith("airflow")]
     near = {name for name, service in SERVICES.items() if set(service["networks"]) & set(worker["networks"])}
@@ -81,7 +81,7 @@ def test_a_worker_has_nothing_of_the_metadata_and_no_key_but_the_one_that_its_lo
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_file_that_a_variable_is_read_from_is_mounted_where_it_is_used(name):
+def test_file_read_by_a_variable_is_mounted_where_it_is_used(name):
     """Celery's are named everywhere, and read where tasks are handed out and taken."""
     environment = SERVICES[name].get("environment", {})
     read = {str(value).rpartition("/")[2] for variable, value in environment.items() if variable.endswith("_CMD")}
@@ -91,7 +91,7 @@ def test_a_file_that_a_variable_is_read_from_is_mounted_where_it_is_used(name):
     assert read <= set(SERVICES[name].get("secrets", []))
 
 
-def test_settings_of_a_load_reach_all_that_load_and_have_their_defaults_elsewhere():
+def test_load_settings_reach_their_services_without_defaults():
     settings = {name for name in EXAMPLES if name.startswith("ETL_")} - {"ETL_TABLES"}  # that file is in the image
 
     assert len(settings) > 10
@@ -101,7 +101,7 @@ def test_settings_of_a_load_reach_all_that_load_and_have_their_defaults_elsewher
         assert {variable for variable in settings if environment[variable]} == {"ETL_LOCK_WAIT_SECONDS"}, name
 
 
-def test_alerts_can_be_chosen_for_all_that_send_them_and_leave_from_there():
+def test_only_alert_senders_get_the_alert_settings():
     assert sorted(ALERTS) == sorted(CHOICES)
     for name in SENDERS:
         service = SERVICES[name]
@@ -120,7 +120,7 @@ def has_compose():
 
 
 @pytest.mark.skipif(not has_compose(), reason="Docker's compose plugin is not installed: .env is not tried")
-def test_a_port_in_the_environment_file_counts_although_make_exports_an_empty_one(tmp_path, monkeypatch):
+def test_port_in_the_env_file_counts_despite_an_empty_export(tmp_path, monkeypatch):
     shutil.copy(CHECKOUT / "docker-compose.yml", tmp_path)
     (tmp_path / ".env").write_text("SOURCE_PORT=15433\nTARGET_PORT=15434\n")
     make_secrets(tmp_path)
@@ -133,13 +133,13 @@ def test_a_port_in_the_environment_file_counts_although_make_exports_an_empty_on
     assert services["target_db"]["ports"][0]["published"] == "25434"
 
 
-def test_the_pool_is_the_one_that_the_tasks_name():
+def test_pool_is_the_one_named_by_the_tasks():
     command = "".join(SERVICES["airflow-init"]["command"])
 
     assert f"airflow pools set {SOURCE_POOL} {SOURCE_POOL_SLOTS} " in command
 
 
-def test_without_docker_the_next_step_is_told(monkeypatch, capsys, tmp_path):
+def test_missing_docker_shows_the_next_step(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert commands.main(["down"]) == 1
@@ -155,12 +155,12 @@ def test_a_backup_never_overwrites_a_file(tmp_path, capsys):
     assert f"{path} already exists" in capsys.readouterr().err
 
 
-def test_a_backup_that_is_missing_is_told_before_anything_is_touched(tmp_path, capsys):
+def test_missing_backup_is_reported_before_any_change(tmp_path, capsys):
     assert commands.main(["restore", str(tmp_path / "none.dump")]) == 1
     assert "none.dump does not exist: the backups are in backups/" in capsys.readouterr().err
 
 
-def test_the_image_bears_the_version_of_the_project():
+def test_image_has_the_version_of_the_project():
     version = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
 
     assert f"\nARG VERSION={version}\n" in (CHECKOUT / "Dockerfile").read_text()

@@ -24,14 +24,14 @@ def secrets(tmp_path):
     return folder
 
 
-def test_each_role_of_a_host_has_a_line_with_its_characters_escaped(secrets):
+def test_each_role_of_a_host_has_an_escaped_line(secrets):
     assert list(passfile_lines(secrets)) == [
         "shop.example.org:*:*:replicator:d e\n",
         "target_db:*:*:loader:a\\:b\\\\c\n",
     ]
 
 
-def test_the_program_takes_the_place_of_the_process_and_its_exit_code_is_passed_on(tmp_path):
+def test_program_replaces_the_process_and_returns_its_exit_code(tmp_path):
     finished = subprocess.run(
         [sys.executable, "-m", "deploy.containers.entrypoint", "sh", "-c", 'cat "$PGPASSFILE"; exit 7'],
         env={"PATH": "/usr/bin:/bin", "PGPASSFILE": str(tmp_path / "pgpass"), "PYTHONPATH": "."},
@@ -44,7 +44,7 @@ def test_the_program_takes_the_place_of_the_process_and_its_exit_code_is_passed_
     assert stat.S_IMODE((tmp_path / "pgpass").stat().st_mode) == 0o600
 
 
-def test_the_program_alone_has_the_urls_of_alerts_and_only_those_whose_files_say_something(secrets):
+def test_only_the_program_gets_alert_urls_from_non_empty_files(secrets):
     (secrets / "alert_webhook_url").write_text("https://hooks.example/key\n")
     (secrets / "alert_smtp_url").write_text("\n")
     script = (
@@ -59,7 +59,7 @@ def test_the_program_alone_has_the_urls_of_alerts_and_only_those_whose_files_say
     assert sorted(told) == ["ALERT_WEBHOOK_URL=https://hooks.example/key", "KEPT=1"]
 
 
-def test_a_program_that_is_missing_is_told(tmp_path, secrets, capsys):
+def test_missing_program_is_reported(tmp_path, secrets, capsys):
     assert main(["no-such-program"], {"PGPASSFILE": str(tmp_path / "pgpass")}, secrets) == 2
     assert capsys.readouterr().err == "entrypoint: no-such-program: No such file or directory\n"
     assert (tmp_path / "pgpass").read_text().count("\n") == 2
@@ -70,7 +70,7 @@ def test_nothing_to_run_is_wrong_usage(capsys):
     assert "expected a program" in capsys.readouterr().err
 
 
-def test_airflow_finds_the_login_in_a_file_that_it_may_write(tmp_path, secrets):
+def test_airflow_reads_the_login_from_a_writable_file(tmp_path, secrets):
     path = tmp_path / "logins.json"
     for _ in range(2):  # a container that starts again finds the last one's
         main(["no-such-program"], {"AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(path)}, secrets)

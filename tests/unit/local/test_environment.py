@@ -16,14 +16,14 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def test_a_changed_lock_asks_for_a_new_installation(checkout):
+def test_changed_lock_file_requires_a_new_installation(checkout):
     before = environment.fingerprint(checkout, "core")
     (checkout / "lock" / "core.txt").write_text("a==2\n")
 
     assert environment.fingerprint(checkout, "core") != before
 
 
-def test_a_half_made_environment_counts_as_none(checkout):
+def test_incomplete_environment_counts_as_missing(checkout):
     made = checkout / ".venv"
     made.mkdir()
     (made / "installed.txt").write_text(environment.fingerprint(checkout, "core") + "\n")
@@ -41,7 +41,7 @@ def test_an_installed_group_is_not_installed_again(checkout):
     assert python.read_text() == ""
 
 
-def test_an_old_python_is_told_which_one_is_wanted(checkout, monkeypatch, capsys):
+def test_old_python_is_rejected_with_the_required_version(checkout, monkeypatch, capsys):
     monkeypatch.setattr(environment.sys, "version_info", (3, 9, 2))
 
     assert environment.main("core", checkout) == 1
@@ -59,7 +59,7 @@ def test_the_script_needs_the_standard_library_only():
     assert finished.returncode == 0, finished.stderr
 
 
-def test_the_locks_hold_hashes_and_no_address():
+def test_lock_files_hold_hashes_and_no_urls():
     locks = sorted((environment.CHECKOUT / "lock").glob("*.txt"))
 
     assert [lock.stem for lock in locks] == ["airflow", "core", "dev"]

@@ -15,7 +15,7 @@ def read(checkout):
     return {path.name: path.read_text() for path in (checkout / ".secrets").iterdir()}
 
 
-def test_each_secret_is_made_once_at_random(tmp_path):
+def test_each_secret_is_generated_once_at_random(tmp_path):
     made = make_secrets(tmp_path)
     first = read(tmp_path)
 
@@ -28,7 +28,7 @@ def test_each_secret_is_made_once_at_random(tmp_path):
     assert len(base64.urlsafe_b64decode(first["airflow_fernet_key"])) == 32
 
 
-def test_a_secret_that_is_removed_is_made_anew_and_no_other(tmp_path):
+def test_only_a_removed_secret_is_regenerated(tmp_path):
     make_secrets(tmp_path)
     first = read(tmp_path)
     for name in ("target_db.loader", "redis_conf"):
@@ -40,7 +40,7 @@ def test_a_secret_that_is_removed_is_made_anew_and_no_other(tmp_path):
     assert {name for name in first if first[name] != second[name]} == {*of_redis, "target_db.loader"}
 
 
-def test_where_alerts_go_is_empty_until_a_person_writes_it_and_stays_then(tmp_path):
+def test_alert_destinations_are_empty_until_set_and_then_stay(tmp_path):
     make_secrets(tmp_path)
     assert {read(tmp_path)[name] for name in CHOICES} == {""}
     (tmp_path / ".secrets" / "alert_smtp_url").write_text("smtps://user:password@mail.example")
@@ -50,7 +50,7 @@ def test_where_alerts_go_is_empty_until_a_person_writes_it_and_stays_then(tmp_pa
     assert read(tmp_path)["alert_webhook_url"] == ""
 
 
-def test_only_the_owner_enters_the_folder_and_containers_read_the_files(tmp_path):
+def test_only_the_owner_enters_the_folder_containers_read_files(tmp_path):
     make_secrets(tmp_path)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / ".secrets").iterdir()}
 
@@ -59,7 +59,7 @@ def test_only_the_owner_enters_the_folder_and_containers_read_the_files(tmp_path
     assert set(modes.values()) == {0o444}
 
 
-def test_lines_of_a_person_in_the_environment_file_stay(tmp_path):
+def test_user_lines_in_the_environment_file_are_kept(tmp_path):
     (tmp_path / ".env").write_text("SEED_SCALE=3")
     make_secrets(tmp_path)
     make_secrets(tmp_path)
@@ -76,7 +76,7 @@ def test_redis_and_its_clients_have_the_same_password(tmp_path):
     assert found["celery_result_backend"] == f"redis://:{password}@redis:6379/1"
 
 
-def test_compose_names_the_secrets_that_are_made(tmp_path):
+def test_compose_names_the_generated_secrets(tmp_path):
     make_secrets(tmp_path)
     named = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())["secrets"]
 

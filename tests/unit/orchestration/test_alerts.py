@@ -31,7 +31,7 @@ def test_a_failure_names_task_run_and_reason(sent, monkeypatch, caplog):
     assert f"{subject}: rule r: 2 rows break it" in caplog.text
 
 
-def test_a_task_that_vanished_is_told_too(sent, monkeypatch):
+def test_vanished_task_is_reported_too(sent, monkeypatch):
     monkeypatch.setenv("ALERT_EMAIL_TO", "data@example.org")
     alerts.tell_failure({"ti": TASK})
 
@@ -48,7 +48,7 @@ def test_without_configuration_a_failure_is_logged(sent, monkeypatch, caplog):
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-def test_a_late_run_is_told_with_its_limit(sent, monkeypatch):
+def test_late_run_is_reported_with_its_limit(sent, monkeypatch):
     monkeypatch.setenv("ALERT_WEBHOOK_URL", "https://hooks.example/secret")
     context = {"dag_run": {"dag_run_id": "scheduled__1"}}
     asyncio.run(alerts.tell_lateness(dag_id="warehouse_pipeline", limit="2:00:00", context=context))
@@ -68,9 +68,7 @@ def test_a_run_that_has_ended_by_its_deadline_is_not_late(sent, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/secret", "http://127.0.0.1:1/sec ret", "file:///secret", "secret"])
-def test_an_alert_that_cannot_be_sent_is_logged_without_its_address_and_the_next_way_is_gone(
-    url, monkeypatch, caplog, mailbox
-):
+def test_unsent_alert_is_logged_without_url_and_mail_is_tried(url, monkeypatch, caplog, mailbox):
     monkeypatch.setenv("ALERT_WEBHOOK_URL", url)
     monkeypatch.setenv("ALERT_EMAIL_TO", "data@example.org")
     alerts.tell_failure({"ti": TASK})

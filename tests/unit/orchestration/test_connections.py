@@ -31,7 +31,7 @@ def test_every_part_of_a_connection_arrives(given):
     assert found == wanted | given.get("extra_dejson", {})
 
 
-def test_databases_of_the_environment_are_not_taken_for_those_of_the_connections():
+def test_database_urls_of_the_environment_are_ignored():
     environment = {"PATH": "/bin", "TARGET_DATABASE_URL": "x", "TRANSFORMER_DATABASE_URL": "y"}
 
     assert without_urls(environment) == {"PATH": "/bin"}

@@ -44,7 +44,7 @@ def test_any_change_of_the_models_gives_another_fingerprint(project, change):
     assert fingerprint(project) != before
 
 
-def test_what_commands_leave_behind_and_times_of_files_do_not_count(project):
+def test_build_output_and_file_times_keep_the_fingerprint(project):
     before = fingerprint(project)
     for folder in ("target", "logs"):
         (project / folder).mkdir()

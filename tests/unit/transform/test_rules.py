@@ -33,13 +33,13 @@ def result(name="r", status="fail", kind="test", failures=None, message="", desc
 @pytest.mark.parametrize(
     ("failures", "counted"), [(1, "1 row breaks it"), (3, "3 rows break it"), (1000, "1,000 rows or more break it")]
 )
-def test_a_broken_rule_tells_rows_description_and_query(failures, counted):
+def test_broken_rule_shows_rows_description_and_query(failures, counted):
     lines = rules.describe_failures([result("totals", failures=failures, description="They add up.")])
 
     assert lines == [f"rule totals: {counted} (They add up.); see them: select * from audit.totals"]
 
 
-def test_the_chain_of_macros_is_cut_off():
+def test_macro_chain_is_removed_from_the_message():
     lines = rules.describe_failures([result("fct_events", "error", "model", message=CHAIN)])
 
     assert lines == [
@@ -57,7 +57,7 @@ def test_a_rule_whose_query_failed_is_not_a_broken_rule():
     ]
 
 
-def test_models_that_were_not_built_are_named_and_rules_that_were_not_checked_are_not():
+def test_unbuilt_models_are_named_and_unchecked_rules_are_not():
     lines = rules.describe_failures(
         [
             result("totals", failures=1),
@@ -90,5 +90,5 @@ def test_a_warning_is_no_failure():
         ([], False),
     ],
 )
-def test_a_retry_is_of_no_use_where_rows_alone_break_rules(results, is_alone):
+def test_retry_is_useless_when_only_rows_break_rules(results, is_alone):
     assert rules.is_broken_by_rows_alone(results) is is_alone
