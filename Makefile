@@ -103,8 +103,13 @@ backup:  ## dump the containers' warehouse to backups/ (ARGS=FILE for another pl
 restore:  ## restore the containers' warehouse (FILE=backups/warehouse-....dump)
 	@$(CONTAINERS) restore $(FILE)
 
-# Each process has its own servers; tests/distribution.py says which tests stay together.
-IN_PARALLEL = --numprocesses auto --dist load
+test: setup  ## run all tests (about 7 minutes on two cores; ARGS=--servers=embedded for no containers; see docs/testing.md)
+	@$(PYTEST) $(IN_PARALLEL) $(ARGS)
+
+test-fast: setup  ## run the unit tests and the quick tests on servers (a minute on two cores)
+	@$(PYTEST) $(IN_PARALLEL) --fast $(ARGS)
+
+test-long: setup  ## run the long form of the tests that have one (about 20 minutes; includes Airflow's if it is installed)
 	@$(PYTEST) -m has_long_form --long $(ARGS)
 
 test-unit: setup  ## run the tests that need no database

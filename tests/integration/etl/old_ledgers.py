@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from etl.ledger.runs import versions
+from etl.ledger import versions
 
 FOLDER = Path(__file__).with_name("ledgers")
 # All files that made ledgers, oldest first; four of them state version 3.

@@ -23,7 +23,8 @@ from etl.database_url import DatabaseUrl
 from etl.errors import UnavailableError
 from etl.model import WatermarkKind
 from etl.policy import fence
-from etl.source.session import POINT_EXPRESSIONS, REPEATED_HOUR_SECONDS, open_transactions
+from etl.source import open_transactions
+from etl.source.session import POINT_EXPRESSIONS, REPEATED_HOUR_SECONDS
 from tests.integration.etl.faults import crash, create_database, stop_fast
 from tests.results import pick
 from tests.servers import DatabaseServer

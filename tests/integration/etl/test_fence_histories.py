@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from psycopg2.extras import wait_select
 
 import etl
-from etl.source.session import open_transactions
+from etl.source import open_transactions
 
 ZONE = "Europe/Rome"
 LOCAL_NOW = f"(now() at time zone '{ZONE}')"

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import etl
-from etl.replicate.table import full_load
+from etl.replicate import full_load
 
 # Keys travel in COPY's text format: these look like its separator, its NULL and nothing.
 SHOPS = ("a\tb", "\\N", "")

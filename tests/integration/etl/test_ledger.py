@@ -14,7 +14,8 @@ import pytest
 
 import etl
 from etl.errors import ConfigurationError, LockHeldError, UnavailableError
-from etl.ledger.runs import locks, start_table
+from etl.ledger import locks
+from etl.ledger.runs import start_table
 from tests.results import pick, statuses
 
 TABLE_RUN = """

@@ -10,7 +10,7 @@ import pytest
 
 from etl.commands import shared_run
 from etl.errors import ConfigurationError, LockHeldError
-from etl.ledger.runs import locks
+from etl.ledger import locks
 from etl.ledger.versions import VERSION
 from tests.integration.etl.old_ledgers import SHAPES, STATED, put_ledger, sql_of, state, state_version
 

@@ -12,7 +12,8 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import CheckConstraint, Computed, MetaData, create_engine
 
 from etl.errors import EtlError, LockHeldError
-from etl.ledger.runs import locks, prepare
+from etl.ledger import locks
+from etl.ledger.runs import prepare
 from etl.ledger.tables import METADATA
 from etl.ledger.versions import VERSION
 from tests.integration.etl.old_ledgers import (

@@ -6,7 +6,7 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from etl.ledger.runs import runs
+from etl.ledger import runs
 from etl.model import RunOptions
 from tests.results import pick
 

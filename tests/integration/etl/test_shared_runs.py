@@ -11,7 +11,7 @@ import pytest
 from etl.commands import shared_run
 from etl.database_url import DatabaseUrl
 from etl.errors import EtlError, LockHeldError
-from etl.ledger.runs import runs
+from etl.ledger import runs
 from etl.model import RunOptions
 from tests.results import pick
 

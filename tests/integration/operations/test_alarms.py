@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 import psycopg2
 import pytest
 
-from etl.ledger.runs import locks
+from etl.ledger import locks
 from tests.integration.dbt.built_shop import CHECKOUT, locked
 from tests.integration.operations.conftest import PAGE, blocks
 from tests.results import pick

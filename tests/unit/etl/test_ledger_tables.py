@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from alembic.script import ScriptDirectory
 
+from etl.ledger import tables
 from etl.ledger.describe import describe
 from etl.ledger.migrations import composition
-from etl.ledger.runs import tables
 from etl.ledger.versions import VERSION
 
 PAGE = Path(__file__).parents[3] / "docs" / "ledger.md"

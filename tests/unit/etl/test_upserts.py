@@ -1,6 +1,6 @@
 """The statements that insert a row of the ledger or update the one with its key."""
 
-from etl.ledger.runs import progress, rejects, runs
+from etl.ledger import progress, rejects, runs
 from etl.ledger.tables import METADATA
 from etl.postgres.sql import compose_upsert
 
