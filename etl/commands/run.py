@@ -39,7 +39,7 @@ def run(
     """
     started = time.monotonic()
     with errors_of_run(), open_control(settings) as control, locks.run_lock(control, settings.lock_wait_seconds):
-        versions.bring_up(control, settings.lock_wait_seconds)
+        versions.upgrade(control, settings.lock_wait_seconds)
         _meet_shared_run(control, observe, may_end=may_end_shared_run)
         runs.bury_runs(control)
         types = read_types(control)

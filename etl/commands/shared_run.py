@@ -117,7 +117,7 @@ def end(settings: Settings, run_id: int, *, observe: Observer) -> EndedRun:
         open_control(settings) as control,
         locks.run_lock(control, settings.lock_wait_seconds),
     ):
-        versions.bring_up(control, settings.lock_wait_seconds)  # and the run stays open
+        versions.upgrade(control, settings.lock_wait_seconds)  # and the run stays open
         failed = runs.read_failed_tables(control, run_id)
         runs.end_run(control, run_id, summarize_failures(failed))
         with Source(settings) as source:
@@ -130,11 +130,11 @@ def end(settings: Settings, run_id: int, *, observe: Observer) -> EndedRun:
 
 @contextmanager
 def _open_current(settings: Settings) -> Iterator[Connection]:
-    """Open the session that holds the run lock; an older ledger is brought up first, under the run lock alone."""
+    """Open the session that holds the run lock; an older ledger is upgraded first, under the run lock alone."""
     with open_control(settings) as control:
         if versions.read_version(control) != versions.VERSION:  # the run began with an older release
             with locks.run_lock(control, settings.lock_wait_seconds):
-                versions.bring_up(control, settings.lock_wait_seconds)
+                versions.upgrade(control, settings.lock_wait_seconds)
         yield control
 
 

@@ -37,7 +37,7 @@ from etl.postgres import sessions
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import export_snapshot
 from etl.replicate.exchange import Exchange
-from etl.replicate.reconcile import mend
+from etl.replicate.reconcile import repair
 from etl.source.reader import Reader
 from etl.source.session import Source
 from etl.target.raw_tables import read_raw_tables
@@ -169,7 +169,7 @@ def _compare(exchange: Exchange, snapshot: str, watermark: str | None, *, is_rep
     if is_repair and not found.are_none:
         check_fraction(table, found.extra, found.raw_rows)
         writer.start_table(reader.snapshot, watermark)
-        mend(exchange, found)
+        repair(exchange, found)
         writer.finish_table(watermark)
     return Verdict(
         table_name=table.name,

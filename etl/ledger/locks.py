@@ -19,16 +19,16 @@ from etl.errors import LockHeldError
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import single
 
-# Any constants serve, as long as every process on a database uses the same: "tide" and "tidw" in ASCII.
-RUN_LOCK_KEY = 0x74696465  # who holds it writes rows and runs; with a second number, a table of a shared run
-WAREHOUSE_LOCK_KEY = 0x74696477  # who holds it changes what all runs on the target read: the ledger's tables
+# Any constants work, as long as every process on a database uses the same: "tide" and "tidw" in ASCII.
+RUN_LOCK_KEY = 0x74696465  # its holder writes rows and runs; with a second number, a table of a shared run
+WAREHOUSE_LOCK_KEY = 0x74696477  # its holder changes the ledger's tables, which all runs on the target read
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Lock:
     """An advisory lock: one number, or two, which are another space ("Advisory Lock Functions" of the manual)."""
 
-    what: str  # is said when somebody else holds it
+    what: str  # the message when another session holds it
     key: tuple[int, ...]
 
     @property
@@ -38,8 +38,8 @@ class _Lock:
         return first, last % 2**32, len(self.key)
 
 
-RUN_LOCK = _Lock(what="another run is at work on this target", key=(RUN_LOCK_KEY,))
-WAREHOUSE_LOCK = _Lock(what="another process is bringing up the ledger of this target", key=(WAREHOUSE_LOCK_KEY,))
+RUN_LOCK = _Lock(what="another run is in progress on this target", key=(RUN_LOCK_KEY,))
+WAREHOUSE_LOCK = _Lock(what="another process is upgrading the ledger of this target", key=(WAREHOUSE_LOCK_KEY,))
 NAME_LOCK_HOLDERS = """
     select a.pid, a.usename, coalesce(host(a.client_addr), 'local'), a.backend_start
     from pg_catalog.pg_locks as l
@@ -91,7 +91,7 @@ def lock_table(connection: Connection, table_name: str, wait_seconds: float) -> 
     with errors_of("target", f"taking the lock on {table_name}"), connection.cursor() as cursor:
         cursor.execute("select pg_catalog.hashtext(%s)", (table_name,))
         key = (RUN_LOCK_KEY, int(single(cursor)))
-        lock = _Lock(what=f"another process of this run is at work on {table_name}", key=key)
+        lock = _Lock(what=f"another process of this run is working on {table_name}", key=key)
         _take_lock(cursor, "pg_advisory_lock(%s, %s)", lock, wait_seconds)
 
 

@@ -1,4 +1,4 @@
-"""Keeps where every table stands in schema `etl` of the target: its watermark, its load, its last comparison of keys.
+"""Stores the progress of every table in schema `etl` of the target: watermark, load, last comparison of keys.
 
 Functions that take a cursor join the caller's transaction; those that take a connection commit on their own.
 """
@@ -66,7 +66,7 @@ MAY_READ_BUILDS = """
 
 
 def read_progress(connection: Connection) -> dict[str, Progress]:
-    """Return where every table known to the target stands."""
+    """Return the progress of every table known to the target."""
     with errors_of("target", "reading the watermarks"), connection.cursor() as cursor:
         cursor.execute(
             "select table_name, column_name, watermark, as_of, points, system_identifier, next_xid from etl.watermarks"
@@ -91,7 +91,7 @@ def save_progress(cursor: Cursor, run_id: int, table: Table, progress: Progress)
 
 
 def save_partial_progress(cursor: Cursor, run_id: int, table: Table, progress: Progress) -> None:
-    """Store the watermark and the points of a table that the run has not done with yet."""
+    """Store the watermark and the points of a table that the run has not finished."""
     cursor.execute(
         SAVE_PROGRESS,
         {
@@ -150,7 +150,7 @@ def delete_load(cursor: Cursor, table_name: str) -> None:
 
 
 def save_counters(cursor: Cursor, run_id: int, table_name: str, counters: Counters) -> None:
-    """Store what the source counted before a snapshot at which `raw` has the same keys."""
+    """Store the source's counters from before a snapshot at which `raw` has the same keys."""
     cursor.execute(
         SAVE_COUNTERS,
         {
@@ -168,7 +168,7 @@ def save_counters(cursor: Cursor, run_id: int, table_name: str, counters: Counte
 
 
 def read_counters(connection: Connection) -> dict[str, Counters]:
-    """Return for each table what the source counted when its keys were last known to equal those of `raw`."""
+    """Return each table's counters on the source when its keys were last known to equal those of `raw`."""
     with errors_of("target", "reading the reconciliations"), connection.cursor() as cursor:
         cursor.execute(
             "select table_name, rows_inserted, rows_updated, rows_deleted, filenodes, stats_reset, "
@@ -199,8 +199,8 @@ def read_built_run(cursor: Cursor) -> int | None:
         return None
     if row != (True,):
         raise TableError(
-            "tombstones cannot be purged, for intermediate.dbt_builds tells which of them dbt has read: run on the "
-            "target: grant usage on schema intermediate, and select on intermediate.dbt_builds, to the role of "
+            "tombstones cannot be purged, because this role cannot read in intermediate.dbt_builds which of them dbt has "
+            "read: run on the target: grant usage on schema intermediate, and select on intermediate.dbt_builds, to the role of "
             "TARGET_DATABASE_URL; or set tombstone_days: null in tables.yml"
         )
     cursor.execute("select min(run_id) from intermediate.dbt_builds")
@@ -209,7 +209,7 @@ def read_built_run(cursor: Cursor) -> int | None:
 
 
 def forget_table(cursor: Cursor, table_name: str) -> None:
-    """Forget the watermark, the rejects and the unfinished load of a table whose raw table is made anew."""
+    """Forget the watermark, the rejects and the unfinished load of a table whose raw table is created again."""
     for known in ("watermarks", "rejected_rows", "loads", "reconciliations"):
         cursor.execute(f"delete from etl.{known} where table_name = %s", (table_name,))
 

@@ -1,4 +1,4 @@
-"""Keeps the rows that the target refused, in the caller's transaction."""
+"""Stores the rows that the target rejected, in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ADD_REJECT = compose_upsert(
 def add_reject(
     cursor: Cursor, run_id: int, table_name: str, *, key: Sequence[str], text: bytes, refusal: RowRefusedError
 ) -> int | None:
-    """Keep a row that the target refused; return the last run that refused it before, None for a row new here."""
+    """Store a row that the target rejected; return the last run that rejected it before, None for a new one."""
     parameters = {
         "table_name": table_name,
         "key": _write_key(key),
@@ -41,7 +41,7 @@ def add_reject(
 
 
 def count_rejects(cursor: Cursor, table_name: str) -> int:
-    """Return how many rows of the table are refused at present."""
+    """Return how many rows of the table are rejected at present."""
     cursor.execute("select count(*) from etl.rejected_rows where table_name = %s", (table_name,))
     row = cursor.fetchone()
     assert row is not None
@@ -49,13 +49,13 @@ def count_rejects(cursor: Cursor, table_name: str) -> int:
 
 
 def read_rejected_keys(cursor: Cursor, table_name: str) -> tuple[tuple[str, ...], ...]:
-    """Return the keys of the rows that are refused at present."""
+    """Return the keys of the rows that are rejected at present."""
     cursor.execute("select key from etl.rejected_rows where table_name = %s order by key", (table_name,))
     return tuple(read_key(key) for (key,) in cursor.fetchall())
 
 
 def clear_rejects(cursor: Cursor, table_name: str, keys: Iterable[Sequence[str]]) -> None:
-    """Forget rows that were refused and are not any more."""
+    """Forget rows that are no longer rejected."""
     cursor.execute(
         "delete from etl.rejected_rows where table_name = %s and key = any (%s)",
         (table_name, [_write_key(key) for key in keys]),

@@ -20,7 +20,7 @@ from etl.postgres.sql import compose_upsert
 from etl.postgres.transactions import single
 
 LOCK_WAIT_SECONDS = 15.0  # for the lock of the warehouse, where the caller has no settings
-# The first batch that waits for the disk takes this row with it.
+# No wait for the disk: the commit of the first batch makes this row durable too.
 START_TABLE = """
     begin;
     set local synchronous_commit = off;
@@ -63,16 +63,16 @@ BURY_RUNS = """
 
 
 def prepare(connection: Connection, lock_wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
-    """Bring the ledger to this release's version, and mark runs that vanished. Under the run lock.
+    """Upgrade the ledger to this release's version, and mark runs that vanished. Under the run lock.
 
-    Commits on its own. Raises as `versions.bring_up` does.
+    Commits on its own. Raises as `versions.upgrade` does.
     """
-    versions.bring_up(connection, lock_wait_seconds)
+    versions.upgrade(connection, lock_wait_seconds)
     bury_runs(connection)
 
 
 def bury_runs(connection: Connection) -> None:
-    """Mark runs that have not ended as died: under the run lock, none of them is at work."""
+    """Mark runs that have not ended as died: under the run lock, none of them is running."""
     with errors_of("target", "marking runs that vanished"), connection.cursor() as cursor:
         cursor.execute(BURY_RUNS)
 
@@ -90,7 +90,7 @@ def has_ledger(connection: Connection, *, may_be_older: bool = False) -> bool:
 
 
 def begin_run(connection: Connection, shared_by: str | None = None) -> int:
-    """Record the start of a run and return its id; `shared_by` names what several processes work in it for."""
+    """Record the start of a run and return its id; `shared_by` names the work that several processes share in it."""
     name = None if shared_by is None else _storable(connection, shared_by)
     with errors_of("target", "recording the run"), connection.cursor() as cursor:
         cursor.execute("insert into etl.runs (shared_by) values (%s) returning run_id", (name,))
@@ -98,14 +98,14 @@ def begin_run(connection: Connection, shared_by: str | None = None) -> int:
 
 
 def is_running(connection: Connection, run_id: int) -> bool:
-    """Tell whether a run has begun and not ended; under the run lock, in whichever form, that does not change."""
+    """Tell whether a run has begun and not ended; under the run lock, in either form, that does not change."""
     with errors_of("target", "looking for the run"), connection.cursor() as cursor:
         cursor.execute("select exists (select from etl.runs where run_id = %s and status = 'running')", (run_id,))
         return bool(single(cursor))
 
 
 def describe_shared_run(connection: Connection) -> str | None:
-    """Return which run that processes share has begun and not ended; None when there is none.
+    """Describe the shared run that has begun and not ended; None when there is none.
 
     The ledger has to be there, in this release's version.
     """
@@ -200,7 +200,7 @@ def finish_table(cursor: Cursor, run_id: int, table_name: str, watermark: str | 
 
 
 def record_retry(connection: Connection, run_id: int, table_name: str, error: str, retries: int) -> None:
-    """Record that a table will be tried again, and why, also one that never started."""
+    """Record that a table will be retried, and why, even if it never started."""
     with errors_of("target", "recording the retry"), connection.cursor() as cursor:
         cursor.execute(
             RECORD_RETRY,
@@ -214,7 +214,7 @@ def record_retry(connection: Connection, run_id: int, table_name: str, error: st
 
 
 def fail_table(connection: Connection, run_id: int, result: TableResult) -> None:
-    """Record that a table failed, also one that never started.
+    """Record that a table failed, even if it never started.
 
     What a target of another encoding cannot hold is escaped, in the message and in the table's name.
     """

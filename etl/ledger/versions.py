@@ -1,7 +1,7 @@
-"""Reads which version the ledger has, refuses one that is newer than this release, and brings up an older one.
+"""Reads which version the ledger has, refuses one that is newer than this release, and upgrades an older one.
 
 The comment on `etl.runs` begins with the version: every role can read it, before it knows which columns there are.
-SQLAlchemy and Alembic are imported only where the version differs. Begin at `bring_up`.
+SQLAlchemy and Alembic are imported only where the version differs. Begin at `upgrade`.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def require_current(connection: Connection, version: int) -> None:
     if version < VERSION:
         raise UnavailableError(
             f"the ledger of {_address(connection)} has version {version}, and this release reads version {VERSION}: "
-            "run `etl run` first, which brings it up"
+            "run `etl run` first, which upgrades it"
         )
 
 
-def bring_up(connection: Connection, lock_wait_seconds: float) -> None:
+def upgrade(connection: Connection, lock_wait_seconds: float) -> None:
     """Create the ledger where there is none, and migrate one of an older version. Under the run lock.
 
     All of it is one transaction, opened and committed here under the lock of the warehouse; one that fails leaves the
@@ -77,7 +77,7 @@ def bring_up(connection: Connection, lock_wait_seconds: float) -> None:
         transaction(connection),
         connection.cursor() as cursor,
     ):
-        version = read_version(connection)  # another session may have brought it up while this one waited
+        version = read_version(connection)  # another session may have upgraded it while this one waited
         if version != VERSION:
             cursor.execute(_compose(version))
 

@@ -35,13 +35,13 @@ def reconcile(exchange: Exchange, counters: Counters, *, allow_deletes: bool, co
         found = find_differences(exchange.reader, cursor, table, columns, None, is_pending_apart=False)
     if not allow_deletes:
         check_fraction(table, found.extra, found.raw_rows)
-    mend(exchange, found)
+    repair(exchange, found)
     writer.save_counters(counters)
     if table.config.tombstone_days is not None:
         writer.purge_tombstones(table.config.tombstone_days)
 
 
-def mend(exchange: Exchange, found: Differences) -> None:
+def repair(exchange: Exchange, found: Differences) -> None:
     """Turn extra rows into tombstones, if deletes are followed, and load missing and changed rows, at the snapshot."""
     writer = exchange.writer
     if found.extra and writer.table.config.deletes == "reconcile":

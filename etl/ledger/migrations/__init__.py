@@ -1,1 +1,1 @@
-"""How older ledgers are brought up; `etl.ledger.tables` has what a new one looks like. No rows of raw tables."""
+"""Upgrades of older ledgers; a new ledger is created from `etl.ledger.tables`. Nothing here touches raw tables."""

@@ -143,7 +143,7 @@ def test_concurrent_runs_of_mapped_tables_never_mix(airflow, make_airflow):
 
     assert states(second)["begin_run"] == "failed"
     assert states(second)["replicate"] == {"upstream_failed"}
-    assert "another run is at work on this target" in second["log"]
+    assert "another run is in progress on this target" in second["log"]
     assert airflow.read_outcome(log)["state"] == "success"
     assert airflow.query(RUNS) == [(1, "succeeded", True), (2, "succeeded", False)]
 

@@ -109,7 +109,7 @@ def test_concurrent_runs_never_mix(airflow, make_airflow):
     log, _ = first.communicate(timeout=600)
 
     assert states(second) == ["failed", *["upstream_failed"] * 4]
-    assert "another run is at work on this target" in second["log"]
+    assert "another run is in progress on this target" in second["log"]
     assert states(airflow.read_outcome(log)) == ["success"] * 5
     assert airflow.query("select status from etl.runs") == [("succeeded",)]
 

@@ -1,4 +1,4 @@
-"""Ledgers as every release left them, and what is compared before and after one is brought up."""
+"""Ledgers as every release left them, and what is compared before and after one is upgraded."""
 
 from pathlib import Path
 
@@ -135,9 +135,9 @@ def keeps(before, after):
     )
 
 
-def bring_up(replication):
+def upgrade(replication):
     """Bring the ledger up as a run does, and leave runs as they are."""
-    versions.bring_up(replication.target, 1)
+    versions.upgrade(replication.target, 1)
 
 
 def state_version(replication, version):

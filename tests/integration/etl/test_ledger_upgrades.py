@@ -1,4 +1,4 @@
-"""Commands on the ledger of another release: they go on where it stopped, say what brings it up, or refuse it."""
+"""Commands on the ledger of another release: they continue, name the command that upgrades it, or refuse it."""
 
 import json
 import subprocess
@@ -196,7 +196,7 @@ def test_reading_an_older_ledger_shows_how_to_upgrade_it(replication, shape, com
     assert finished.returncode == 3
     assert finished.stderr == (
         f"etl: the ledger of {replication.settings.target_url.address} has version {shape}, and this release reads "
-        f"version {VERSION}: run `etl run` first, which brings it up\n"
+        f"version {VERSION}: run `etl run` first, which upgrades it\n"
     )
     assert state(replication) == before
 

@@ -1,4 +1,4 @@
-"""Every ledger that a release ever made is brought up whole, with all that it says, or left as it is."""
+"""Every ledger that a release ever made is upgraded whole, with all that it says, or left as it is."""
 
 import subprocess
 import sys
@@ -23,12 +23,12 @@ from tests.integration.etl.old_ledgers import (
     STATED,
     TABLES,
     add_rows,
-    bring_up,
     contents,
     keeps,
     put_ledger,
     sql_of,
     state,
+    upgrade,
 )
 
 CHECKS = """
@@ -88,14 +88,14 @@ def test_ledgers_of_all_releases_are_present():
 
 @pytest.fixture(params=["new", *SHAPES, "each release in turn"])
 def current(request, replication):
-    """A ledger of this release: a new one, or one that was brought up."""
+    """A ledger of this release: a new one, or one that was upgraded."""
     if request.param == "each release in turn":
         for shape in SHAPES:
             replication.on_target(sql_of(shape))
         add_rows(replication, SHAPES[-1])
     elif request.param != "new":
         put_ledger(replication, request.param)
-    bring_up(replication)
+    upgrade(replication)
     return replication
 
 
@@ -156,13 +156,13 @@ def plain(expression):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_upgraded_ledger_equals_a_new_one(replication, shape):
-    bring_up(replication)
+    upgrade(replication)
     new = replication.on_target(DEFINITIONS)
     replication.on_target("drop schema etl cascade")
     put_ledger(replication, shape)
     old = replication.on_target(DEFINITIONS)
 
-    bring_up(replication)
+    upgrade(replication)
 
     assert old != new
     assert replication.on_target(DEFINITIONS) == new
@@ -171,7 +171,7 @@ def test_upgraded_ledger_equals_a_new_one(replication, shape):
 def test_upgrading_a_current_ledger_changes_nothing(current):
     before = state(current)
 
-    bring_up(current)
+    upgrade(current)
 
     assert len(before[2]) > 50
     assert state(current) == before
@@ -186,7 +186,7 @@ def test_rows_of_an_older_ledger_are_kept(replication, shape):
     put_ledger(replication, shape)
     before = contents(replication)
 
-    bring_up(replication)
+    upgrade(replication)
 
     after = contents(replication)
     assert len(before) == {"1": 3, "2": 5, "3a": 6}.get(shape, 7)
@@ -233,7 +233,7 @@ def test_grants_and_views_of_others_are_kept(replication, reader, shape):
     columns += "and attacl is not null order by 1"
     before = replication.on_target(columns), replication.on_target("table reports.runs")
 
-    bring_up(replication)
+    upgrade(replication)
 
     assert (replication.on_target(columns), replication.on_target("table reports.runs")) == before
     assert len(before[0]) == 2
@@ -254,14 +254,14 @@ def test_dependent_view_blocks_the_upgrade_and_keeps_the_ledger(replication):
 
 
 def test_release_before_version_5_loses_nothing_of_newer_ones(replication):
-    """It sets the version back, as it does not know better; the next run brings it up again."""
+    """It sets the version back, as it does not know better; the next run upgrades it again."""
     put_ledger(replication, "4")
-    bring_up(replication)
+    upgrade(replication)
     before = state(replication)
 
     replication.on_target(sql_of("4"))
     set_back = contents(replication), replication.on_target(STATED)[0][0][:17]
-    bring_up(replication)
+    upgrade(replication)
 
     assert set_back == (before[1], "Ledger version 4.")
     assert state(replication)[:2] == before[:2]
@@ -280,7 +280,7 @@ def test_killed_migration_leaves_the_old_version_intact(replication, shape, wait
         replication.on_target("select pg_terminate_backend(%s)", *waiting(replication))
         wait_until(lambda: bool(errors))
     found = state(replication)
-    bring_up(replication)
+    upgrade(replication)
 
     assert errors[0].is_transient
     assert found == before
@@ -340,7 +340,7 @@ def test_holder_of_the_warehouse_lock_is_named(replication):
         cursor.execute("select pg_advisory_lock(%s), pg_backend_pid()", (locks.WAREHOUSE_LOCK_KEY,))
         pid = cursor.fetchone()[1]
 
-        with pytest.raises(LockHeldError, match=rf"is bringing up the ledger of this target \(pid {pid}, "):
+        with pytest.raises(LockHeldError, match=rf"is upgrading the ledger of this target \(pid {pid}, "):
             prepare(replication.target, 0.05)
 
         assert state(replication) == before

@@ -180,7 +180,7 @@ def test_run_does_not_end_while_one_of_its_processes_runs(shop, wait_until):
         worker = start(shop, run, "items")
         wait_for(wait_until, 1, shop.on_source)
         ((pid,),) = shop.on_target(SHARED_HOLDERS)
-        with pytest.raises(LockHeldError, match=f"another run is at work on this target .pid {pid}, .*; waited 0.2 s"):
+        with pytest.raises(LockHeldError, match=f"another run is in progress .* .pid {pid}, .*; waited 0.2 s"):
             end(shop, run, lock_wait_seconds=0.2)
         assert runs.is_running(shop.target, run.run_id)
     outcome_of(worker)
@@ -200,7 +200,7 @@ def test_manual_run_waits_for_a_busy_table_and_names_the_holder(shop, wait_until
     waiting.communicate(timeout=60)
 
     assert {"refused": refused.returncode, "waiting": waiting.returncode} == {"refused": 3, "waiting": 0}
-    assert f"another run is at work on this target (pid {pid}, " in refused.stderr
+    assert f"another run is in progress on this target (pid {pid}, " in refused.stderr
     assert told == "1 succeeded None"
     assert shop.on_target(RUNS) == [(1, "died", "a test"), (2, "succeeded", None)]
     assert shop.on_target("select ended_at is not null, error from etl.runs where run_id = 1") == [
@@ -304,7 +304,7 @@ def test_writer_without_its_run_lock_still_guards_its_table(shop, wait_until):
         ((pid,),) = shop.on_target(SHARED_HOLDERS)
         shop.on_target("select pg_terminate_backend(%s)", pid)
         wait_until(lambda: shop.on_target(SHARED_HOLDERS) == [])
-        with pytest.raises(LockHeldError, match=r"another process of this run is at work on items .pid "):
+        with pytest.raises(LockHeldError, match=r"another process of this run is working on items .pid "):
             replicate(shop, run, "items", lock_wait_seconds=0.3)
         assert replicate(shop, run, "orders").tables[0].status == "succeeded"
     worker.communicate(timeout=60)
