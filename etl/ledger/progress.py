@@ -199,9 +199,9 @@ def read_built_run(cursor: Cursor) -> int | None:
         return None
     if row != (True,):
         raise TableError(
-            "tombstones cannot be purged, because this role cannot read in intermediate.dbt_builds which of them dbt has "
-            "read: run on the target: grant usage on schema intermediate, and select on intermediate.dbt_builds, to the role of "
-            "TARGET_DATABASE_URL; or set tombstone_days: null in tables.yml"
+            "tombstones cannot be purged, because this role may not read intermediate.dbt_builds, which shows the ones "
+            "that dbt has read: run on the target: grant usage on schema intermediate, and select on "
+            "intermediate.dbt_builds, to the role of TARGET_DATABASE_URL; or set tombstone_days: null in tables.yml"
         )
     cursor.execute("select min(run_id) from intermediate.dbt_builds")
     built: int | None = single(cursor)
