@@ -16,17 +16,30 @@ from xdist.scheduler import LoadScopeScheduling
 TESTS = Path(__file__).parent
 PROCESSES_PER_CORE = 2  # a test waits for a server or a program of its own for half of its time
 MOST_PROCESSES = 8
-SHARED_BY_A_FILE = re.compile(r"scope=\"(?:module|package|session)\"")
-SHARED_BY_A_FOLDER = re.compile(r"scope=\"(?:package|session)\"")
-# Those that take longest, by seconds on one core; what is not named here follows in its own order.
+SHARED_BY_A_FILE = re.compile(r"scope=\"(?:module|session)\"")
+SHARED_BY_A_FOLDER = re.compile(r"scope=\"package\"")
+# Those that take longest; what is not named here follows in its own order. A process is given two units at first, and
+# one more while it has two tests to play: so a long test stands among units of many.
 LONGEST_FIRST = (
-    "tests/end_to_end",
-    "tests/integration/dbt",
+    "tests/end_to_end/test_pipeline.py::test_the_pipeline_fills_the_marts",
+    "tests/integration/dbt/test_data_quality.py",
+    "tests/integration/dbt/test_each_change.py",
+    "tests/integration/dbt/test_runs_and_builds.py",
+    "tests/integration/dbt/test_random_histories.py",
+    "tests/integration/dbt/test_project.py",
     "tests/integration/local",
     "tests/integration/operations",
-    "tests/integration/transform",
-    "tests/integration/etl/test_exact_values.py",
+    "tests/end_to_end",
+    "tests/integration/dbt",
+    "tests/integration/etl/test_whole_histories.py",
+    "tests/integration/etl/test_fence_histories.py",
+    "tests/integration/etl/test_shared_runs.py",
+    "tests/integration/etl/test_faults.py",
     "tests/integration/etl/test_server_faults.py",
+    "tests/integration/etl/test_discover.py",
+    "tests/integration/etl/test_exact_values.py",
+    "tests/integration/etl/test_fence_cases.py",
+    "tests/integration/transform",
     "tests/integration/etl",
 )
 
@@ -59,7 +72,8 @@ def unit_of(nodeid: str) -> str:
     folder, _, _ = path.rpartition("/")
     if _has(f"{folder}/conftest.py", SHARED_BY_A_FOLDER):
         return folder
-    return path if _has(path, SHARED_BY_A_FILE) else nodeid
+    is_shared = _has(path, SHARED_BY_A_FILE) or _has(f"{folder}/conftest.py", SHARED_BY_A_FILE)
+    return path if is_shared else nodeid
 
 
 def is_fast(nodeid: str) -> bool:

@@ -6,7 +6,7 @@ from source_db.schema import TABLES
 from tests.integration.dbt.built_shop import query
 
 FACTS = {"fct_sales": "order_item_id", "fct_orders": "order_id"}
-SIMULATED_SECONDS = "20"
+SIMULATED_SECONDS = "8"
 
 
 VIEWS = """
@@ -37,7 +37,7 @@ def summary(text):
 def test_second_pipeline_run_moves_only_the_increment(machine):
     first = machine.succeed("pipeline")
     again = machine.succeed("pipeline")
-    machine.succeed("simulate", "--seconds", SIMULATED_SECONDS, "--rate", "80")
+    machine.succeed("simulate", "--seconds", SIMULATED_SECONDS, "--rate", "120")
     third = machine.succeed("pipeline")
     urls = machine.urls()
 
@@ -130,6 +130,7 @@ def test_a_source_given_by_url_is_only_read(machine, source_url):
 
 
 def test_failing_model_test_stops_the_pipeline_and_is_named(machine):
+    machine.succeed("seed", "--scale", "0.02")
     machine.succeed("pipeline")
     urls = machine.urls()
     connection = psycopg2.connect(urls["source"])

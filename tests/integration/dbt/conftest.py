@@ -5,7 +5,6 @@ what it has parsed.
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,6 +23,8 @@ from etl.config import load_settings
 from etl.database_url import DatabaseUrl
 from etl.model import RunOptions
 from source_db import schema, seed
+
+from .built_shop import few_variables
 
 PROJECT = Path(__file__).parents[3] / "dbt"
 WORKER = Path(__file__).with_name("dbt_worker.py")
@@ -69,7 +70,7 @@ class Dbt:
                 *("--target-path", str(self.target), "--log-path", str(folder / "logs")),
             ],
             env={
-                **os.environ,
+                **few_variables(),
                 "DBT_HOST": parts["host"],
                 "DBT_PORT": parts["port"],
                 "DBT_USER": parts["user"],

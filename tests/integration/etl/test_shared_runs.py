@@ -527,6 +527,7 @@ def test_build_between_tables_and_batches_loses_no_row(shop, is_long):
     """Runs begin, are given up, end and are met by others at random, and builds read amid the batches of a table."""
     seeds = range(200 if is_long else 12)
     shop.configure({"defaults": {"batch_rows": 25}})
+    shop.settings = shop.settings_with(lock_wait_seconds=0.05)  # one thread plays all: who holds a lock lets none go
     build = Build(shop)
     refused = 0
     for seed in seeds:

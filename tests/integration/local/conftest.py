@@ -26,7 +26,7 @@ def built(source_server, servers_home, free_port, tmp_path_factory) -> Iterator[
                 source_url=source_url,
                 target_url=provisioned["TARGET_DATABASE_URL"],
                 folder=tmp_path_factory.mktemp("built"),
-                more=tuple(provisioned.items()),
+                more=(*provisioned.items(), ("DBT_LOG_LEVEL_FILE", "debug")),  # no secret is in the fullest log
             )
             shop.succeed("pipeline")
             databases.provision_metadata(server)
