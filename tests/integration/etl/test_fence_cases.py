@@ -23,11 +23,12 @@ from etl.database_url import DatabaseUrl
 from etl.errors import UnavailableError
 from etl.model import WatermarkKind
 from etl.policy import fence
+from etl.postgres.sql import quote_name
 from etl.source import open_transactions
 from etl.source.session import POINT_EXPRESSIONS, REPEATED_HOUR_SECONDS
 from tests.integration.etl.faults import crash, create_database, stop_fast
 from tests.results import pick
-from tests.servers import DatabaseServer
+from tests.servers import DatabaseServer, prepare
 
 MAJOR = 16
 # wal_level logical serves physical and logical walsenders alike.
@@ -57,6 +58,7 @@ def source_server(servers_home, free_port):
         name="primary", folder=servers_home / "primary", port=free_port(), major=MAJOR, settings=SERVER_SETTINGS
     )
     with serve(found) as server:
+        prepare(server)
         yield server
 
 
@@ -1045,7 +1047,7 @@ def test_unindexed_watermark_is_reported_until_fixed_as_advised(replication, nam
     concurrently = "" if partitioning else "concurrently "
     assert notice == (
         f'column "updated_at" of public.{name}, its watermark, has no index: the whole table is searched each run; '
-        f'run on the source: create index {concurrently}on "public".{table} ("updated_at")'
+        f"run on the source: create index {concurrently}on public.{quote_name(name)} (updated_at)"
     )
     assert notices_of(replication) == []
     assert_equal(replication, name)

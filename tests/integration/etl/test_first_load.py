@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import etl
-from etl.replicate import full_load
+from etl.replicate import checks, full_load
 
 # Keys travel in COPY's text format: these look like its separator, its NULL and nothing.
 SHOPS = ("a\tb", "\\N", "")
@@ -297,7 +297,7 @@ def test_rows_are_read_at_a_snapshot_after_the_table_is_rejected(items):
 
 
 def test_load_spanning_many_transactions_is_renewed_in_time(items, monkeypatch):
-    monkeypatch.setattr(full_load, "MAX_XID_DISTANCE", 20)
+    monkeypatch.setattr(checks, "MAX_XID_DISTANCE", 20)
     monkeypatch.setattr(full_load, "RENEWED_XID_DISTANCE", 10)
     break_load(items)
     begun = items.on_target("select oid from pg_class where relname like '%%loading%%' and relkind = 'r'")
