@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 from etl.commands.discover import discover
 from etl.commands.run import run
@@ -24,7 +24,7 @@ from etl.commands.status import TableStatus, describe_duration, describe_holder,
 from etl.commands.verify import verify
 from etl.compare.verdict import Verdict, describe
 from etl.config import Settings, load_settings, load_source_settings
-from etl.display import choose_progress, print_aligned, result_record
+from etl.display import LogFormat, choose_progress, print_aligned, result_record
 from etl.errors import EtlError
 from etl.model import RunOptions, RunResult
 
@@ -50,7 +50,7 @@ def execute_run(
     settings: Settings,
     table_names: Sequence[str] = (),
     *,
-    log_format: str = "text",
+    log_format: LogFormat = "text",
     options: RunOptions | None = None,
 ) -> RunResult:
     """Replicate with progress on standard error. Raises EtlError as `etl.commands.run.run` does."""
@@ -122,7 +122,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="progress as text or JSON lines")
+    parser.add_argument(
+        "--log-format", choices=get_args(LogFormat), default="text", help="progress as text or JSON lines"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

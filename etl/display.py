@@ -10,12 +10,15 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from etl.model import Event, TableResult
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+
+LogFormat = Literal["text", "json"]
 
 
 class PlainProgress(AbstractContextManager["PlainProgress"]):
@@ -85,7 +88,7 @@ class BarProgress(AbstractContextManager["BarProgress"]):
 ProgressDisplay = PlainProgress | JsonProgress | BarProgress
 
 
-def choose_progress(log_format: str) -> ProgressDisplay:
+def choose_progress(log_format: LogFormat) -> ProgressDisplay:
     """Return the display that suits standard error; `log_format` is "text" or "json"."""
     if log_format == "json":
         return JsonProgress()

@@ -19,6 +19,7 @@ NullWatermarks = Literal["read", "refuse"]
 Deletes = Literal["reconcile", "none"]
 OnSchemaChange = Literal["evolve", "freeze"]
 TableStatus = Literal["succeeded", "failed"]
+Side = Literal["source", "target"]
 EventKind = Literal[
     "notice",
     "table_started",

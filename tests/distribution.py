@@ -27,7 +27,7 @@ LONGEST_FIRST = (
     "tests/integration/dbt/test_runs_and_builds.py",
     "tests/integration/dbt/test_random_histories.py",
     "tests/integration/dbt/test_project.py",
-    "tests/integration/local",
+    "tests/integration/deploy",
     "tests/integration/operations",
     "tests/end_to_end",
     "tests/integration/dbt",

@@ -14,7 +14,7 @@ from etl.errors import TableError
 from etl.ledger import versions
 from etl.ledger.rejects import as_ascii
 from etl.model import Counts, TableResult
-from etl.policy.schema_changes import SchemaChange
+from etl.policy.schema_changes import ChangeKind, SchemaChange, TableChangeKind
 from etl.postgres.error_translation import errors_of
 from etl.postgres.sql import compose_upsert
 from etl.postgres.transactions import single
@@ -233,7 +233,13 @@ def record_changes(cursor: Cursor, run_id: int, table_name: str, changes: Sequen
 
 
 def record_change(
-    cursor: Cursor, run_id: int, table_name: str, kind: str, detail: str, *, column_name: str | None = None
+    cursor: Cursor,
+    run_id: int,
+    table_name: str,
+    kind: ChangeKind | TableChangeKind,
+    detail: str,
+    *,
+    column_name: str | None = None,
 ) -> None:
     """Record one change of the source's schema."""
     cursor.execute(

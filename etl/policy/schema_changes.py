@@ -14,6 +14,7 @@ from typing import Literal
 from etl.errors import TableError
 from etl.model import META_COLUMNS, Column, Table
 
+TableChangeKind = Literal["table_loaded", "table_missing"]
 ChangeKind = Literal["column_added", "column_replaced", "column_widened", "column_dropped"]
 # Changes of the source's schema that change the raw table.
 MADE: tuple[ChangeKind, ...] = ("column_added", "column_widened")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import psycopg2
 
 from etl.errors import EtlError, RowRefusedError, SourceError, TargetError
+from etl.model import Side
 
 # SQLSTATE classes (appendix A of the manual) after which the same statement may succeed later.
 TRANSIENT_CLASSES = ("08", "40", "53")
@@ -33,7 +34,7 @@ ASKS_POLICIES = ("check_enable_rls", "ExecWithCheckOptions")
 
 
 @contextlib.contextmanager
-def errors_of(side: str, where: str) -> Iterator[None]:
+def errors_of(side: Side, where: str) -> Iterator[None]:
     """Translate driver errors of one side ("source" or "target"); `where` names the table or the step."""
     try:
         yield
@@ -41,7 +42,7 @@ def errors_of(side: str, where: str) -> Iterator[None]:
         raise translate(error, side, where) from error
 
 
-def translate(error: psycopg2.Error, side: str, where: str) -> EtlError:
+def translate(error: psycopg2.Error, side: Side, where: str) -> EtlError:
     """Return our error for a driver's error, with its text, its SQLSTATE, and whether a retry may help."""
     state = error.pgcode
     text = "the connection was lost during COPY" if _is_lost_in_copy(error) else one_line(str(error))

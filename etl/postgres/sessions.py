@@ -18,6 +18,7 @@ from psycopg2.extensions import cursor as Cursor
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from etl.errors import EtlError, UnavailableError
+from etl.model import Side
 from etl.postgres import tls
 from etl.postgres.error_translation import errors_of, one_line
 from etl.postgres.transactions import single
@@ -74,7 +75,7 @@ def connect_target(settings: Settings) -> Connection:
     return connection
 
 
-def refuse_transaction_pooler(connection: Connection, side: str, connect: Callable[[], Connection]) -> None:
+def refuse_transaction_pooler(connection: Connection, side: Side, connect: Callable[[], Connection]) -> None:
     """Raise UnavailableError when a pooler runs the transactions of this session in different server sessions.
 
     A pooler shows in the process id, because it reports one of its own to its clients. To find its mode, a second
@@ -95,7 +96,7 @@ def refuse_transaction_pooler(connection: Connection, side: str, connect: Callab
             check_session(cursor, side)
 
 
-def check_session(cursor: Cursor, side: str) -> None:
+def check_session(cursor: Cursor, side: Side) -> None:
     """Raise UnavailableError when the server session is not the one that was set up."""
     cursor.execute("select pg_catalog.current_setting(%s, true)", (MARK_NAME,))
     if cursor.fetchone() != (MARK,):
@@ -107,7 +108,7 @@ def _server_pid(cursor: Cursor) -> int:
     return int(single(cursor))
 
 
-def _transaction_pooler(side: str) -> UnavailableError:
+def _transaction_pooler(side: Side) -> UnavailableError:
     return UnavailableError(
         f"the {side} is reached through a pooler in transaction mode, which loses a session's settings and locks "
         f"between transactions: point {side.upper()}_DATABASE_URL at the server itself, or at a pool in session mode"
@@ -155,7 +156,7 @@ def _milliseconds(seconds: float) -> str:
     return f"{min(int(seconds * 1000), MAX_TIMEOUT_MILLISECONDS)}ms"
 
 
-def _connect(url: DatabaseUrl, side: str, settings: Settings, session: Mapping[str, str]) -> Connection:
+def _connect(url: DatabaseUrl, side: Side, settings: Settings, session: Mapping[str, str]) -> Connection:
     retrying = Retrying(
         stop=stop_after_attempt(CONNECT_ATTEMPTS),
         wait=wait_exponential_jitter(multiplier=0.3, max=3),
@@ -165,7 +166,7 @@ def _connect(url: DatabaseUrl, side: str, settings: Settings, session: Mapping[s
     return retrying(_connect_once, url, side, settings, session)
 
 
-def _connect_once(url: DatabaseUrl, side: str, settings: Settings, session: Mapping[str, str]) -> Connection:
+def _connect_once(url: DatabaseUrl, side: Side, settings: Settings, session: Mapping[str, str]) -> Connection:
     connection: Connection | None = None
     try:
         connection = psycopg2.connect(
@@ -190,7 +191,7 @@ def _connect_once(url: DatabaseUrl, side: str, settings: Settings, session: Mapp
     return connection
 
 
-def _away(url: DatabaseUrl, side: str, text: str) -> UnavailableError:
+def _away(url: DatabaseUrl, side: Side, text: str) -> UnavailableError:
     refusal = tls.find_next_step(text)
     has_answered = refusal is not None or "FATAL" in text
     next_step = refusal or f"check that it is running and that {side.upper()}_DATABASE_URL is right"

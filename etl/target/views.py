@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
@@ -81,7 +82,7 @@ class Grant:
 class Extras:
     """The grants and comments of a relation."""
 
-    kind: str  # "table" or "view"
+    kind: Literal["table", "view"]
     grants: tuple[Grant, ...]  # without the owner's own
     comments: tuple[tuple[str | None, str], ...]  # column or None, and text
 
@@ -194,7 +195,7 @@ def _create(view: View) -> sql.Composable:
     return sql.SQL("create view {} {}as {}").format(view.name, options, sql.SQL(view.definition))
 
 
-def _read_extras(cursor: Cursor, oid: int, kind: str) -> Extras:
+def _read_extras(cursor: Cursor, oid: int, kind: Literal["table", "view"]) -> Extras:
     cursor.execute(LIST_GRANTS, {"oid": oid})
     grants = tuple(
         Grant(column=column, privilege=privilege, is_grantable=is_grantable, grantee=grantee)
