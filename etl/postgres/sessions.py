@@ -46,6 +46,8 @@ PINNED: Mapping[str, str] = {
     "quote_all_identifiers": "off",
     "search_path": "",
 }
+# Timeouts that would end a session between two of its statements or in a long load, and the version that has each.
+UNLIMITED: Mapping[str, int] = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}
 # Set in every session of this process: a session without it has lost the settings above as well.
 MARK_NAME = "tidemark.session"
 MARK = secrets.token_hex(8)
@@ -180,7 +182,8 @@ def _connect_once(url: DatabaseUrl, side: Side, settings: Settings, session: Map
             keepalives_count=KEEPALIVE_COUNT,
         )
         connection.autocommit = True
-        pinned = {**PINNED, **session, MARK_NAME: MARK}
+        unlimited = {name: "0" for name, version in UNLIMITED.items() if connection.server_version >= version}
+        pinned = {**PINNED, **unlimited, **session, MARK_NAME: MARK}
         with connection.cursor() as cursor:
             calls = ", ".join(["set_config(%s, %s, false)"] * len(pinned))
             cursor.execute(f"select {calls}", [item for pair in pinned.items() for item in pair])

@@ -6,7 +6,7 @@ from functools import partial
 import psycopg2
 import pytest
 
-from etl.postgres.sessions import Sessions, connect_target
+from etl.postgres.sessions import UNLIMITED, Sessions, connect_target
 
 
 @pytest.fixture
@@ -61,3 +61,27 @@ def test_no_session_is_left_open(sessions):
 
     assert one.closed
     assert other.closed
+
+
+@pytest.fixture
+def hasty(orders):
+    """Orders between servers that end a session which idles, or has a transaction open, for 0.2 s."""
+    for query in (orders.on_source, orders.on_target):
+        ((version, database),) = query("select current_setting('server_version_num')::int, current_database()")
+        for name, since in UNLIMITED.items():
+            if version >= since:
+                query(f"alter database {database} set {name} = '200ms'")
+    return orders
+
+
+def test_server_timeouts_do_not_end_a_run(hasty):
+    """While it waits at the fence, the session that holds the run lock idles."""
+    with closing(hasty.open_source()) as writer, writer.cursor() as cursor:
+        cursor.execute("insert into orders (total) values (1)")
+
+        result = hasty.run("orders", fence_wait_seconds=0.6)
+
+    (table,) = result.tables
+    assert table.error is None
+    assert hasty.on_target("select count(*) from raw.orders") == [(1000,)]
+    assert hasty.on_target("select status from etl.runs") == [("succeeded",)]
