@@ -61,6 +61,7 @@ def main():
     for name in sys.argv[2:]:
         importlib.import_module(name)
     gc.freeze()
+    gc.set_threshold(50_000, 50, 50)  # a command is short, and collecting takes a twelfth of what dbt does
     command, files = receive(socket.socket(fileno=int(sys.argv[1])))
     become(command["environment"], command["cwd"], files)
     kind, what, *more = command["arguments"]

@@ -19,6 +19,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 import psycopg2
+import psycopg2.errors
 from psycopg2 import sql
 
 from deploy.local import servers
@@ -97,7 +98,6 @@ class Choice:
         """Run the server of one side."""
         if self.images is not None:
             with serve_image(self.images[side], CONTAINER_SETTINGS) as server:
-                prepare(server)
                 yield server
             return
         embedded = Server(
@@ -105,7 +105,6 @@ class Choice:
         )
         try:
             embedded.start()
-            prepare(embedded)
             yield embedded
         finally:
             embedded.remove()
@@ -114,8 +113,8 @@ class Choice:
 EMBEDDED = Choice(images=None, reason="as asked")
 
 
-def prepare(server: DatabaseServer) -> None:
-    """Make the template of the tests' databases, and the superuser's login cheap.
+def _prepare(server: DatabaseServer) -> None:
+    """Make the template of the databases of a server, and its superuser's login cheap.
 
     A login costs either end some milliseconds, which is what makes a password hard to guess, and tests log in thousands
     of times. The template is empty, but has been opened once: its copies find what the first session of a database
@@ -139,12 +138,14 @@ def prepare(server: DatabaseServer) -> None:
 
 def create_database(server: DatabaseServer, name: str) -> None:
     """Create a database, empty."""
-    _execute(
-        server,
-        sql.SQL("create database {} template {} strategy file_copy").format(
-            sql.Identifier(name), sql.Identifier(TEMPLATE)
-        ),
+    statement = sql.SQL("create database {} template {} strategy file_copy").format(
+        sql.Identifier(name), sql.Identifier(TEMPLATE)
     )
+    try:
+        _execute(server, statement)
+    except psycopg2.errors.InvalidCatalogName:  # the first database of this server
+        _prepare(server)
+        _execute(server, statement)
 
 
 def drop_database(server: DatabaseServer, name: str) -> None:

@@ -18,13 +18,14 @@ from tests.servers import create_database, drop_database
 
 CHECKOUT = Path(__file__).parents[3]
 SCALE = 0.02
-NEEDED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "VIRTUAL_ENV", "PYTHONPATH", "DOCKER_HOST")
+NEEDED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "VIRTUAL_ENV")
 DBT = """
 import sys
 from deploy.local.databases import open_databases
 from etl.transform import project
 sys.exit(project.run(open_databases().environment, sys.argv[1:]))
 """
+PREFIXES = ("ETL_", "PG", "PYTHON")
 # What tells of runs differs with every run.
 MARTS = """
     select relname from pg_class
@@ -105,7 +106,7 @@ class Shop:
 
 def few_variables():
     """Return the variables that a command needs: dbt looks through all that there are for each line that it logs."""
-    return {name: value for name, value in os.environ.items() if name in NEEDED_VARIABLES}
+    return {name: value for name, value in os.environ.items() if name in NEEDED_VARIABLES or name.startswith(PREFIXES)}
 
 
 @contextmanager
