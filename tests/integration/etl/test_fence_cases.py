@@ -28,7 +28,7 @@ from etl.source import open_transactions
 from etl.source.session import POINT_EXPRESSIONS, REPEATED_HOUR_SECONDS
 from tests.integration.etl.faults import crash, create_database, stop_fast
 from tests.results import pick
-from tests.servers import DatabaseServer, prepare
+from tests.servers import DatabaseServer
 
 MAJOR = 16
 # wal_level logical serves physical and logical walsenders alike.
@@ -58,7 +58,6 @@ def source_server(servers_home, free_port):
         name="primary", folder=servers_home / "primary", port=free_port(), major=MAJOR, settings=SERVER_SETTINGS
     )
     with serve(found) as server:
-        prepare(server)
         yield server
 
 
