@@ -115,7 +115,7 @@ def test_an_upgrade_waits_for_the_tables_of_a_shared_run(shared):
     with closing(psycopg2.connect(replication.target_url)) as other, other.cursor() as cursor:
         cursor.execute("select pg_advisory_lock_shared(%s)", (locks.RUN_LOCK_KEY,))
 
-        with pytest.raises(LockHeldError, match="another run is at work"):
+        with pytest.raises(LockHeldError, match="another run is in progress"):
             shared_run.replicate(
                 replication.settings_with(lock_wait_seconds=0.05), run_id, "items", observe=replication.events.append
             )

@@ -181,7 +181,7 @@ def test_repair_does_not_delete_a_whole_table(verified):
 def test_a_repair_waits_for_a_run(verified):
     with psycopg2.connect(verified.target_url) as holder, holder.cursor() as cursor:
         cursor.execute("select pg_advisory_lock(%s)", (0x74696465,))
-        with pytest.raises(LockHeldError, match="another run is at work"):
+        with pytest.raises(LockHeldError, match="another run is in progress"):
             compare(verified, is_repair=True)
     holder.close()
 
