@@ -1,6 +1,6 @@
 """Declares the tables of the example shop; `metadata.create_all` creates them with types, indexes and comments.
 
-The docstring of a class is the comment of its table or type in the database.
+The docstring of a class is the comment of its table in the database; the enum types are in `kinds`.
 The names of constraints and indexes are those that PostgreSQL would choose itself.
 """
 
@@ -36,73 +36,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-
-class CustomerTier(enum.StrEnum):
-    """Loyalty tier of a customer, lowest first."""
-
-    BRONZE = "bronze"
-    SILVER = "silver"
-    GOLD = "gold"
-    PLATINUM = "platinum"
-
-
-class SalesChannel(enum.StrEnum):
-    """Where an order or an event came from."""
-
-    WEB = "web"
-    MOBILE = "mobile"
-    STORE = "store"
-    MARKETPLACE = "marketplace"
-
-
-class CampaignChannel(enum.StrEnum):
-    """Where a campaign runs."""
-
-    EMAIL = "email"
-    SEARCH = "search"
-    SOCIAL = "social"
-    AFFILIATE = "affiliate"
-
-
-class OrderStatus(enum.StrEnum):
-    """States of an order: cart, placed, paid, shipped, delivered; or cancelled, returned."""
-
-    CART = "cart"
-    PLACED = "placed"
-    PAID = "paid"
-    SHIPPED = "shipped"
-    DELIVERED = "delivered"
-    CANCELLED = "cancelled"
-    RETURNED = "returned"
-
-
-class PaymentMethod(enum.StrEnum):
-    """How a payment was made."""
-
-    CARD = "card"
-    PAYPAL = "paypal"
-    BANK_TRANSFER = "bank_transfer"
-    GIFT_CARD = "gift_card"
-
-
-class PaymentStatus(enum.StrEnum):
-    """States of a payment; a refund is a separate payment with a negative amount."""
-
-    AUTHORIZED = "authorized"
-    CAPTURED = "captured"
-    FAILED = "failed"
-    REFUNDED = "refunded"
-
-
-class EventType(enum.StrEnum):
-    """Steps of a visit to the shop, in the order of the funnel."""
-
-    PAGE_VIEW = "page_view"
-    PRODUCT_VIEW = "product_view"
-    ADD_TO_CART = "add_to_cart"
-    CHECKOUT = "checkout"
-    PURCHASE = "purchase"
-
+from source_db.kinds import (
+    CampaignChannel,
+    CustomerTier,
+    EventType,
+    OrderStatus,
+    PaymentMethod,
+    PaymentStatus,
+    SalesChannel,
+)
 
 ENUM_TYPES: Mapping[type[enum.StrEnum], str] = {
     CustomerTier: "customer_tier",

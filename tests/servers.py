@@ -149,7 +149,7 @@ def create_database(server: DatabaseServer, name: str) -> None:
 
 
 def drop_database(server: DatabaseServer, name: str) -> None:
-    """Drop a database, whoever still uses it."""
+    """Drop a database, even if it is in use."""
     _execute(server, sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 

@@ -78,7 +78,7 @@ def compare_facts(machine, urls):
 
 
 def change_schema(machine, urls):
-    """Types below the models' views widen, a column comes, and a table is loaded anew, without touching dbt."""
+    """Types under the models' views are widened, a column is added and a table is reloaded, without touching dbt."""
     execute(
         urls["source"],
         "alter table orders alter column total type numeric(14, 2);"

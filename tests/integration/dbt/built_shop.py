@@ -147,7 +147,7 @@ def read_marts(query):
 
 @contextmanager
 def locked(url, table, mode="access exclusive"):
-    """Hold a table, so that whoever reads it waits, or in another mode, whoever writes to it."""
+    """Lock a table, so that its readers wait, or in another mode its writers."""
     connection = psycopg2.connect(url)
     try:
         with connection.cursor() as cursor:

@@ -87,7 +87,7 @@ class Dbt:
         self("parse")
 
     def try_to(self, *arguments: str) -> tuple[bool, str]:
-        """Run one command; tell whether it succeeded, and what it said."""
+        """Run one command; return whether it succeeded, and its output."""
         self._process.stdin.write(json.dumps(arguments) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -255,7 +255,7 @@ class Warehouse:
         return self.dbt("build", *ALL_BUT_TESTS, *selected)
 
     def try_to_build(self, *models):
-        """Build what may fail; tell whether it succeeded, and what it said."""
+        """Build what may fail; return whether it succeeded, and its output."""
         selected = ("--select", *models) if models else ()
         return self.dbt.try_to("build", *ALL_BUT_TESTS, *selected)
 
@@ -387,7 +387,7 @@ def built(filled, target_server, dbt) -> Iterator[str]:
 
 @pytest.fixture
 def make_warehouse(filled, source_server, target_server, dbt, tmp_path) -> Iterator[Callable[[str], Warehouse]]:
-    """A function that makes the shop and the warehouse anew, the warehouse from this template."""
+    """A function that creates the shop and the warehouse again, the warehouse from this template."""
     made = []
 
     def make(template: str) -> Warehouse:

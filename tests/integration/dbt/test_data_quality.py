@@ -1,4 +1,4 @@
-"""Each rule finds the rows that break it and no others; a broken rule stops the pipeline and tells where they are."""
+"""Each rule finds the rows that break it and no others; a broken rule stops the pipeline and shows where they are."""
 
 import re
 

@@ -106,7 +106,7 @@ def moves_twice(warehouse):
 
 
 def reset(*tables):
-    """The step in which tables are loaded anew, after rows were changed behind the watermark and deleted."""
+    """The step in which tables are reloaded, after rows were changed behind the watermark and deleted."""
 
     def step(warehouse):
         warehouse.on_source(
@@ -227,7 +227,7 @@ STEPS = {
         "update inventory_levels set warehouse_code = 'NEW' where product_id = 5 and warehouse_code = 'EAS'"
     ),
     "several runs come between two builds": several_runs,
-    "tables are loaded anew": reset("orders", "products", "payments", "events", "inventory_levels"),
+    "tables are reloaded": reset("orders", "products", "payments", "events", "inventory_levels"),
     "tombstones are purged": purged,
 }
 

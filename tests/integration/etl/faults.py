@@ -126,7 +126,7 @@ class Link:
             with suppress(OSError):
                 if resets:
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                end.shutdown(socket.SHUT_RD if resets else socket.SHUT_RDWR)  # wakes whoever reads it
+                end.shutdown(socket.SHUT_RD if resets else socket.SHUT_RDWR)  # wakes the reader
             end.close()
 
 

@@ -45,7 +45,7 @@ HINTS = {
     "57014": "raise ETL_STATEMENT_TIMEOUT_SECONDS",
 }
 
-# A sequence goes on counting when a transaction is rolled back: it tells how often the target was asked.
+# A sequence keeps counting when a transaction is rolled back: it shows how often the target was asked.
 RAISE_AT_FIRST = """
     create sequence public.times_asked;
     create function public.raise_at_first() returns trigger language plpgsql as $$
@@ -450,7 +450,7 @@ def test_transient_row_error_rejects_no_row(items, waits):
 
 
 def test_transient_error_while_rejecting_rows_is_retried(items, waits):
-    """The search for the row to blame is cut short, and begins anew."""
+    """The search for the rejected row is cut short, and starts again."""
     halvings = math.ceil(math.log2(items.settings.tables.defaults.batch_rows))
     answer(items, "P0001", "P0001", "40001", *["P0001"] * 2 * halvings)
 

@@ -110,7 +110,7 @@ def outcome_of(process):
 
 @contextmanager
 def locked(url, *tables):
-    """Hold tables, so that whoever reads or writes them waits."""
+    """Lock tables, so that their readers and writers wait."""
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute(f"lock table {', '.join(tables)} in access exclusive mode")
         yield

@@ -1,4 +1,4 @@
-"""The queries of docs/operations.md tell what goes on; those that alarm answer nothing until something is wrong."""
+"""The queries of docs/operations.md show the state; those of alarms return nothing until something is wrong."""
 
 import datetime as dt
 import re
@@ -230,7 +230,7 @@ def test_marts_not_built_after_a_run_raise_an_alarm(quiet, source, target):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Queries that tell what goes on
+# Queries that show the state
 
 
 def test_last_runs_are_shown(quiet, source, target):

@@ -18,7 +18,7 @@ def clock():
 
 
 def make_clock():
-    """A clock that only sleeping moves, and whoever sets it."""
+    """A clock that moves only by sleeping, or when it is set."""
     clock = SimpleNamespace(now=100.0)
     clock.read = lambda: clock.now
     clock.sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)

@@ -1,4 +1,4 @@
-"""Results of dbt become lines that tell what to do."""
+"""Results of dbt become lines that say what to do."""
 
 from types import SimpleNamespace
 
