@@ -86,7 +86,7 @@ def test_every_question_works_on_an_empty_shop(ask_empty):
     rows = {question: ask_empty(query)[1] for question, query in QUESTIONS.items()}
 
     assert rows.pop("How many customers come back, and how soon?") == [(0, None, None, None)]
-    assert len(rows.pop("Is the pipeline well?")) == 1
+    assert len(rows.pop("Is the pipeline healthy?")) == 1
     assert set(map(tuple, rows.values())) == {()}
 
 
