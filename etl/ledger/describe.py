@@ -1,4 +1,7 @@
-"""Writes docs/ledger.md, the page about the tables of the ledger: `python -m etl.ledger.describe docs/ledger.md`."""
+"""Writes what follows from the tables of the ledger: `python -m etl.ledger.describe docs/ledger.md`.
+
+That is the page about them, and `creation.sql`, which creates a new ledger without an import of SQLAlchemy.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import CheckConstraint, Column, Computed, DefaultClause, Table
 
+from etl.ledger import tables
 from etl.ledger.tables import DIALECT, METADATA, SCHEMA
 from etl.ledger.versions import VERSION
 
@@ -27,6 +31,14 @@ that is newer than it knows.
 
 <!-- Written by `python -m etl.ledger.describe docs/ledger.md` from etl/ledger/tables.py. -->
 """
+
+
+CREATION = Path(__file__).with_name("creation.sql")
+
+
+def compose_creation() -> str:
+    """Return the statements that create a new ledger of this version, with its comments."""
+    return tables.compose_creation() + tables.compose_comments(f"Ledger version {VERSION}.")
 
 
 def describe() -> str:
@@ -69,8 +81,9 @@ def _checks(table: Table) -> list[str]:
 
 
 def main(path: str) -> None:
-    """Write the page to a file."""
+    """Write the page to a file, and `creation.sql`."""
     Path(path).write_text(describe(), encoding="utf-8")
+    CREATION.write_text(compose_creation(), encoding="utf-8")
 
 
 if __name__ == "__main__":

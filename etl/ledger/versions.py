@@ -1,7 +1,7 @@
 """Reads which version the ledger has, refuses one that is newer than this release, and upgrades an older one.
 
 The comment on `etl.runs` begins with the version: every role can read it, before it knows which columns there are.
-SQLAlchemy and Alembic are imported only where the version differs. Begin at `upgrade`.
+SQLAlchemy and Alembic are imported only to migrate. Begin at `upgrade`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from etl.database_url import DatabaseUrl
 from etl.errors import ConfigurationError, UnavailableError
 from etl.ledger import locks
 from etl.postgres.error_translation import errors_of
+from etl.postgres.sql import read_sql
 from etl.postgres.transactions import transaction
 
 VERSION = 5  # what this release reads and writes; a new one needs a migration (docs/decisions/0013)
@@ -84,15 +85,12 @@ def upgrade(connection: Connection, lock_wait_seconds: float) -> None:
 
 def _compose(version: int | None) -> str:
     """Return the statements that lead from a version to this release's; the last one states the new version."""
-    from etl.ledger import tables  # noqa: PLC0415 imports SQLAlchemy, which costs as much as the rest
-
     if version is None:
-        statements = tables.compose_creation()
-    else:
-        from etl.ledger.migrations import composition  # noqa: PLC0415 imports Alembic, which a new ledger does not need
+        return read_sql("etl.ledger", "creation")  # written from the tables, so that a first load does not import them
+    from etl.ledger import tables  # noqa: PLC0415 imports SQLAlchemy, which costs as much as the rest
+    from etl.ledger.migrations import composition  # noqa: PLC0415 imports Alembic
 
-        statements = composition.compose(version, VERSION)
-    return statements + tables.compose_comments(f"Ledger version {VERSION}.")
+    return composition.compose(version, VERSION) + tables.compose_comments(f"Ledger version {VERSION}.")
 
 
 def _parse_version(comment: str | None) -> int | None:

@@ -6,7 +6,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from etl.ledger import tables
-from etl.ledger.describe import describe
+from etl.ledger.describe import CREATION, compose_creation, describe
 from etl.ledger.migrations import composition
 from etl.ledger.versions import VERSION
 
@@ -16,6 +16,11 @@ PAGE = Path(__file__).parents[3] / "docs" / "ledger.md"
 def test_ledger_page_is_current():
     """If not: python -m etl.ledger.describe docs/ledger.md."""
     assert PAGE.read_text(encoding="utf-8") == describe()
+
+
+def test_statements_of_a_new_ledger_are_current():
+    """If not: python -m etl.ledger.describe docs/ledger.md."""
+    assert CREATION.read_text(encoding="utf-8") == compose_creation()
 
 
 def test_every_ledger_table_and_column_is_described():
