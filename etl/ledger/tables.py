@@ -1,8 +1,8 @@
 """Defines the tables of the ledger, whole, and composes their DDL. No I/O.
 
 `etl.ledger.migrations` adds what older ledgers lack; the comments in the target are always those of this module.
-`etl.ledger.describe` writes docs/ledger.md and creation.sql from it. The statements of a run do not use it, because SQLAlchemy takes as
-long to import as all else that a run imports.
+`etl.ledger.describe` writes docs/ledger.md and creation.sql from it. The statements of a run do not use it, because
+SQLAlchemy takes as long to import as all else that a run imports.
 """
 
 from __future__ import annotations
