@@ -13,6 +13,8 @@ from tests import commands
 
 CHECKOUT = Path(__file__).parents[2]
 PARTS = ("etl", "deploy", "source_db", "dbt", "airflow")
+PYCACHE = ("__pycache__",)
+GENERATED = {"dbt": ("target", "logs", *PYCACHE)}  # of one part only: etl/target is code
 
 
 class Machine:
@@ -55,7 +57,7 @@ def open_machine(free_port):
     """Yield a copy of the checkout with free ports, and remove it and its servers afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="tidemark-copy-"))  # mode 0700: the servers' user cannot enter it
     for part in PARTS:
-        shutil.copytree(CHECKOUT / part, folder / part, ignore=shutil.ignore_patterns("target", "logs", "__pycache__"))
+        shutil.copytree(CHECKOUT / part, folder / part, ignore=shutil.ignore_patterns(*GENERATED.get(part, PYCACHE)))
     names = ("SOURCE_PORT", "TARGET_PORT", "AIRFLOW_PORT")
     made = Machine(folder, {name: str(free_port()) for name in names})
     yield made
