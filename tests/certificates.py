@@ -1,11 +1,9 @@
-"""Certificates for tests of TLS, made by the openssl program: an authority, and servers and clients it vouches for."""
+"""Certificates for tests of TLS: an authority, and servers and clients it vouches for."""
 
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-VALID_DAYS = "2"
-KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+import trustme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,29 +14,26 @@ class Certificate:
     key: Path
 
 
-def make_authority(folder: Path, name: str) -> Certificate:
-    """Make the certificate of an authority."""
-    made = Certificate(certificate=folder / f"{name}.crt", key=folder / f"{name}.key")
-    _openssl(
-        *("req", "-x509", *KEY, "-days", VALID_DAYS, "-subj", f"/CN={name}"),
-        *("-keyout", str(made.key), "-out", str(made.certificate)),
-    )
+@dataclass(frozen=True, kw_only=True)
+class Authority:
+    """An authority, and the file of its certificate."""
+
+    signer: trustme.CA
+    certificate: Path
+
+
+def make_authority(folder: Path, name: str) -> Authority:
+    """Make an authority."""
+    made = Authority(signer=trustme.CA(organization_name=name), certificate=folder / f"{name}.crt")
+    made.signer.cert_pem.write_to_path(made.certificate)
     return made
 
 
-def make_certificate(folder: Path, authority: Certificate, name: str) -> Certificate:
+def make_certificate(folder: Path, authority: Authority, name: str) -> Certificate:
     """Make a certificate for a host or a role of this name, signed by the authority."""
     made = Certificate(certificate=folder / f"{name}.crt", key=folder / f"{name}.key")
-    request, names = folder / f"{name}.csr", folder / f"{name}.ext"
-    names.write_text(f"subjectAltName = DNS:{name}\n")
-    _openssl("req", *KEY, "-subj", f"/CN={name}", "-keyout", str(made.key), "-out", str(request))
-    _openssl(
-        *("x509", "-req", "-in", str(request), "-days", VALID_DAYS, "-extfile", str(names), "-set_serial", "2"),
-        *("-CA", str(authority.certificate), "-CAkey", str(authority.key), "-out", str(made.certificate)),
-    )
-    made.key.chmod(0o600)
+    issued = authority.signer.issue_cert(name, common_name=name)
+    issued.cert_chain_pems[0].write_to_path(made.certificate)
+    issued.private_key_pem.write_to_path(made.key)
+    made.key.chmod(0o600)  # libpq rejects a key that others can read
     return made
-
-
-def _openssl(*arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True)

@@ -585,9 +585,8 @@ def test_a_physical_walsender_does_not_hold_the_watermark(reader, source_server,
         streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
         return reader.on_source(f"{streaming} and application_name = 'pg_receivewal'") == [(1,)]
 
-    folder = source_server.folder / f"wal_{os.getpid()}"
-    with open_as_nobody(["mkdir", "-p", str(folder)]) as making:
-        assert making.wait(20) == 0
+    folder = source_server.folder.parent / f"wal_{os.getpid()}"
+    make_private_folder(folder)
     with open_program(source_server, "pg_receivewal", "-D", str(folder), "--no-loop", "-d", source_server.url()):
         wait_until(is_streaming)
 
