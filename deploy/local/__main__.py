@@ -200,7 +200,8 @@ def psql(arguments: Sequence[str]) -> int:
     parts = read_url(url, "TARGET_DATABASE_URL")
     given = {PSQL_VARIABLES[part]: value for part, value in parts.items() if part in PSQL_VARIABLES}
     variables = {**os.environ, "PGDATABASE": TARGET_NAME, **given}
-    os.execve(_find_psql(variables), ["psql", *arguments], variables)  # noqa: S606
+    program = str(_find_psql(variables))
+    os.execve(program, [program, *arguments], variables)  # noqa: S606 it looks for itself by its first argument
 
 
 def _find_psql(variables: Mapping[str, str]) -> Path:
