@@ -20,6 +20,10 @@ CREATE TABLE etl.loads (
 	oldest_xid TEXT NOT NULL, 
 	run_id BIGINT NOT NULL, 
 	changed_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL, 
+	database_name TEXT, 
+	database_oid BIGINT, 
+	schema_name TEXT, 
+	timeline BIGINT, 
 	CONSTRAINT loads_pkey PRIMARY KEY (table_name), 
 	CONSTRAINT loads_run_id_fkey FOREIGN KEY(run_id) REFERENCES etl.runs (run_id)
 );
@@ -96,6 +100,11 @@ CREATE TABLE etl.watermarks (
 	raw_types JSONB DEFAULT '{}' NOT NULL, 
 	column_numbers JSONB DEFAULT '{}' NOT NULL, 
 	next_xid TEXT, 
+	database_name TEXT, 
+	database_oid BIGINT, 
+	schema_name TEXT, 
+	timeline BIGINT, 
+	refusal TEXT, 
 	CONSTRAINT watermarks_pkey PRIMARY KEY (table_name), 
 	CONSTRAINT watermarks_run_id_fkey FOREIGN KEY(run_id) REFERENCES etl.runs (run_id)
 );
@@ -119,6 +128,10 @@ COMMENT ON COLUMN etl.loads.next_block IS 'The block of the source where the nex
 COMMENT ON COLUMN etl.loads.oldest_xid IS 'Row versions written since the first snapshot have this xid8 or a later one.';
 COMMENT ON COLUMN etl.loads.run_id IS 'The last run that stored the row.';
 COMMENT ON COLUMN etl.loads.changed_at IS 'When it was stored.';
+COMMENT ON COLUMN etl.loads.database_name IS 'The source''s database.';
+COMMENT ON COLUMN etl.loads.database_oid IS 'Its oid; unlike the name, it stays when the database is renamed.';
+COMMENT ON COLUMN etl.loads.schema_name IS 'The schema of the source.';
+COMMENT ON COLUMN etl.loads.timeline IS 'The timeline of the source; a promotion or a recovery begins a new one.';
 COMMENT ON COLUMN etl.reconciliations.table_name IS 'The table of the source.';
 COMMENT ON COLUMN etl.reconciliations.rows_inserted IS 'Rows that the source''s statistics count as inserted, in all partitions.';
 COMMENT ON COLUMN etl.reconciliations.rows_updated IS 'Rows that they count as updated.';
@@ -173,4 +186,9 @@ COMMENT ON COLUMN etl.watermarks.as_of IS 'The source''s clock, less the margin,
 COMMENT ON COLUMN etl.watermarks.raw_types IS 'The type in raw of each column of the source, as last replicated.';
 COMMENT ON COLUMN etl.watermarks.column_numbers IS 'The attnum of each column of the source, as last replicated.';
 COMMENT ON COLUMN etl.watermarks.next_xid IS 'How far the source''s transactions had come (xid8): an older source is refused.';
-COMMENT ON TABLE etl.runs IS 'Ledger version 5. One row per run; runs are serial, ids are allotted under the run lock.';
+COMMENT ON COLUMN etl.watermarks.database_name IS 'The source''s database.';
+COMMENT ON COLUMN etl.watermarks.database_oid IS 'Its oid; unlike the name, it stays when the database is renamed.';
+COMMENT ON COLUMN etl.watermarks.schema_name IS 'The schema of the source.';
+COMMENT ON COLUMN etl.watermarks.timeline IS 'The timeline of the source; a promotion or a recovery begins a new one.';
+COMMENT ON COLUMN etl.watermarks.refusal IS 'Why the table is refused until a person settles it; NULL: it is not.';
+COMMENT ON TABLE etl.runs IS 'Ledger version 6. One row per run; runs are serial, ids are allotted under the run lock.';

@@ -77,6 +77,16 @@ def _now(name: str, comment: str) -> Column[Any]:
     return Column(name, DateTime(timezone=True), nullable=False, server_default=NOW, comment=comment)
 
 
+def _source() -> tuple[Column[Any], ...]:
+    """Return the columns that identify a source, beside `system_identifier`; NULL: written before version 6."""
+    return (
+        _text("database_name", "The source's database.", is_nullable=True),
+        _number("database_oid", "Its oid; unlike the name, it stays when the database is renamed.", is_nullable=True),
+        _text("schema_name", "The schema of the source.", is_nullable=True),
+        _number("timeline", "The timeline of the source; a promotion or a recovery begins a new one.", is_nullable=True),
+    )
+
+
 def _status(comment: str) -> Column[Any]:
     return Column("status", Text, nullable=False, server_default=text("'running'"), comment=comment)
 
@@ -146,6 +156,8 @@ Table(
     _text(
         "next_xid", "How far the source's transactions had come (xid8): an older source is refused.", is_nullable=True
     ),
+    *_source(),
+    _text("refusal", "Why the table is refused until a person settles it; NULL: it is not.", is_nullable=True),
     comment="From where the next read of a table starts, inclusive.",
 )
 Table(
@@ -159,6 +171,7 @@ Table(
     _text("oldest_xid", "Row versions written since the first snapshot have this xid8 or a later one."),
     _run_id("The last run that stored the row."),
     _now("changed_at", "When it was stored."),
+    *_source(),
     comment="First loads in ranges that are not done yet: how far they have come.",
 )
 Table(

@@ -6,7 +6,7 @@ from etl.ledger import versions
 
 FOLDER = Path(__file__).with_name("ledgers")
 # All files that made ledgers, oldest first; four of them state version 3.
-SHAPES = ("1", "2", "3a", "3b", "3c", "3d", "4")
+SHAPES = ("1", "2", "3a", "3b", "3c", "3d", "4", "5")
 # What a release leaves, and the first shape that can hold it.
 ROWS = (
     (
