@@ -6,7 +6,7 @@ import datetime as dt
 import enum
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,7 +90,8 @@ class Table:
     estimated_rows: int
     filenodes: str  # identity of the table's files; changes with TRUNCATE and rewrites
     has_descendants_apart: bool  # by plain inheritance: read ONLY the table itself
-    has_blocks: bool  # its rows are stored in blocks, so it can be read in ranges of them
+    has_blocks: bool  # its rows are stored in blocks, and their versions have transaction ids
+    contents: Mapping[str, str] = field(default_factory=dict)  # of each column, a hash of what gives stored rows values
 
     @property
     def label(self) -> str:
@@ -155,6 +156,14 @@ class Snapshot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Where a complete read of a table stood: each row version that is not older was written after its snapshot."""
+
+    oldest_xid: str  # xid8: `oldest_xid` of the snapshot
+    signature: str  # of what was read, and how
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a table stands: its watermark and the points that have not settled yet."""
 
@@ -164,6 +173,10 @@ class Progress:
     points: tuple[Point, ...] = ()
     system_identifier: str | None = None  # of the source cluster
     next_xid: str | None = None  # xid8: `next_xid` of the newest snapshot of the source so far
+    read_mark: Mark | None = None  # of the last complete read: what it could see from the watermark on is in `raw`
+    changes_counted: int | None = None  # rows that the source counted as inserted or updated, as far as runs explain it
+    has_read: bool = False  # the last run read rows
+    clock_ahead: float | None = None  # seconds by which the source's clock is ahead of the target's
 
     @property
     def latest_as_of(self) -> dt.datetime | None:

@@ -7,6 +7,7 @@ rewritten meanwhile, or that were not finished when the snapshot expired. Begin 
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 import time
 from collections import defaultdict
@@ -22,12 +23,15 @@ from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attem
 from etl.config import Settings
 from etl.errors import EtlError, TableError, UnavailableError
 from etl.ledger import locks, runs
+from etl.ledger.net_scans import read_slices
 from etl.ledger.progress import read_counters, read_progress
 from etl.model import Counts, Event, Observer, Outcome, Position, Progress, RunOptions, Snapshot, Table, TableResult
 from etl.policy.column_types import TargetTypes
+from etl.policy.deletes import Counters
 from etl.policy.schema_changes import RawTable
 from etl.postgres import sessions
-from etl.replicate.table import Task, replicate_table
+from etl.replicate.table import replicate_table
+from etl.replicate.task import Task
 from etl.source.catalog import Catalog
 from etl.source.session import Source
 from etl.target.raw_tables import read_raw_tables
@@ -165,10 +169,12 @@ class Attempts:
     def _prepare(self, source: Source, tables: Sequence[Table], progress: Mapping[str, Progress]) -> _Round:
         """Take the points, wait at the fence, export the snapshot, and return the tasks to do at it."""
         counters = source.read_counters(tables)
+        target_now = sessions.read_clock(self._control, "target")
         points = source.take_points(tables)
         for name, error in points.errors.items():
             self._postpone_or_fail(name, error)
         reconciled = read_counters(self._control)
+        slices = read_slices(self._control)
         raw = read_raw_tables(self._control)
         known = [point for table in tables for point in progress.get(table.name, Progress()).points]
         drain = source.drain([*known, *points.by_table.values()])
@@ -183,6 +189,8 @@ class Attempts:
                 raw=raw.get(table.name, RawTable()),
                 counters=counters.get(table.name),
                 reconciled=reconciled.get(table.name),
+                slices=slices.get(table.name, ()),
+                clock_ahead=_clock_ahead(counters.get(table.name), target_now),
                 options=self._job.options,
                 position=self._works[table.name].position,
             )
@@ -300,6 +308,11 @@ def _connect_table_writer(settings: Settings, table_name: str) -> Connection:
         connection.close()
         raise
     return connection
+
+
+def _clock_ahead(counters: Counters | None, target_now: dt.datetime) -> float:
+    """Return how many seconds the source's clock is ahead of the target's, which was read just after the counters."""
+    return (counters.listed_at - target_now).total_seconds() if counters else 0.0
 
 
 def _expected_rows(task: Task) -> int | None:

@@ -30,6 +30,7 @@ from etl.errors import EtlError, TableError, UnavailableError
 from etl.ledger import locks, runs
 from etl.ledger.progress import read_progress
 from etl.model import Counts, Event, Observer, Progress, Table, TableResult, ignore
+from etl.policy import net
 from etl.policy.column_types import TargetTypes
 from etl.policy.deletes import check_fraction
 from etl.policy.schema_changes import Fit, RawTable, describe_changes, fit_table
@@ -91,7 +92,8 @@ class _Verification:
             of_source = source.export_snapshot({table.name for table in found.tables})
 
             def compare_one(table: Table) -> Verdict:
-                watermark = _watermark(table, progress.get(table.name, Progress()))
+                known = progress.get(table.name, Progress())
+                known = known if known.column == table.watermark else Progress()
                 self.observe(Event(kind="table_started", table_name=table.name, estimated_rows=table.estimated_rows))
                 try:
                     fit = _fit(table, raw.get(table.name, RawTable()))
@@ -103,7 +105,7 @@ class _Verification:
                             on_commit=counts.append,
                             say=self._say,
                         )
-                        verdict = _compare(exchange, of_target, watermark, is_repair=run_id is not None)
+                        verdict = _compare(exchange, of_target, known, is_repair=run_id is not None)
                         repaired = sum(each.inserted + each.updated + each.deleted for each in counts)
                         verdict = replace(verdict, repaired=repaired)
                 except EtlError as error:
@@ -142,10 +144,6 @@ class _Verification:
         return tuple(second.get(verdict.table_name, verdict) for verdict in first)
 
 
-def _watermark(table: Table, progress: Progress) -> str | None:
-    return progress.watermark if progress.column == table.watermark else None
-
-
 def _fit(table: Table, raw: RawTable) -> Fit:
     """Return how the source's table fits the raw table. Raises TableError when a run must follow changes first."""
     if not raw.exists:
@@ -157,11 +155,12 @@ def _fit(table: Table, raw: RawTable) -> Fit:
     return fit
 
 
-def _compare(exchange: Exchange, snapshot: str, watermark: str | None, *, is_repair: bool) -> Verdict:
+def _compare(exchange: Exchange, snapshot: str, known: Progress, *, is_repair: bool) -> Verdict:
     reader, writer = exchange.reader, exchange.writer
-    table = writer.table
+    table, watermark = writer.table, known.watermark
+    new = net.find_new(table, known, reader.snapshot)
     with writer.at_snapshot(snapshot) as cursor:
-        found = find_differences(reader, cursor, table, table.columns, watermark)
+        found = find_differences(reader, cursor, table, table.columns, watermark, since_xid=new)
         examples = _examples(reader, cursor, table, found)
     if table.config.deletes == "none":  # deleted rows stay in raw
         found = replace(found, extra=0)

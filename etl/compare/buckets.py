@@ -15,7 +15,7 @@ from psycopg2 import sql
 
 from etl.model import Column, Table
 from etl.postgres.sql import comma, same_key
-from etl.source.statements import cast, key_values, source_column, source_table, typed
+from etl.source.statements import cast, is_since, key_values, source_column, source_table, typed
 from etl.target.statements import raw_table
 
 # A temporary table, one per session: keys and hashes of the source's rows in the buckets that differ.
@@ -56,6 +56,7 @@ class Comparison:
     table: Table
     columns: tuple[Column, ...]
     watermark: str | None  # the next run reads the source from here on, so differences there are pending
+    since_xid: str | None  # of these rows, the next run reads the versions that this transaction or a later one wrote
     is_pending_apart: bool
     is_same_encoding: bool  # of both servers: if not, text is converted before it is hashed
     left_out: tuple[tuple[str, ...], ...] = ()  # keys of the source that the target cannot store
@@ -175,7 +176,8 @@ def create_source_keys(table: Table) -> sql.Composable:
 def copy_out_source_keys(comparison: Comparison, buckets: Sequence[int]) -> sql.Composable:
     """Copy the key and hash of each source row in these buckets, and whether the row is pending.
 
-    A row is pending when it is at or above the watermark, or has none: the next run reads it anyway.
+    A row is pending when it is at or above the watermark, or has none, and is newer than the last read: the next run
+    reads it anyway.
     """
     table, side = comparison.table, Side(table=comparison.table, is_source=True)
     return sql.SQL("copy (select {keys}, {hash}, {is_pending} from {rows} where {is_in}{is_held}) to stdout").format(
@@ -282,4 +284,7 @@ def _is_pending(comparison: Comparison) -> sql.Composable:
     if watermark is None:
         return sql.SQL("true")
     column = source_column(table.watermark)
-    return sql.SQL("({0} is null or {0} >= {1})").format(column, typed(table, table.watermark, watermark))
+    is_read = sql.SQL("({0} is null or {0} >= {1})").format(column, typed(table, table.watermark, watermark))
+    if comparison.since_xid is None:
+        return is_read
+    return sql.SQL("{} and {}").format(is_read, is_since(comparison.since_xid))

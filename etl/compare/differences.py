@@ -59,17 +59,20 @@ def find_differences(
     columns: Sequence[Column],
     watermark: str | None,
     *,
+    since_xid: str | None = None,
     is_pending_apart: bool = True,
 ) -> Differences:
     """Compare these columns of all rows; `cursor` is in a transaction on the target.
 
-    Source rows at or above the watermark, or without one, are pending, unless `is_pending_apart` is false.
+    Source rows at or above the watermark, or without one, are pending, unless `is_pending_apart` is false; with
+    `since_xid`, a 32-bit transaction id, only the versions that this transaction or a later one wrote.
     """
     with errors_of("target", table.label):
         comparison = Comparison(
             table=table,
             columns=tuple(table.column(column.name) for column in columns),
             watermark=watermark,
+            since_xid=since_xid,
             is_pending_apart=is_pending_apart and table.watermark is not None,
             is_same_encoding=_is_same_encoding(reader, cursor),
             left_out=_keys_not_held(reader, cursor, table),

@@ -27,6 +27,19 @@ CREATE TABLE etl.loads (
 	CONSTRAINT loads_pkey PRIMARY KEY (table_name), 
 	CONSTRAINT loads_run_id_fkey FOREIGN KEY(run_id) REFERENCES etl.runs (run_id)
 );
+CREATE TABLE etl.net_scans (
+	table_name TEXT NOT NULL, 
+	first_block BIGINT NOT NULL, 
+	end_block BIGINT, 
+	scan_xid TEXT NOT NULL, 
+	scan_signature TEXT NOT NULL, 
+	scanned_at TIMESTAMP WITH TIME ZONE NOT NULL, 
+	rows_found BIGINT DEFAULT 0 NOT NULL, 
+	found_at TIMESTAMP WITH TIME ZONE, 
+	run_id BIGINT NOT NULL, 
+	CONSTRAINT net_scans_pkey PRIMARY KEY (table_name, first_block), 
+	CONSTRAINT net_scans_run_id_fkey FOREIGN KEY(run_id) REFERENCES etl.runs (run_id)
+);
 CREATE TABLE etl.reconciliations (
 	table_name TEXT NOT NULL, 
 	rows_inserted BIGINT NOT NULL, 
@@ -105,10 +118,16 @@ CREATE TABLE etl.watermarks (
 	schema_name TEXT, 
 	timeline BIGINT, 
 	refusal TEXT, 
+	read_xid TEXT, 
+	read_signature TEXT, 
+	changes_counted BIGINT, 
+	has_read BOOLEAN DEFAULT false NOT NULL, 
+	clock_ahead DOUBLE PRECISION, 
 	CONSTRAINT watermarks_pkey PRIMARY KEY (table_name), 
 	CONSTRAINT watermarks_run_id_fkey FOREIGN KEY(run_id) REFERENCES etl.runs (run_id)
 );
 COMMENT ON TABLE etl.loads IS 'First loads in ranges that are not done yet: how far they have come.';
+COMMENT ON TABLE etl.net_scans IS 'Slices of tables, and the last net scan of each: every row version that it could see is in raw.';
 COMMENT ON TABLE etl.reconciliations IS 'What the source had counted of a table when its keys were last known to equal those of raw.';
 COMMENT ON TABLE etl.rejected_rows IS 'Rows that the target refuses at present; each run tries them again.';
 COMMENT ON TABLE etl.schema_changes IS 'What changed in the source''s tables, with the run that followed it.';
@@ -132,6 +151,15 @@ COMMENT ON COLUMN etl.loads.database_name IS 'The source''s database.';
 COMMENT ON COLUMN etl.loads.database_oid IS 'Its oid; unlike the name, it stays when the database is renamed.';
 COMMENT ON COLUMN etl.loads.schema_name IS 'The schema of the source.';
 COMMENT ON COLUMN etl.loads.timeline IS 'The timeline of the source; a promotion or a recovery begins a new one.';
+COMMENT ON COLUMN etl.net_scans.table_name IS 'The table of the source.';
+COMMENT ON COLUMN etl.net_scans.first_block IS 'The first block of the slice, in each partition.';
+COMMENT ON COLUMN etl.net_scans.end_block IS 'The block before which the slice ends; NULL: it has no end.';
+COMMENT ON COLUMN etl.net_scans.scan_xid IS 'The last scan: row versions that it could not see have this xid8 or a later one.';
+COMMENT ON COLUMN etl.net_scans.scan_signature IS 'The last scan: the files and columns that were read, and how, as JSON.';
+COMMENT ON COLUMN etl.net_scans.scanned_at IS 'When it began, by the source''s clock.';
+COMMENT ON COLUMN etl.net_scans.rows_found IS 'Rows that scans of the slice found and the watermark column had not shown.';
+COMMENT ON COLUMN etl.net_scans.found_at IS 'When a scan last found some, by the source''s clock.';
+COMMENT ON COLUMN etl.net_scans.run_id IS 'The last run that scanned the slice.';
 COMMENT ON COLUMN etl.reconciliations.table_name IS 'The table of the source.';
 COMMENT ON COLUMN etl.reconciliations.rows_inserted IS 'Rows that the source''s statistics count as inserted, in all partitions.';
 COMMENT ON COLUMN etl.reconciliations.rows_updated IS 'Rows that they count as updated.';
@@ -191,4 +219,9 @@ COMMENT ON COLUMN etl.watermarks.database_oid IS 'Its oid; unlike the name, it s
 COMMENT ON COLUMN etl.watermarks.schema_name IS 'The schema of the source.';
 COMMENT ON COLUMN etl.watermarks.timeline IS 'The timeline of the source; a promotion or a recovery begins a new one.';
 COMMENT ON COLUMN etl.watermarks.refusal IS 'Why the table is refused until a person settles it; NULL: it is not.';
+COMMENT ON COLUMN etl.watermarks.read_xid IS 'The last complete read, by watermark or whole: row versions that it could not see have this xid8 or a later one.';
+COMMENT ON COLUMN etl.watermarks.read_signature IS 'The last complete read, by watermark or whole: the files and columns that were read, and how, as JSON.';
+COMMENT ON COLUMN etl.watermarks.changes_counted IS 'How many rows the source had counted as inserted or updated, as far as what runs read explains it.';
+COMMENT ON COLUMN etl.watermarks.has_read IS 'Whether the last run read rows of the table, by its watermark.';
+COMMENT ON COLUMN etl.watermarks.clock_ahead IS 'By how many seconds the source''s clock was ahead of the target''s.';
 COMMENT ON TABLE etl.runs IS 'Ledger version 6. One row per run; runs are serial, ids are allotted under the run lock.';

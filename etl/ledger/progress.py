@@ -14,7 +14,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import TableError
 from etl.ledger import runs
-from etl.model import LoadState, Point, Progress, Table
+from etl.model import LoadState, Mark, Point, Progress, Table
 from etl.policy.deletes import Counters
 from etl.postgres.error_translation import errors_of
 from etl.postgres.sql import compose_upsert
@@ -30,6 +30,11 @@ SAVE_PROGRESS = compose_upsert(
         "points",
         "system_identifier",
         "next_xid",
+        "read_xid",
+        "read_signature",
+        "changes_counted",
+        "has_read",
+        "clock_ahead",
         "raw_types",
         "column_numbers",
         "run_id",
@@ -69,7 +74,8 @@ def read_progress(connection: Connection) -> dict[str, Progress]:
     """Return the progress of every table known to the target."""
     with errors_of("target", "reading the watermarks"), connection.cursor() as cursor:
         cursor.execute(
-            "select table_name, column_name, watermark, as_of, points, system_identifier, next_xid from etl.watermarks"
+            "select table_name, column_name, watermark, as_of, points, system_identifier, next_xid, read_xid,"
+            " read_signature, changes_counted, has_read, clock_ahead from etl.watermarks"
         )
         return {
             name: Progress(
@@ -79,8 +85,25 @@ def read_progress(connection: Connection) -> dict[str, Progress]:
                 points=tuple(_read_point(point) for point in points),
                 system_identifier=system_identifier,
                 next_xid=next_xid,
+                read_mark=Mark(oldest_xid=read_xid, signature=signature) if read_xid else None,
+                changes_counted=changes_counted,
+                has_read=has_read,
+                clock_ahead=clock_ahead,
             )
-            for name, column, watermark, as_of, points, system_identifier, next_xid in cursor
+            for (
+                name,
+                column,
+                watermark,
+                as_of,
+                points,
+                system_identifier,
+                next_xid,
+                read_xid,
+                signature,
+                changes_counted,
+                has_read,
+                clock_ahead,
+            ) in cursor
         }
 
 
@@ -102,6 +125,11 @@ def save_partial_progress(cursor: Cursor, run_id: int, table: Table, progress: P
             "points": json.dumps([_write_point(point) for point in progress.points]),
             "system_identifier": progress.system_identifier,
             "next_xid": progress.next_xid,
+            "read_xid": progress.read_mark.oldest_xid if progress.read_mark else None,
+            "read_signature": progress.read_mark.signature if progress.read_mark else None,
+            "changes_counted": progress.changes_counted,
+            "has_read": progress.has_read,
+            "clock_ahead": progress.clock_ahead,
             "raw_types": json.dumps({column.name: column.raw_type for column in table.columns}),
             "column_numbers": json.dumps({column.name: column.number for column in table.columns}),
             "run_id": run_id,
@@ -209,8 +237,8 @@ def read_built_run(cursor: Cursor) -> int | None:
 
 
 def forget_table(cursor: Cursor, table_name: str) -> None:
-    """Forget the watermark, the rejects and the unfinished load of a table whose raw table is created again."""
-    for known in ("watermarks", "rejected_rows", "loads", "reconciliations"):
+    """Forget what was known of a table whose raw table is created again: watermark, rejects, load and scans."""
+    for known in ("watermarks", "rejected_rows", "loads", "reconciliations", "net_scans"):
         cursor.execute(f"delete from etl.{known} where table_name = %s", (table_name,))
 
 

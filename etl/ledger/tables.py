@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Computed,
@@ -83,7 +84,19 @@ def _source() -> tuple[Column[Any], ...]:
         _text("database_name", "The source's database.", is_nullable=True),
         _number("database_oid", "Its oid; unlike the name, it stays when the database is renamed.", is_nullable=True),
         _text("schema_name", "The schema of the source.", is_nullable=True),
-        _number("timeline", "The timeline of the source; a promotion or a recovery begins a new one.", is_nullable=True),
+        _number(
+            "timeline", "The timeline of the source; a promotion or a recovery begins a new one.", is_nullable=True
+        ),
+    )
+
+
+def _mark(name: str, what: str, *, is_nullable: bool = False) -> tuple[Column[Any], ...]:
+    """Return the columns of a mark: what a complete read could see."""
+    xid = f"{what}: row versions that it could not see have this xid8 or a later one."
+    signature = f"{what}: the files and columns that were read, and how, as JSON."
+    return (
+        _text(f"{name}_xid", xid, is_nullable=is_nullable),
+        _text(f"{name}_signature", signature, is_nullable=is_nullable),
     )
 
 
@@ -158,6 +171,20 @@ Table(
     ),
     *_source(),
     _text("refusal", "Why the table is refused until a person settles it; NULL: it is not.", is_nullable=True),
+    *_mark("read", "The last complete read, by watermark or whole", is_nullable=True),
+    _number(
+        "changes_counted",
+        "How many rows the source had counted as inserted or updated, as far as what runs read explains it.",
+        is_nullable=True,
+    ),
+    Column(
+        "has_read",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="Whether the last run read rows of the table, by its watermark.",
+    ),
+    Column("clock_ahead", Double, comment="By how many seconds the source's clock was ahead of the target's."),
     comment="From where the next read of a table starts, inclusive.",
 )
 Table(
@@ -200,6 +227,19 @@ Table(
     _instant("listed_at", "When the counts were read, by the source's clock."),
     _run_id("The run that compared the keys."),
     comment="What the source had counted of a table when its keys were last known to equal those of raw.",
+)
+Table(
+    "net_scans",
+    METADATA,
+    _key("table_name", "The table of the source."),
+    Column("first_block", BigInteger, primary_key=True, comment="The first block of the slice, in each partition."),
+    _number("end_block", "The block before which the slice ends; NULL: it has no end.", is_nullable=True),
+    *_mark("scan", "The last scan"),
+    _instant("scanned_at", "When it began, by the source's clock."),
+    _count("rows_found", "Rows that scans of the slice found and the watermark column had not shown."),
+    _instant("found_at", "When a scan last found some, by the source's clock.", is_nullable=True),
+    _run_id("The last run that scanned the slice."),
+    comment="Slices of tables, and the last net scan of each: every row version that it could see is in raw.",
 )
 Table(
     "schema_changes",

@@ -25,6 +25,18 @@ class Counters:
     stats_reset: str  # when the statistics of the database and of the server were last reset, as after a crash
     server_started_at: dt.datetime
     listed_at: dt.datetime  # by the source's clock
+    are_counted: bool = True  # track_counts is on
+    estimated_blocks: int = 0  # of the table and its partitions, when it was last vacuumed or analyzed
+
+    def was_reset_since(self, before: Counters) -> bool:
+        """Return whether changes since `before` may be missing from the counts."""
+        return (
+            self.stats_reset != before.stats_reset
+            or self.server_started_at != before.server_started_at
+            or self.inserted < before.inserted
+            or self.updated < before.updated
+            or self.deleted < before.deleted
+        )
 
 
 def check_fraction(table: Table, missing: int, rows: int, command: str = "run") -> None:
@@ -53,9 +65,7 @@ def may_lack_rows(before: Counters | None, now: Counters, max_hours: float) -> b
     return (
         now.deleted != before.deleted
         or now.filenodes != before.filenodes
-        or now.stats_reset != before.stats_reset
-        or now.inserted < before.inserted
-        or now.updated < before.updated
-        or now.server_started_at != before.server_started_at
+        or not now.are_counted
+        or now.was_reset_since(before)
         or not dt.timedelta() <= now.listed_at - before.listed_at < dt.timedelta(hours=max_hours)
     )

@@ -7,6 +7,7 @@ Begin at `connect_source` and `connect_target`.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -166,6 +167,14 @@ def _connect(url: DatabaseUrl, side: Side, settings: Settings, session: Mapping[
         reraise=True,
     )
     return retrying(_connect_once, url, side, settings, session)
+
+
+def read_clock(connection: Connection, side: Side) -> dt.datetime:
+    """Return the time of a server's clock."""
+    with errors_of(side, "reading the clock"), connection.cursor() as cursor:
+        cursor.execute("select pg_catalog.clock_timestamp()")
+        now: dt.datetime = single(cursor)
+    return now
 
 
 def _connect_once(url: DatabaseUrl, side: Side, settings: Settings, session: Mapping[str, str]) -> Connection:

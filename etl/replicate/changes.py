@@ -7,33 +7,49 @@ Begin at `merge_changes`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from etl.errors import RowRefusedError
 from etl.model import Counts, Outcome, Position, Progress, Table
+from etl.policy import net
 from etl.replicate.exchange import Exchange
 from etl.source.reader import Reader
-from etl.source.statements import Window
+from etl.source.statements import BlockRange, Window
 from etl.target.batch import Batch
 
 Keys = tuple[tuple[str, ...], ...]
 
 
 def merge_changes(
-    exchange: Exchange, *, before: Progress, after: Progress, position: Position | None, rejected: Keys
+    exchange: Exchange,
+    *,
+    before: Progress,
+    after: Progress,
+    position: Position | None,
+    rejected: Keys,
+    note: Callable[[Progress, bool], Progress],
 ) -> Outcome:
     """Merge what changed since `before`, and the rejected rows with these keys; the last batch stores `after`.
 
-    Each batch is one transaction. Stops between two batches when the snapshot has expired; the outcome then says where
-    to continue. Raises TableError.
+    `note` adds to it what depends on whether any row was read, apart from the rejected ones. Each batch is one
+    transaction. Stops between two batches when the snapshot has expired; the outcome then says where to continue.
+    Raises TableError.
     """
-    final = position.progress if position else after
-    *earlier, last = _windows(exchange.writer.table, before, rejected, position)
+    final, has_read = position.progress if position else after, False
+
+    def finish(batch: Batch) -> None:
+        nonlocal final
+        final = note(final, has_read or batch.counts.read > 0)
+        batch.save_progress(final)
+
+    *earlier, last = _windows(exchange, before, rejected, position)
     for part in (*earlier, last):
         window: Window | None = part
         while window is not None:
-            window = merge_window(exchange, window, final=final if part is last else None)
+            counts, window = merge_window(exchange, window, finish=finish if part is last else None)
+            has_read = has_read or (part.keys is None and counts.read > 0)
             if window is not None and exchange.reader.snapshot.is_expired:
                 outcome = _cut(exchange, before, final, window)
                 if outcome is not None:
@@ -41,21 +57,23 @@ def merge_changes(
     return Outcome(progress=final)
 
 
-def merge_window(exchange: Exchange, window: Window, *, final: Progress | None = None) -> Window | None:
-    """Merge one batch in one transaction; return the window of the next batch, or None when this part is done.
+def merge_window(
+    exchange: Exchange, window: Window, *, finish: Callable[[Batch], None] | None = None
+) -> tuple[Counts, Window | None]:
+    """Merge one batch in one transaction; return its counts, and the window of the next batch, if any.
 
-    The last batch of a part stores `final`, if given, and deletes the rejects among the window's keys that were not
-    rejected again.
+    The last batch of a part ends with `finish`, in its transaction, and deletes the rejects among the window's keys
+    that were not rejected again.
     """
     reader, writer = exchange.reader, exchange.writer
     with writer.open_batch() as batch:
         is_full = _merge(reader, batch, writer.table, window).read == window.limit
         if not is_full and window.keys is not None:
             batch.clear_rejects(window.keys)
-        if not is_full and final is not None:
-            batch.save_progress(final)
+        if not is_full and finish is not None:
+            finish(batch)
     exchange.on_commit(batch.counts)
-    return replace(window, after=reader.window_end(window)) if is_full else None
+    return batch.counts, replace(window, after=reader.window_end(window)) if is_full else None
 
 
 def _merge(reader: Reader, batch: Batch, table: Table, window: Window) -> Counts:
@@ -74,18 +92,22 @@ def _merge(reader: Reader, batch: Batch, table: Table, window: Window) -> Counts
     return counts + _merge(reader, batch, table, rest)
 
 
-def _windows(table: Table, before: Progress, rejected: Keys, position: Position | None) -> list[Window]:
+def _windows(exchange: Exchange, before: Progress, rejected: Keys, position: Position | None) -> list[Window]:
     """Return the first window of each part to read: rejected rows, rows without a watermark, and changed rows.
 
     Rejected rows are retried in each run, because the cause may have been fixed on the target, where no watermark shows
-    it.
+    it. Of the others, only the versions that the last complete read could not see are new.
     """
+    table = exchange.writer.table
     limit = table.config.batch_rows
     retried = [Window(keys=rejected, limit=len(rejected) + 1)] if rejected else []
+    new = net.find_new(table, before, exchange.reader.snapshot)
+    within = None if new is None else BlockRange(since_xid=new)
     if table.watermark is None or before.watermark is None:
-        return [*retried, Window(limit=limit, after=position.after if position else None)]
-    unmarked = [Window(is_null_watermark=True, limit=limit)] if table.column(table.watermark).is_nullable else []
-    return [*retried, *unmarked, Window(read_from=before.watermark, limit=limit)]
+        return [*retried, Window(limit=limit, within=within, after=position.after if position else None)]
+    is_nullable = table.column(table.watermark).is_nullable
+    unmarked = [Window(is_null_watermark=True, within=within, limit=limit)] if is_nullable else []
+    return [*retried, *unmarked, Window(read_from=before.watermark, within=within, limit=limit)]
 
 
 def _cut(exchange: Exchange, before: Progress, final: Progress, window: Window) -> Outcome | None:

@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from etl.errors import TableError
 from etl.model import LoadState, Point, Progress, Snapshot, Table, WatermarkKind
 from etl.policy import fence
+from etl.policy.net import MAX_XID_DISTANCE
 from etl.source.reader import Reader
 from etl.source.session import Source
-
-# Half of the 32-bit transaction ids, which wrap around: beyond it, age() cannot distinguish older from newer.
-MAX_XID_DISTANCE = 2**31
 
 
 def check_progress(

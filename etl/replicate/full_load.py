@@ -17,12 +17,12 @@ from dataclasses import replace
 from functools import partial
 
 from etl.model import LoadState, Progress, Snapshot
+from etl.policy.net import XID_MODULUS
 from etl.replicate.checks import is_usable, sign_columns, xid_distance
 from etl.replicate.exchange import Exchange
 from etl.source.statements import BlockRange
 from etl.target.new_table import RawLoad
 
-XID_MODULUS = 2**32
 # A load this old is renewed before it continues, so that it never has to start over because of its age.
 RENEWED_XID_DISTANCE = 2**30
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from etl.compare.buckets import extra_keys
 from etl.compare.differences import Differences, find_differences, list_differences
 from etl.model import Column, Table
-from etl.policy.deletes import Counters, check_fraction
+from etl.policy.deletes import check_fraction
 from etl.replicate.changes import merge_window
 from etl.replicate.exchange import Exchange
 from etl.source.statements import Window
@@ -24,8 +24,8 @@ def identifying_columns(table: Table) -> tuple[Column, ...]:
     return tuple(table.column(name) for name in names)
 
 
-def reconcile(exchange: Exchange, counters: Counters, *, allow_deletes: bool, columns: Sequence[Column]) -> None:
-    """Compare these columns of both sides, repair `raw`, store the counters, and purge old tombstones.
+def reconcile(exchange: Exchange, *, allow_deletes: bool, columns: Sequence[Column]) -> None:
+    """Compare these columns of both sides, and repair `raw`.
 
     Raises TableError, with nothing written, when more than `max_delete_fraction` of the rows were deleted and
     `allow_deletes` is not set.
@@ -33,12 +33,9 @@ def reconcile(exchange: Exchange, counters: Counters, *, allow_deletes: bool, co
     writer, table = exchange.writer, exchange.writer.table
     with writer.transaction() as cursor:
         found = find_differences(exchange.reader, cursor, table, columns, None, is_pending_apart=False)
-    if not allow_deletes:
+    if not allow_deletes and table.config.deletes == "reconcile":
         check_fraction(table, found.extra, found.raw_rows)
     repair(exchange, found)
-    writer.save_counters(counters)
-    if table.config.tombstone_days is not None:
-        writer.purge_tombstones(table.config.tombstone_days)
 
 
 def repair(exchange: Exchange, found: Differences) -> None:

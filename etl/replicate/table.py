@@ -5,42 +5,21 @@ Begin at `replicate_table`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from etl.errors import RowRefusedError, TableError
-from etl.model import Activity, Counts, Event, Observer, Outcome, Point, Position, Progress, RunOptions, Snapshot, Table
-from etl.policy import fence
-from etl.policy.deletes import Counters, may_lack_rows
-from etl.policy.schema_changes import Fit, RawTable, describe_changes, fit_new_table, fit_table
+from etl.model import Counts, Event, Mark, Observer, Outcome, Progress, Snapshot
+from etl.policy import fence, net
+from etl.policy.schema_changes import Fit, describe_changes, fit_new_table, fit_table
 from etl.replicate.changes import merge_changes
 from etl.replicate.checks import check_null_watermarks, check_progress
 from etl.replicate.exchange import Exchange
 from etl.replicate.full_load import load_first
-from etl.replicate.reconcile import identifying_columns, reconcile
+from etl.replicate.net import check_content
+from etl.replicate.task import Task
 from etl.source.session import Source
 from etl.target.new_table import RawLoad
 from etl.target.writer import Writer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One table to replicate: its progress, and what was read before the snapshot."""
-
-    table: Table
-    progress: Progress
-    point: Point | None
-    has_clock: bool  # False: a standby could not report the time of its data, so no point was taken
-    activity: Activity
-    raw: RawTable
-    counters: Counters | None  # None: the table was dropped after it was listed
-    reconciled: Counters | None  # the counters when keys were last compared
-    options: RunOptions
-    position: Position | None = None  # where this run stopped reading the whole table
-
-    @property
-    def is_replacement(self) -> bool:
-        """Whether the existing raw table is reloaded."""
-        return self.options.full_refresh and self.position is None and self.raw.exists
 
 
 def replicate_table(
@@ -76,32 +55,20 @@ def replicate_table(
             rejected = task.raw.rejected_keys if task.is_replacement else ()  # those of a dropped table are discarded
         for remark in fit.remarks:
             say(remark)
-        before = _before_changes(exchange, fit, replace(known, watermark=None) if task.position else known)
+        is_continued = task.position is not None and table.watermark is not None
+        start = replace(known, watermark=None, read_mark=None) if is_continued else known
+        before = _before_changes(exchange, fit, start)
         exchange = replace(exchange, writer=writer.fitted(fit, before))
         after = _advance(task, known, snapshot)
-        outcome = merge_changes(exchange, before=before, after=after, position=task.position, rejected=rejected)
+        outcome = merge_changes(
+            exchange, before=before, after=after, position=task.position, rejected=rejected, note=task.note
+        )
         if outcome.is_complete:
-            _reconcile(exchange, task)
+            is_whole = table.watermark is not None and before.watermark is None
+            check_content(exchange, task, outcome.progress, is_whole=is_whole)
             if task.raw.has_load:  # left by a reload that failed
                 RawLoad(exchange.writer).discard()
         return outcome
-
-
-def _reconcile(exchange: Exchange, task: Task) -> None:
-    """Compare both sides if rows may have been deleted; compare all columns if the source table was rewritten."""
-    table, counters, options = exchange.writer.table, task.counters, task.options
-    if counters is None or table.config.deletes == "none":
-        return
-    is_asked_for = options.reconcile or options.full_refresh or options.allow_deletes
-    if not is_asked_for and not may_lack_rows(task.reconciled, counters, table.config.reconcile_every_hours):
-        return
-    is_rewritten = task.reconciled is not None and task.reconciled.filenodes != counters.filenodes
-    reconcile(
-        exchange,
-        counters,
-        allow_deletes=options.allow_deletes,
-        columns=table.columns if is_rewritten else identifying_columns(table),
-    )
 
 
 def _before_changes(exchange: Exchange, fit: Fit, known: Progress) -> Progress:
@@ -112,7 +79,7 @@ def _before_changes(exchange: Exchange, fit: Fit, known: Progress) -> Progress:
     names = {change.column_name for change in fit.changes if change.needs_old_rows}
     added = {change.column_name for change in fit.changes if change.kind == "column_added"}
     is_filled = bool(names - added) or (bool(added) and exchange.reader.has_values(sorted(added)))
-    return replace(known, watermark=None) if is_filled else known
+    return replace(known, watermark=None, read_mark=None) if is_filled else known
 
 
 def _load(exchange: Exchange, task: Task, *, range_blocks: int) -> Outcome | Fit:
@@ -124,7 +91,8 @@ def _load(exchange: Exchange, task: Task, *, range_blocks: int) -> Outcome | Fit
     if task.is_replacement:
         for remark in raw.check_replacement():
             exchange.say(remark)
-    after, loaded = _advance(task, Progress(), exchange.reader.snapshot), Counts()
+    snapshot, loaded = exchange.reader.snapshot, Counts()
+    after = task.note(_advance(task, Progress(), snapshot), has_read=True)
 
     def on_commit(counts: Counts) -> None:
         nonlocal loaded
@@ -146,7 +114,7 @@ def _load(exchange: Exchange, task: Task, *, range_blocks: int) -> Outcome | Fit
         raw.start_over(discarded, is_replacement=task.is_replacement)
         return _fit_for_batches(task, refusal)
     if is_complete and task.counters:
-        exchange.writer.save_counters(task.counters)
+        exchange.writer.save_check(after, counters=task.counters, renewed=task.whole(snapshot.oldest_xid))
     return Outcome(progress=after if is_complete else Progress(), is_complete=is_complete)
 
 
@@ -165,6 +133,7 @@ def _advance(task: Task, before: Progress, snapshot: Snapshot) -> Progress:
         column=task.table.watermark,
         system_identifier=snapshot.system_identifier,
         next_xid=snapshot.next_xid,
+        read_mark=Mark(oldest_xid=snapshot.oldest_xid, signature=net.sign_read(task.table)),
     )
     if task.table.watermark is None:
         return replace(started, watermark=None, as_of=None, points=())

@@ -7,7 +7,7 @@ lock: pg_partition_tree() would, so partitions are found in pg_inherits. Begin a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg2.extensions import cursor as Cursor
 
@@ -56,6 +56,7 @@ LIST_COLUMNS = f"""
     order by a.attrelid, a.attnum
 """
 LIST_TYPES = read_sql(__package__, "list_types")
+LIST_CONTENTS = read_sql(__package__, "list_contents")
 KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
 
@@ -110,6 +111,7 @@ def read_catalog(cursor: Cursor, config: TablesConfig, target: TargetTypes, name
     relations = [found[name] for name in chosen if name in found]
     attributes = _read_attributes(cursor, [relation.oid for relation in relations])
     types = _read_types(cursor, attributes)
+    contents = _read_contents(cursor, [relation.oid for relation in relations])
     refusals = {
         name: f"expected a table {config.schema}.{name} on the source, found none: correct its name in tables.yml, "
         "or remove it there"
@@ -121,7 +123,8 @@ def read_catalog(cursor: Cursor, config: TablesConfig, target: TargetTypes, name
         own = attributes.get(relation.oid, [])
         reason = _refuse(relation, own, config)
         if reason is None:
-            tables.append(_describe(relation, own, types, target, config))
+            described = _describe(relation, own, types, target, config)
+            tables.append(replace(described, contents=contents.get(relation.oid, {})))
             notices += _notices(tables[-1], relation, own)
         elif relation.name in config.tables or relation.name in names:
             refusals[relation.name] = reason
@@ -169,6 +172,14 @@ def _read_types(cursor: Cursor, attributes: Mapping[int, Sequence[_Attribute]]) 
         )
         for oid, name, kind, is_array, element, base, base_name, has_binary, is_extension, has_text_cast in cursor
     }
+
+
+def _read_contents(cursor: Cursor, oids: Sequence[int]) -> dict[int, dict[str, str]]:
+    cursor.execute(LIST_CONTENTS, {"oids": list(oids)})
+    contents: dict[int, dict[str, str]] = {}
+    for oid, name, content in cursor:
+        contents.setdefault(oid, {})[name] = content
+    return contents
 
 
 def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: TablesConfig) -> str | None:

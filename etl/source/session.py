@@ -193,10 +193,7 @@ class Source:
 
     def read_clock(self) -> dt.datetime:
         """Return the time of the source's clock."""
-        with errors_of("source", "reading the clock"), self._connection.cursor() as cursor:
-            cursor.execute("select pg_catalog.clock_timestamp()")
-            now: dt.datetime = single(cursor)
-        return now
+        return sessions.read_clock(self._connection, "source")
 
     @contextmanager
     def open_reader(self, table: Table, snapshot: Snapshot) -> Iterator[Reader]:

@@ -21,12 +21,13 @@ class Window:
 
     `read_from` is the watermark at which reading starts, inclusive, less the table's lookback; None reads rows of any
     watermark, in the order of the key. `is_null_watermark` reads only the rows whose watermark column is NULL, `keys`
-    only the rows with these keys. Values are text, as the source writes them.
+    only the rows with these keys, `within` only these row versions. Values are text, as the source writes them.
     """
 
     read_from: str | None = None
     is_null_watermark: bool = False
     keys: tuple[tuple[str, ...], ...] | None = None
+    within: BlockRange | None = None
     after: tuple[str, ...] | None = None
     limit: int
 
@@ -156,7 +157,7 @@ def _copy_to_stdout(
         order = comma(map(source_column, _order(table, rows)))
         parts += [_where(table, rows), sql.SQL("order by {} limit {}").format(order, sql.Literal(rows.limit))]
     else:
-        parts.append(_in_blocks(rows))
+        parts.append(_conjunction(_in_blocks(rows)))
     return sql.SQL("copy ({}) to stdout with (format {})").format(sql.SQL(" ").join(parts), copy_format)
 
 
@@ -179,6 +180,8 @@ def _where(table: Table, window: Window) -> sql.Composable:
         conditions.append(
             sql.SQL("({}) in ({})").format(comma(map(source_column, table.key)), key_values(table, window.keys))
         )
+    if window.within is not None:
+        conditions += _in_blocks(window.within)
     if window.after is not None:
         order = _order(table, window)
         conditions.append(
@@ -211,22 +214,27 @@ def key_values(table: Table, keys: Sequence[tuple[str, ...]], *, is_source: bool
     return sql.SQL("select * from unnest({})").format(comma(arrays))
 
 
-def _in_blocks(blocks: BlockRange) -> sql.Composable:
-    """Compose the condition on the physical place and the age of row versions ("System Columns" in the manual).
-
-    age() counts back from the next transaction id, so a larger age means an earlier transaction, even after wraparound.
-    """
+def _in_blocks(blocks: BlockRange) -> list[sql.Composable]:
+    """Compose the conditions on the physical place and the age of row versions."""
     conditions: list[sql.Composable] = []
     if blocks.start:
         conditions.append(sql.SQL("s.ctid >= {}::tid").format(sql.Literal(f"({blocks.start},0)")))
     if blocks.end is not None:
         conditions.append(sql.SQL("s.ctid < {}::tid").format(sql.Literal(f"({blocks.end},0)")))
-    age = "pg_catalog.age(s.xmin) {} pg_catalog.age({}::xid)"
     if blocks.since_xid is not None:
-        conditions.append(sql.SQL(age).format(sql.SQL("<="), sql.Literal(blocks.since_xid)))
+        conditions.append(is_since(blocks.since_xid))
     if blocks.before_xid is not None:
-        conditions.append(sql.SQL(age).format(sql.SQL(">"), sql.Literal(blocks.before_xid)))
-    return _conjunction(conditions)
+        conditions.append(sql.SQL("not ({})").format(is_since(blocks.before_xid)))
+    return conditions
+
+
+def is_since(xid: str) -> sql.Composable:
+    """Compose the condition that a transaction wrote a row version, or a later one ("System Columns" in the manual).
+
+    age() counts back from the next transaction id, so a larger age means an earlier transaction, even after wraparound.
+    It is below 0 where more than 2^31 transactions have followed: such a version is older than any id that is given.
+    """
+    return sql.SQL("pg_catalog.age(s.xmin) between 0 and pg_catalog.age({}::xid)").format(sql.Literal(xid))
 
 
 def _conjunction(conditions: Sequence[sql.Composable]) -> sql.Composable:

@@ -22,7 +22,8 @@ READ_COUNTERS = f"""
             from pg_catalog.pg_stat_database as d, pg_catalog.pg_stat_bgwriter as w
             where d.datname = pg_catalog.current_database()
         ),
-        pg_catalog.pg_postmaster_start_time(), pg_catalog.clock_timestamp()
+        pg_catalog.pg_postmaster_start_time(), pg_catalog.clock_timestamp(),
+        pg_catalog.current_setting('track_counts') = 'on', sum(greatest(l.relpages, 0))
     from unnest(%s::oid[]) as t (oid)
     cross join lateral ({LEAVES.format(oid="t.oid")}) as l
     group by t.oid
@@ -59,8 +60,12 @@ def read_counters(cursor: Cursor, tables: Sequence[Table]) -> dict[str, Counters
             stats_reset=stats_reset,
             server_started_at=server_started_at,
             listed_at=listed_at,
+            are_counted=are_counted,
+            estimated_blocks=int(blocks),
         )
         for table in tables
         if table.oid in found
-        for inserted, updated, deleted, stats_reset, server_started_at, listed_at in [found[table.oid]]
+        for inserted, updated, deleted, stats_reset, server_started_at, listed_at, are_counted, blocks in [
+            found[table.oid]
+        ]
     }

@@ -9,8 +9,10 @@ from psycopg2.sql import Composable
 
 from etl.errors import RowRefusedError, TableError, TargetChangedError
 from etl.ledger import rejects
+from etl.ledger.net_scans import save_scan
 from etl.ledger.progress import save_progress
 from etl.model import Counts, Progress, Table
+from etl.policy.net import Slice
 from etl.postgres.copy_pipe import CopyOut, Stream, copy_in, stream
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import savepoint
@@ -67,6 +69,10 @@ class Batch:
     def save_progress(self, progress: Progress) -> None:
         """Store the progress of a table that this batch completes."""
         save_progress(self._cursor, self._run_id, self._table, progress)
+
+    def save_scan(self, scanned: Slice, found: int) -> None:
+        """Store that this batch ends a net scan, which found rows that the watermark column had not shown."""
+        save_scan(self._cursor, self._run_id, self._table.name, scanned, found)
 
     def _check_rejects(self) -> None:
         limit = self._table.config.max_rejected_rows

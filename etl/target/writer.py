@@ -12,9 +12,11 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import TableError
 from etl.ledger import runs
+from etl.ledger.net_scans import renew_scans
 from etl.ledger.progress import read_built_run, save_counters, save_partial_progress
 from etl.model import Counts, Progress, Snapshot, Table
 from etl.policy.deletes import Counters
+from etl.policy.net import Slice
 from etl.policy.schema_changes import Fit, fit_new_table
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import transaction
@@ -90,10 +92,18 @@ class Writer:
         if self._progress_of_changes:
             save_partial_progress(cursor, self.run_id, self.table, self._progress_of_changes)
 
-    def save_counters(self, counters: Counters) -> None:
-        """Store what the source counted before the snapshot at which the table was loaded."""
+    def save_check(self, progress: Progress, *, counters: Counters | None, renewed: Slice | None) -> None:
+        """Store that the content of the table was checked.
+
+        `counters` is what the source counted before the snapshot at which keys were compared. `renewed` is the whole
+        table, where every row was read or compared at one snapshot.
+        """
         with self.transaction() as cursor:
-            save_counters(cursor, self.run_id, self.table.name, counters)
+            save_partial_progress(cursor, self.run_id, self.table, progress)
+            if counters:
+                save_counters(cursor, self.run_id, self.table.name, counters)
+            if renewed:
+                renew_scans(cursor, self.run_id, self.table.name, renewed)
 
     def bury_rows(self, keys: sql.Composable) -> Counts:
         """Turn the rows whose keys a relation of this session holds into tombstones, and count them in the ledger."""

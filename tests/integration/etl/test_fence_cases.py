@@ -4,11 +4,9 @@ import datetime as dt
 import itertools
 import json
 import os
-import pwd
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
-from deploy.local.servers import HOST, SUPERUSER, UNPRIVILEGED_USER, Server, find_binaries, make_private_folder
+from deploy.local.servers import HOST, SUPERUSER, Server, make_private_folder
 from etl.database_url import DatabaseUrl
 from etl.errors import UnavailableError
 from etl.model import WatermarkKind
@@ -27,6 +25,7 @@ from etl.postgres.sql import quote_name
 from etl.source import open_transactions
 from etl.source.session import POINT_EXPRESSIONS, REPEATED_HOUR_SECONDS
 from tests.integration.etl.faults import crash, create_database, stop_fast
+from tests.integration.etl.programs import open_as_nobody, open_program
 from tests.results import pick
 from tests.servers import DatabaseServer
 
@@ -84,28 +83,6 @@ def restartable_server(servers_home, free_port):
     )
     with serve(found) as server:
         yield server
-
-
-@contextmanager
-def open_program(server: Server, program: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program of the server's installation as the server's user, and end it."""
-    binary = find_binaries(server.major, server.folder.parent) / "bin" / program
-    with open_as_nobody([str(binary), *arguments]) as process:
-        yield process
-
-
-@contextmanager
-def open_as_nobody(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    user = pwd.getpwnam(UNPRIVILEGED_USER) if os.getuid() == 0 else None
-    identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
-    process = subprocess.Popen(
-        command, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **identity
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def watermarks_of(replication, table_name="orders"):

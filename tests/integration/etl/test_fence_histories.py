@@ -29,6 +29,7 @@ STAMPED = {
     "instants": ("timestamptz", "now()"),
     "clocks": ("timestamp", LOCAL_NOW),
     "days": ("date", f"{LOCAL_NOW}::date"),
+    "versions": ("timestamptz", "'2001-01-01'"),  # its stamp says nothing: it is read by its row versions
 }
 NUMBERED = {"numbers": "integer", "large_numbers": "bigint"}  # append only: an update leaves the number
 TABLES = (*STAMPED, *NUMBERED)
@@ -52,6 +53,7 @@ def make_tables(replication):
 
 def configure(replication, batch_rows):
     tables = {name: {"time_zone": ZONE} for name in STAMPED} | {name: {"watermark": "id"} for name in NUMBERED}
+    tables["versions"] = {"watermark": None}
     replication.configure({"defaults": {"batch_rows": batch_rows}, "tables": tables})
 
 
@@ -513,6 +515,7 @@ def test_same_histories_fail_with_the_maximum_as_watermark(history, record_prope
 
 
 WRITERS = 8
+SHOWN_SUBTRANSACTIONS = 64
 MAX_SECONDS = 0.6
 MAX_SECONDS_RARE = 2.5  # longer than the margin of these runs, so that the margin alone does not save a row
 
@@ -538,8 +541,13 @@ def play_transaction(cursor, chance):
     writes = chance.randint(1, 6)
     length = chance.uniform(0, MAX_SECONDS_RARE if chance.random() < 0.1 else MAX_SECONDS)
     written = 0
+    # A session shows the ids of 64 subtransactions; of one with more, snapshots know only that there are more.
+    subtransactions = chance.choice((0, 0, 1, SHOWN_SUBTRANSACTIONS + 1))
     cursor.execute("begin")
-    for _ in range(writes):
+    for number in range(writes):
+        for _ in range(subtransactions if number == 0 else 0):
+            cursor.execute("savepoint here; insert into versions (note) values ('in a subtransaction')")
+            written += 1
         written += write_somewhere(cursor, chance)
         cursor.execute("select pg_sleep(%s)", (length / writes,))
     return written

@@ -1,0 +1,164 @@
+"""Decides when the net is drawn under a watermark, and which row versions a read may leave out. Pure.
+
+A watermark column is an index into what changed, and it can lie: stamps that are old, missing or from another clock.
+A row version cannot: one that a snapshot could not see was written after it, by a transaction whose id is not below the
+oldest one that was open then (`pg_snapshot_xmin`). A net scan reads those of the whole table. Begin at `find_reason`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from etl.model import Mark, Progress, Snapshot, Table, WatermarkKind
+from etl.policy.deletes import Counters
+
+XID_MODULUS = 2**32
+# Half of the 32-bit transaction ids, which wrap around: beyond it, age() cannot distinguish older from newer.
+MAX_XID_DISTANCE = 2**31
+# Both clocks are read over a network, some time after one another.
+CLOCK_TOLERANCE_SECONDS = 5.0
+# What is scanned at a time: 256 MB, which takes some tenths of a second.
+SLICE_BLOCKS = 32_768
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """The blocks from `start` to `end`, exclusive, of a table or of each of its partitions, and their last net scan."""
+
+    start: int
+    end: int | None  # None: all that follow
+    mark: Mark
+    scanned_at: dt.datetime  # by the source's clock, before the snapshot
+
+
+def has_net(table: Table) -> bool:
+    """Return whether a table has a net below its watermark; without a watermark, each read is like a net scan."""
+    return table.watermark is not None and table.has_blocks
+
+
+def sign_scan(table: Table) -> str:
+    """Describe what a net scan relies on, for `fits`: the files, and what gives stored rows their values."""
+    return json.dumps({"files": table.filenodes, "key": table.key, "columns": dict(table.contents)})
+
+
+def sign_read(table: Table) -> str:
+    """Describe what a read by watermark relies on, for `fits`."""
+    config = table.config
+    way = [table.watermark, config.lookback_rows, config.lookback_seconds, config.time_zone]
+    return json.dumps({**json.loads(sign_scan(table)), "watermark": way})
+
+
+def fits(before: str, now: str) -> bool:
+    """Return whether a row version had the same values when it was read; added and dropped columns change none."""
+    old, new = json.loads(before), json.loads(now)
+    columns, others = old.pop("columns"), new.pop("columns")
+    return bool(old == new) and all(columns[name] == others[name] for name in columns.keys() & others.keys())
+
+
+def since(mark: Mark | None, snapshot: Snapshot, signature: str) -> str | None:
+    """Return the 32-bit transaction id from which row versions are new; None when any version may be."""
+    if mark is None or not fits(mark.signature, signature):
+        return None
+    is_near = 0 <= int(snapshot.oldest_xid) - int(mark.oldest_xid) < MAX_XID_DISTANCE
+    return str(int(mark.oldest_xid) % XID_MODULUS) if is_near else None
+
+
+def are_usable(slices: Sequence[Slice], table: Table, snapshot: Snapshot) -> bool:
+    """Return whether the last scans of all slices tell which row versions are new."""
+    signature = sign_scan(table)
+    return bool(slices) and all(since(one.mark, snapshot, signature) is not None for one in slices)
+
+
+def find_new(table: Table, progress: Progress, snapshot: Snapshot) -> str | None:
+    """Return the 32-bit transaction id from which row versions are new to a read that starts from `progress`.
+
+    None when it has to read any version, as where it reads the whole table because of a change of its columns.
+    """
+    if not table.has_blocks or (table.watermark is not None and progress.watermark is None):
+        return None
+    return since(progress.read_mark, snapshot, sign_read(table))
+
+
+def count_changes(counters: Counters) -> int:
+    """Return how many rows the source has counted as inserted or updated."""
+    return counters.inserted + counters.updated
+
+
+def note_activity(before: Progress, after: Progress, now: Counters, *, clock_ahead: float, has_read: bool) -> Progress:
+    """Return `after` with what shows a later run that the watermark column has lied since `before`.
+
+    Counts that have moved are explained by rows that this run or the last one read: the counters lag by some seconds.
+    Counts that are not explained, and a clock that has moved, are not noted, so they show until a net scan ends.
+    """
+    is_explained = has_read or before.has_read or before.changes_counted is None
+    return replace(
+        after,
+        changes_counted=count_changes(now) if is_explained else before.changes_counted,
+        has_read=has_read,
+        clock_ahead=before.clock_ahead if has_clock_moved(before, clock_ahead) else clock_ahead,
+    )
+
+
+def note_scan(progress: Progress, now: Counters, *, clock_ahead: float) -> Progress:
+    """Return the progress after a net scan, which explains all that was seen before it."""
+    return replace(progress, changes_counted=count_changes(now), clock_ahead=clock_ahead)
+
+
+def has_clock_moved(before: Progress, clock_ahead: float) -> bool:
+    """Return whether the source's clock has moved against the target's."""
+    return before.clock_ahead is not None and abs(clock_ahead - before.clock_ahead) > CLOCK_TOLERANCE_SECONDS
+
+
+def find_reason(
+    table: Table,
+    slices: Sequence[Slice],
+    snapshot: Snapshot,
+    progress: Progress,
+    *,
+    before: Counters | None,
+    now: Counters,
+    clock_ahead: float,
+) -> str | None:
+    """Return why all of a table has to be scanned at once; None when the schedule decides.
+
+    `progress` is what this run has noted, and `before` what the source had counted when keys were last compared.
+    """
+    signature = sign_scan(table)
+    is_by_clock = table.watermark_kind is not WatermarkKind.INTEGER
+    reasons = {
+        "it has not been scanned yet": not slices,
+        "its files or the values of its columns have changed": not all(
+            fits(one.mark.signature, signature) for one in slices
+        ),
+        "more transactions have passed since its last scan than their ids can tell apart": not are_usable(
+            slices, table, snapshot
+        ),
+        "the source counts no changes (track_counts is off)": not now.are_counted,
+        "the source's counters were reset, or its server restarted": before is not None and now.was_reset_since(before),
+        "the source counts changes of which runs read nothing": progress.changes_counted
+        not in (None, count_changes(now)),
+        "the source's clock has moved": is_by_clock and has_clock_moved(progress, clock_ahead),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def choose_slices(slices: Sequence[Slice], now: Counters, hours: float) -> list[Slice]:
+    """Return the slices that the schedule wants to be scanned now: all of a table within `hours`, in even steps.
+
+    A slice of more than SLICE_BLOCKS is to be scanned in parts of that many, one for each time that it is listed.
+    """
+    if not slices:
+        return []
+    period = dt.timedelta(hours=hours)
+    overdue = [one for one in slices if not dt.timedelta() <= now.listed_at - one.scanned_at < period]
+    steps = max(math.ceil(now.estimated_blocks / SLICE_BLOCKS), len(slices))
+    if steps == 1:
+        return overdue
+    newest = max(one.scanned_at for one in slices)
+    due = int((now.listed_at - newest) / period * steps) if period else steps
+    oldest_first = sorted(slices, key=lambda one: one.scanned_at)
+    return oldest_first[: max(due, len(overdue))]
