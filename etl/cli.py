@@ -26,7 +26,7 @@ from etl.compare.verdict import Verdict, describe
 from etl.config import Settings, load_settings, load_source_settings
 from etl.display import LogFormat, choose_progress, print_aligned, result_record
 from etl.errors import EtlError
-from etl.model import RunOptions, RunResult
+from etl.model import ROW_VERSIONS, RunOptions, RunResult
 
 INTERRUPTED = 130  # the exit code that shells report after SIGINT
 WHERE = {"missing": "missing in raw", "extra": "in raw only", "changed": "different in raw"}
@@ -151,7 +151,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([dataclasses.asdict(table) for table in tables], default=str))
         return 0
-    header = ("table", "last run", "ended at", "watermark", "lag", "rejected", "held back by")
+    header = ("table", "last run", "ended at", "watermark", "net scan", "found", "lag", "rejected", "held back by")
     print_aligned(header, [_status_row(table) for table in tables])
     for table in tables:
         if table.error and _has_failed(table):
@@ -164,7 +164,9 @@ def _status_row(table: TableStatus) -> tuple[str, ...]:
         table.table_name,
         table.status,
         f"{table.ended_at:%Y-%m-%d %H:%M:%S}" if table.ended_at else "",
-        f"{table.watermark_column} >= {table.watermark}" if table.watermark else "whole table",
+        f"{table.watermark_column} >= {table.watermark}" if table.watermark else ROW_VERSIONS,
+        describe_duration(table.scan_age_seconds),
+        f"{table.rows_found:,}" if table.rows_found else "",
         describe_duration(table.lag_seconds),
         f"{table.rejected_rows:,}" if table.rejected_rows else "",
         "; ".join(map(describe_holder, table.holders)),

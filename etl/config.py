@@ -16,7 +16,7 @@ import yaml
 
 from etl.database_url import DatabaseUrl, read_url
 from etl.errors import ConfigurationError
-from etl.model import Deletes, NullWatermarks, OnSchemaChange, TableConfig
+from etl.model import ROW_VERSIONS, Deletes, NullWatermarks, OnSchemaChange, TableConfig
 
 MAX_SPAN = 1_000_000  # in hours or days: both sides can still add it to a date
 MIN_SOURCE_CONNECTIONS = 2  # one holds the snapshot, another reads
@@ -172,7 +172,7 @@ def _read_tables(path: Path, faults: list[str]) -> TablesConfig:
 def parse_tables(document: Any, faults: list[str]) -> TablesConfig:
     """Return the configuration in a parsed tables.yml; append each fault to `faults`."""
     top = _checked(document, _TOP_FIELDS, "the file", faults)
-    defaults_given = _checked(top.get("defaults", {}), _DEFAULT_FIELDS, "defaults", faults)
+    defaults_given = _without_column(_checked(top.get("defaults", {}), _DEFAULT_FIELDS, "defaults", faults))
     tables_given = top.get("tables") or {}
     if not isinstance(tables_given, dict):
         faults.append(f"tables: expected a mapping of table names, found {tables_given!r}")
@@ -183,7 +183,7 @@ def parse_tables(document: Any, faults: list[str]) -> TablesConfig:
         if not isinstance(name, str):
             faults.append(f"tables: expected a table name, found {name!r}; put it in quotes")
             continue
-        own = _checked({} if given is None else given, _TABLE_FIELDS, f"tables.{name}", faults)
+        own = _without_column(_checked({} if given is None else given, _TABLE_FIELDS, f"tables.{name}", faults))
         tables[name] = TableConfig(**{**defaults_given, **own})
         if own.get("watermark") is not None:
             named.add(name)
@@ -194,6 +194,11 @@ def parse_tables(document: Any, faults: list[str]) -> TablesConfig:
         tables=tables,
         watermarks_by_name=frozenset(named),
     )
+
+
+def _without_column(fields: dict[str, Any]) -> dict[str, Any]:
+    """Read `watermark: xmin`, which no column can be called, as no column."""
+    return {**fields, "watermark": None} if fields.get("watermark") == ROW_VERSIONS else fields
 
 
 def _one_of(literal: Any) -> tuple[Callable[[Any], bool], str]:
@@ -229,7 +234,7 @@ _Fields = Mapping[str, tuple[Callable[[Any], bool], str]]
 _BOOLEAN = (lambda value: isinstance(value, bool)), "true or false"
 _MAPPING = (lambda value: value is None or isinstance(value, dict)), "a mapping"
 _DEFAULT_FIELDS: _Fields = {
-    "watermark": ((lambda value: value is None or _is_name(value)), "a column name, or null"),
+    "watermark": ((lambda value: value is None or _is_name(value)), "a column name, or xmin"),
     "null_watermarks": _one_of(NullWatermarks),
     "lookback_seconds": (_is_number, "a number of seconds, 0 or more"),
     "lookback_rows": (_is_count_or_zero, "a whole number of 0 or more"),

@@ -12,6 +12,7 @@ from typing import Literal
 
 RAW_SCHEMA = "raw"
 OWN_PREFIX = "_etl_"
+ROW_VERSIONS = "xmin"  # in place of a watermark column: each row version tells which transaction wrote it
 META_COLUMNS = ("_etl_run_id", "_etl_synced_at", "_etl_deleted_at")
 
 
@@ -83,7 +84,7 @@ class Table:
     oid: int
     columns: tuple[Column, ...]
     key: tuple[str, ...]  # names of the primary key's columns, in its order
-    watermark: str | None  # None: the whole table is read each run
+    watermark: str | None  # None: each run reads the row versions that the last one could not see
     watermark_kind: WatermarkKind | None
     watermark_sequence: int | None  # oid of the sequence that generates an integer watermark
     config: TableConfig

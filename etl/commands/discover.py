@@ -16,7 +16,7 @@ from etl.config import Settings
 from etl.errors import ConfigurationError
 from etl.model import WatermarkKind
 from etl.postgres import sessions
-from etl.postgres.catalog_sql import KEY_COLUMNS, LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
+from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, KEY_COLUMNS, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
 from etl.postgres.error_translation import errors_of
 from etl.postgres.sql import quote_name
 from etl.source.catalog import KINDS, WATERMARK_KINDS, base_type
@@ -80,7 +80,7 @@ LIST_CANDIDATE_COLUMNS = f"""
     left join pg_catalog.pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
     left join pg_catalog.pg_stats as s on s.schemaname = n.nspname and s.tablename = c.relname and s.attname = a.attname
         and not s.inherited = (c.relkind = 'r')
-    left join lateral ({OWN_SEQUENCE}) as q on true
+    left join lateral ({DEFAULT_SEQUENCE}) as q on true
     where a.attrelid = any (%s) and a.attnum > 0 and not a.attisdropped
     order by a.attrelid, a.attnum
 """
@@ -246,7 +246,7 @@ def _reasons(candidate: _Candidate, column: SourceColumn | None, columns: Sequen
         possible = [each.name for each in columns if each.kind is not None and each.name not in (candidate.key or ())]
         found = f"; candidates by type: {', '.join(possible)}" if possible else ""
         updates = "rows are updated, and " if candidate.updates else ""
-        return [f"{updates}no column is known to change with a row, so the whole table is read each run{found}"]
+        return [f"{updates}no column is known to change with a row, so its row versions tell what is new{found}"]
     reasons = [f"{column.name} is {column.type}"]
     if column.trigger:
         reasons.append(f"trigger {column.trigger} sets it")

@@ -16,6 +16,7 @@ import yaml
 from etl.commands.discover import Proposal
 from etl.config import Settings
 from etl.errors import ConfigurationError
+from etl.model import ROW_VERSIONS
 from etl.postgres.sql import PLAIN_NAME, quote_name
 
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
@@ -50,7 +51,7 @@ def _render_table(proposal: Proposal) -> list[str]:
     lines = [f"  # {' '.join(line.split())}" for line in about] + [f"  {_scalar(proposal.name)}:"]
     if proposal.skipped:
         return [*lines, "    skip: true"]
-    lines.append(f"    watermark: {_scalar(proposal.watermark) if proposal.watermark else 'null'}")
+    lines.append(f"    watermark: {_scalar(proposal.watermark) if proposal.watermark else ROW_VERSIONS}")
     if proposal.needs_time_zone:
         lines.append("    time_zone: UTC  # the zone in which the source writes it")
     return [*lines, "    deletes: reconcile"]

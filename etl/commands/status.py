@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from etl.config import Settings
 from etl.errors import UnavailableError
 from etl.ledger import runs
+from etl.ledger.net_scans import ScanSummary, read_summaries
 from etl.ledger.progress import read_progress
 from etl.model import Progress
 from etl.postgres import sessions
@@ -18,6 +19,7 @@ from etl.source.open_transactions import Holder
 from etl.source.session import Source
 
 SECONDS_PER_MINUTE = 60
+SECONDS_PER_HOUR = 3600
 LIST_LAST_RUNS = """
     select distinct on (t.table_name) t.table_name, t.status, t.ended_at, t.error,
         (select count(*) from etl.rejected_rows as r where r.table_name = t.table_name)
@@ -39,6 +41,9 @@ class TableStatus:
     points_waiting: int
     holders: tuple[Holder, ...]
     rejected_rows: int
+    scan_age_seconds: float | None  # since the oldest of its net scans; None without a net
+    is_scan_late: bool  # that is longer than reconcile_every_hours
+    rows_found: int  # by net scans, which the watermark column had not shown
     error: str | None  # of its last run, even if a retry succeeded
 
 
@@ -51,7 +56,7 @@ def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[
     with closing(sessions.connect_target(settings)) as control:
         if not runs.has_ledger(control):
             raise UnavailableError(f"the target {settings.target_url.address} has no recorded run: run `etl run` first")
-        progress = read_progress(control)
+        progress, scans = read_progress(control), read_summaries(control)
         with errors_of("target", "reading the ledger"), control.cursor() as cursor:
             cursor.execute(LIST_LAST_RUNS)
             last_runs = [row for row in cursor.fetchall() if not table_names or row[0] in table_names]
@@ -60,7 +65,14 @@ def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[
         names = progress.keys() & {row[0] for row in last_runs}
         holders = {name: source.name_holders(progress[name]) for name in names}
     return tuple(
-        _describe(*last_run, where=progress.get(last_run[0], Progress()), holders=holders, now=now)
+        _describe(
+            *last_run,
+            where=progress.get(last_run[0], Progress()),
+            scan=scans.get(last_run[0]),
+            max_hours=settings.tables.table(last_run[0]).reconcile_every_hours,
+            holders=holders,
+            now=now,
+        )
         for last_run in last_runs
     )
 
@@ -91,9 +103,12 @@ def _describe(
     rejected_rows: int,
     *,
     where: Progress,
+    scan: ScanSummary | None,
+    max_hours: float,
     holders: Mapping[str, Sequence[Holder]],
     now: dt.datetime,
 ) -> TableStatus:
+    scan_age = (now - scan.oldest_at).total_seconds() if scan else None
     return TableStatus(
         table_name=name,
         watermark_column=where.column,
@@ -104,5 +119,8 @@ def _describe(
         points_waiting=len(where.points),
         holders=tuple(holders.get(name, ())),
         rejected_rows=rejected_rows,
+        scan_age_seconds=scan_age,
+        is_scan_late=scan_age is not None and scan_age > max_hours * SECONDS_PER_HOUR,
+        rows_found=scan.rows_found if scan else 0,
         error=error,
     )

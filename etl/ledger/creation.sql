@@ -204,7 +204,7 @@ COMMENT ON COLUMN etl.table_runs.retries IS 'How often the table was tried again
 COMMENT ON COLUMN etl.table_runs.error IS 'The last error, also of a table that succeeded when it was tried again.';
 COMMENT ON COLUMN etl.table_runs.rows_unchanged IS 'Rows that were read and equal those of raw.';
 COMMENT ON COLUMN etl.watermarks.table_name IS 'The table of the source.';
-COMMENT ON COLUMN etl.watermarks.column_name IS 'The watermark column; NULL: each run reads the whole table.';
+COMMENT ON COLUMN etl.watermarks.column_name IS 'The watermark column; NULL: each run reads the row versions that are new.';
 COMMENT ON COLUMN etl.watermarks.watermark IS 'NULL: nothing has settled yet, the next run reads the whole table.';
 COMMENT ON COLUMN etl.watermarks.points IS 'Points taken, oldest first, that were not settled when the run ended.';
 COMMENT ON COLUMN etl.watermarks.system_identifier IS 'The identifier of the source cluster.';

@@ -1,9 +1,12 @@
 """Stores the last net scan of each slice of a table, and what it found.
 
-Functions that take a cursor join the caller's transaction; the one that takes a connection commits on its own.
+Functions that take a cursor join the caller's transaction; those that take a connection commit on their own.
 """
 
 from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
 
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
@@ -30,6 +33,21 @@ SAVE_SCAN = """
         scanned_at = excluded.scanned_at, run_id = excluded.run_id, rows_found = n.rows_found + excluded.rows_found,
         found_at = coalesce(excluded.found_at, n.found_at)
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSummary:
+    """The net scans of a table as a whole."""
+
+    oldest_at: dt.datetime  # of the slice that was scanned longest ago, by the source's clock
+    rows_found: int  # that the watermark column had not shown
+
+
+def read_summaries(connection: Connection) -> dict[str, ScanSummary]:
+    """Return the summary of each table that has a net."""
+    with errors_of("target", "reading the net scans"), connection.cursor() as cursor:
+        cursor.execute("select table_name, min(scanned_at), sum(rows_found)::bigint from etl.net_scans group by 1")
+        return {name: ScanSummary(oldest_at=oldest, rows_found=found) for name, oldest, found in cursor}
 
 
 def read_slices(connection: Connection) -> dict[str, tuple[Slice, ...]]:

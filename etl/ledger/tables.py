@@ -157,7 +157,7 @@ Table(
     "watermarks",
     METADATA,
     _key("table_name", "The table of the source."),
-    _text("column_name", "The watermark column; NULL: each run reads the whole table.", is_nullable=True),
+    _text("column_name", "The watermark column; NULL: each run reads the row versions that are new.", is_nullable=True),
     _text("watermark", "NULL: nothing has settled yet, the next run reads the whole table.", is_nullable=True),
     _json("points", "Points taken, oldest first, that were not settled when the run ended.", "[]"),
     _text("system_identifier", "The identifier of the source cluster.", is_nullable=True),

@@ -29,13 +29,22 @@ LEADS_AN_INDEX = """
         where i.indrelid = a.attrelid and i.indkey[0] = a.attnum and i.indisvalid and i.indpred is null
     )
 """
-# The sequence that the column a takes its numbers from, if it owns one.
-OWN_SEQUENCE = """
+# The sequence that the column a takes its numbers from: that of an identity column, or one in its default expression,
+# which need not be the one that the column owns.
+DEFAULT_SEQUENCE = """
     select q.*
-    from pg_catalog.pg_depend as d
-    join pg_catalog.pg_sequence as q on q.seqrelid = d.objid
-    where d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
-        and d.classid = 'pg_catalog.pg_class'::regclass and d.deptype in ('a', 'i')
-    order by d.deptype desc, q.seqcache desc, q.seqincrement desc
+    from (
+        select d.objid as oid
+        from pg_catalog.pg_depend as d
+        where d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = a.attrelid and d.refobjsubid = a.attnum
+            and d.classid = 'pg_catalog.pg_class'::regclass and d.deptype = 'i'
+        union all
+        select d.refobjid
+        from pg_catalog.pg_attrdef as e
+        join pg_catalog.pg_depend as d on d.classid = 'pg_catalog.pg_attrdef'::regclass and d.objid = e.oid
+        where e.adrelid = a.attrelid and e.adnum = a.attnum and d.refclassid = 'pg_catalog.pg_class'::regclass
+    ) as used
+    join pg_catalog.pg_sequence as q on q.seqrelid = used.oid
+    order by q.seqcache desc, q.seqincrement desc
     limit 1
 """

@@ -13,9 +13,9 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.config import TablesConfig
 from etl.errors import ConfigurationError
-from etl.model import OWN_PREFIX, Column, Table, WatermarkKind
+from etl.model import OWN_PREFIX, ROW_VERSIONS, Column, Table, WatermarkKind
 from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_type
-from etl.postgres.catalog_sql import LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
+from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
 from etl.postgres.sql import quote_name, read_sql
 from etl.source.storage import FILENODES
 
@@ -51,7 +51,7 @@ LIST_COLUMNS = f"""
         s.seqcache, s.seqincrement, s.seqrelid::regclass::text, s.seqrelid,
         {LEADS_AN_INDEX}
     from pg_catalog.pg_attribute as a
-    left join lateral ({OWN_SEQUENCE}) as s on true
+    left join lateral ({DEFAULT_SEQUENCE}) as s on true
     where a.attrelid = any (%s) and a.attnum > 0 and not a.attisdropped
     order by a.attrelid, a.attnum
 """
@@ -208,13 +208,13 @@ def _refuse_watermark(name: str, label: str, attributes: Sequence[_Attribute], c
     column = next((attribute for attribute in attributes if attribute.name == own.watermark), None)
     if column is None:
         if name in config.watermarks_by_name:
-            return f"{label} has no column {own.watermark!r}, its watermark in tables.yml: name another column, or null"
+            return f"{label} has no column {own.watermark!r}, its watermark in tables.yml: name another column, or xmin"
         return None
     kind = WATERMARK_KINDS.get(base_type(column.formatted))
     if kind is None:
         return (
             f'column "{column.name}" of {label} has type {column.formatted}: a watermark column must be a timestamp, '
-            "a date or an integer; name another column in tables.yml, or null"
+            "a date or an integer; name another column in tables.yml, or xmin"
         )
     is_in_order = (column.sequence_cache, column.sequence_increment) == (1, 1)
     if kind is not WatermarkKind.INTEGER or is_in_order or own.lookback_rows:
@@ -226,7 +226,7 @@ def _refuse_watermark(name: str, label: str, attributes: Sequence[_Attribute], c
         remedy = f"run on the source: alter sequence {column.sequence} cache 1 increment by 1"
     return (
         f'column "{column.name}" of {label} has {found}: an integer watermark needs numbers handed out in order; '
-        f"{remedy}; or declare in tables.yml how far they can be out of order (lookback_rows), or watermark: null"
+        f"{remedy}; or declare in tables.yml how far they can be out of order (lookback_rows), or watermark: xmin"
     )
 
 
@@ -279,8 +279,12 @@ def _describe_column(attribute: _Attribute, types: Mapping[int, SourceType], tar
 
 def _notices(table: Table, relation: _Relation, attributes: Sequence[_Attribute]) -> list[str]:
     if table.watermark is None:
+        if not table.has_blocks:
+            return [f"{table.label} is not stored in a heap, so its whole content is read and sent each run"]
         wanted = table.config.watermark
-        return [f"{table.label} has no column {wanted!r}: the whole table is read each run"] if wanted else []
+        if wanted is None:
+            return []
+        return [f"{table.label} has no column {wanted!r}: it is read by its row versions (watermark: {ROW_VERSIONS})"]
     if any(attribute.has_index for attribute in attributes if attribute.name == table.watermark):
         return []
     concurrently = "concurrently " if relation.kind == "r" else ""  # impossible for a partitioned table

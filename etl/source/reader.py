@@ -17,7 +17,6 @@ from etl.model import Snapshot, Table
 from etl.postgres.copy_pipe import CHUNK_BYTES
 from etl.postgres.error_translation import errors_of
 from etl.postgres.throttle import Throttle
-from etl.postgres.transactions import single
 from etl.source import statements, storage
 from etl.source.statements import BlockRange, Window
 
@@ -76,14 +75,8 @@ class Reader:
 
     def last_sequence_value(self) -> int | None:
         """Return the last number of the watermark's sequence; None without a sequence, or without the privilege."""
-        statement = (
-            "select case when pg_catalog.has_sequence_privilege(%s::oid, 'select, usage')"
-            " then pg_catalog.pg_sequence_last_value(%s::oid) end"
-        )
-        with self._session() as cursor:
-            cursor.execute(statement, [self._table.watermark_sequence] * 2)
-            last: int | None = single(cursor)
-        return last
+        sequence = self._table.watermark_sequence
+        return None if sequence is None else self._row(statements.last_of_sequence(sequence))[0]
 
     def has_values(self, names: Sequence[str]) -> bool:
         """Return whether any row has a value in any of these columns."""

@@ -108,9 +108,28 @@ def has_values(table: Table, names: Sequence[str]) -> sql.Composable:
 
 
 def max_integer(table: Table) -> sql.Composable:
-    """Return the largest watermark of a table, as text."""
+    """Return the largest watermark of a table that its sequence has handed out, as text.
+
+    Larger numbers came from elsewhere, and say nothing about the numbers between.
+    """
     assert table.watermark is not None
-    return sql.SQL("select max({})::text from {} as s").format(source_column(table.watermark), source_table(table))
+    largest = sql.SQL("select max({}) as value from {} as s").format(
+        source_column(table.watermark), source_table(table)
+    )
+    if table.watermark_sequence is None:
+        return sql.SQL("select value::text from ({}) as l").format(largest)
+    return sql.SQL("select case when value is not null then least(value, ({})) end::text from ({}) as l").format(
+        last_of_sequence(table.watermark_sequence), largest
+    )
+
+
+def last_of_sequence(oid: int) -> sql.Composable:
+    """Return the last number that a sequence has handed out; NULL without the privilege to read it."""
+    return sql.SQL(
+        "select case when pg_catalog.has_sequence_privilege(q.seqrelid, 'select, usage')"
+        " then coalesce(pg_catalog.pg_sequence_last_value(q.seqrelid), q.seqstart - 1) end"
+        " from pg_catalog.pg_sequence as q where q.seqrelid = {}"
+    ).format(sql.Literal(oid))
 
 
 def lock_source(table: Table) -> sql.Composable:
@@ -140,10 +159,9 @@ def cast(column: Column) -> sql.Composable:
 
 
 def _last_of(table: Table, window: Window, names: Sequence[str]) -> sql.Composable:
-    return sql.SQL("select {} from {} as s {} order by {} offset {} limit 1").format(
+    return sql.SQL("select {} from {} order by {} offset {} limit 1").format(
         comma(sql.SQL("{}::text").format(source_column(name)) for name in names),
-        source_table(table),
-        _where(table, window),
+        _rows(table, window),
         comma(map(source_column, _order(table, window))),
         sql.Literal(window.limit - 1),
     )
@@ -152,12 +170,12 @@ def _last_of(table: Table, window: Window, names: Sequence[str]) -> sql.Composab
 def _copy_to_stdout(
     table: Table, columns: Sequence[sql.Composable], rows: Window | BlockRange, copy_format: sql.Composable
 ) -> sql.Composable:
-    parts = [sql.SQL("select"), comma(columns), sql.SQL("from {} as s").format(source_table(table))]
+    parts = [sql.SQL("select"), comma(columns), sql.SQL("from")]
     if isinstance(rows, Window):
         order = comma(map(source_column, _order(table, rows)))
-        parts += [_where(table, rows), sql.SQL("order by {} limit {}").format(order, sql.Literal(rows.limit))]
+        parts += [_rows(table, rows), sql.SQL("order by {} limit {}").format(order, sql.Literal(rows.limit))]
     else:
-        parts.append(_conjunction(_in_blocks(rows)))
+        parts += [sql.SQL("{} as s").format(source_table(table)), _conjunction(_in_blocks(rows))]
     return sql.SQL("copy ({}) to stdout with (format {})").format(sql.SQL(" ").join(parts), copy_format)
 
 
@@ -168,7 +186,27 @@ def _order(table: Table, window: Window) -> tuple[str, ...]:
     return (table.watermark, *(name for name in table.key if name != table.watermark))
 
 
-def _where(table: Table, window: Window) -> sql.Composable:
+def _rows(table: Table, window: Window) -> sql.Composable:
+    """Compose the rows of a window, from any row on, as what follows FROM, with the alias s.
+
+    New versions are few among all rows, which no index shows: `offset 0` keeps the planner from reading all rows in the
+    order of the key, to spare itself a sort.
+    """
+    if window.within is None or _is_by_index(table, window):
+        return sql.SQL("{} as s {}").format(source_table(table), _where(table, window, window.within))
+    new = sql.SQL("(select s.* from {} as s {} offset 0) as s").format(
+        source_table(table), _conjunction(_in_blocks(window.within))
+    )
+    return sql.SQL("{} {}").format(new, _where(table, window, None))
+
+
+def _is_by_index(table: Table, window: Window) -> bool:
+    """Return whether a window has a condition that an index of the source may serve."""
+    is_by_watermark = window.read_from is not None or window.is_null_watermark
+    return window.keys is not None or (table.watermark is not None and is_by_watermark)
+
+
+def _where(table: Table, window: Window, within: BlockRange | None) -> sql.Composable:
     conditions: list[sql.Composable] = []
     if table.watermark is not None and window.is_null_watermark:
         conditions.append(sql.SQL("{} is null").format(source_column(table.watermark)))
@@ -180,8 +218,8 @@ def _where(table: Table, window: Window) -> sql.Composable:
         conditions.append(
             sql.SQL("({}) in ({})").format(comma(map(source_column, table.key)), key_values(table, window.keys))
         )
-    if window.within is not None:
-        conditions += _in_blocks(window.within)
+    if within is not None:
+        conditions += _in_blocks(within)
     if window.after is not None:
         order = _order(table, window)
         conditions.append(
@@ -233,8 +271,11 @@ def is_since(xid: str) -> sql.Composable:
 
     age() counts back from the next transaction id, so a larger age means an earlier transaction, even after wraparound.
     It is below 0 where more than 2^31 transactions have followed: such a version is older than any id that is given.
+    Most rows fail the first comparison, whose right side is computed once.
     """
-    return sql.SQL("pg_catalog.age(s.xmin) between 0 and pg_catalog.age({}::xid)").format(sql.Literal(xid))
+    return sql.SQL("pg_catalog.age(s.xmin) <= (select pg_catalog.age({}::xid)) and pg_catalog.age(s.xmin) >= 0").format(
+        sql.Literal(xid)
+    )
 
 
 def _conjunction(conditions: Sequence[sql.Composable]) -> sql.Composable:
