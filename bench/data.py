@@ -165,6 +165,18 @@ class Sources:
                 sql.SQL("vacuum analyze {}").format(sql.Identifier(table.name)),
             )
 
+    def write_silently(self, place: Place, turn: int) -> None:
+        """Write new versions of 0.1 % of the rows of each table, with the same content, different in each turn."""
+        for table in self.tables(place):
+            execute(
+                self.url(place),
+                sql.SQL("update {0} set {1} = {1} where {1} % 1000 = {2}").format(
+                    sql.Identifier(table.name), table.key, sql.Literal(turn % 1000)
+                ),
+                "select pg_stat_force_next_flush()",
+                sql.SQL("vacuum analyze {}").format(sql.Identifier(table.name)),
+            )
+
     def _rows(self, place: Place) -> int:
         return self.rows * TENFOLD if place.database == TENFOLD_ORDERS.database else self.rows
 

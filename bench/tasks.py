@@ -148,6 +148,36 @@ def _ask_plainly(
     yield as_sample(PLAIN_QUERY, max(measured, key=lambda side: side.seconds))
 
 
+def scan(bench: Bench, turn: int) -> Iterator[Sample]:
+    """Find rows that were written without a change of their watermark, and scan the same table with a plain query."""
+    copies = bench.copies
+    project = copies.of(Tidemark)
+    if project is None:
+        return
+    copies.require(ORDERS)
+    command = project.update(ORDERS, "")
+    for _ in range(2):  # the second one reads nothing, so the counts of the source are explained
+        copies.run_untimed(project, ORDERS, command)
+    copies.sources.write_silently(ORDERS, turn)
+    works = [partial(_scan_by_project, bench, project, command), partial(_scan_plainly, bench, project)]
+    for work in works[::-1] if turn % 2 else works:
+        copies.rest()
+        yield work()
+
+
+def _scan_by_project(bench: Bench, project: Contender, command: str) -> Sample:
+    measured = bench.copies.run(project, ORDERS, command, NO_PARALLEL_QUERY)
+    return bench.copies.judge(project, ORDERS, measured)
+
+
+def _scan_plainly(bench: Bench, project: Contender) -> Sample:
+    """Count the rows of the heap in one process."""
+    stage, (table,) = bench.copies.stage, bench.copies.sources.tables(ORDERS)
+    count = stage.text(sql.SQL("select count(*) from {}").format(sql.Identifier(table.name)))
+    command = f'{stage.psql} "$SOURCE_DATABASE_URL" -c "set enable_indexonlyscan = off" -c {shlex.quote(count)}'
+    return as_sample(PLAIN_QUERY, bench.copies.run(project, ORDERS, command, NO_PARALLEL_QUERY))
+
+
 def work_beside_others(bench: Bench, turn: int) -> Iterator[Sample]:
     """Measure pgbench alone on the source, and while each contender loads everything from the same database."""
     copies = bench.copies
@@ -213,6 +243,7 @@ TASKS: Mapping[str, tuple[str, Task]] = {
     "nothing": ("nothing changed, four tables", partial(find_nothing, FOUR_TABLES)),
     "verify": ("verify, four tables", verify),
     "reconcile": ("0.1 % deleted, four tables", reconcile),
+    "scan": ("0.1 % written below the watermark", scan),
     "change-tenfold": ("as many changed, ten times the rows", partial(update, TENFOLD_ORDERS)),
     "nothing-many": ("nothing changed, 100 tables", partial(find_nothing, MANY_TABLES)),
     "source-load": ("full load beside pgbench", work_beside_others),

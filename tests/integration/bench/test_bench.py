@@ -5,7 +5,7 @@ import sys
 
 from bench import figures
 
-TASKS = ["load", "load-four", "change", "verify", "reconcile"]
+TASKS = ["load", "load-four", "change", "verify", "reconcile", "scan"]
 
 
 def test_all_contenders_end_with_the_rows_of_the_source(tmp_path):

@@ -413,7 +413,7 @@ def test_kill_between_tombstones_and_counters_is_recovered(items, monkeypatch):
 
     delete(items, "n in (1, 2)")
     with monkeypatch.context() as patching:
-        patching.setattr(Writer, "save_counters", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patching.setattr(Writer, "save_check", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             items.run_one("items")
 

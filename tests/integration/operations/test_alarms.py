@@ -58,7 +58,7 @@ def wait_until(condition):
 def test_every_alarm_of_the_table_has_its_query():
     listed = re.findall(r"^\| ((?:a|no|rows|the) [^|]+) \| [^|]+ \|", ALARMS_PART, re.MULTILINE)
 
-    assert len(listed) == 7
+    assert len(listed) == 8
     assert {name[0].lower() + name[1:] for name in ALARMS} == set(listed)
 
 
@@ -159,6 +159,20 @@ def test_rejected_row_raises_an_alarm_at_once(quiet, source, target):
 
     (row,) = told.pop("Rows are rejected")
     assert pick(row, "table_name", "sqlstate", "row_count") == ("products", "23514", 1)
+    assert told == {}
+    assert ringing(source, target) == {}
+
+
+def test_change_below_a_watermark_raises_an_alarm_for_a_day(quiet, source, target):
+    source.query("alter table products disable trigger user")
+    source.query("update products set name = name || '!' where product_id = 1")
+    source.query("alter table products enable trigger user")
+    quiet.succeed("extract", "products", "--reconcile")
+    told = ringing(source, target)
+    set_back(target, "etl.net_scans", "found_at", hours=25, where="table_name = 'products'")
+
+    (row,) = told.pop("Rows change below a watermark")
+    assert pick(row, "table_name", "rows_found") == ("products", 1)
     assert told == {}
     assert ringing(source, target) == {}
 

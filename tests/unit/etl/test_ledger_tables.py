@@ -26,7 +26,7 @@ def test_statements_of_a_new_ledger_are_current():
 def test_every_ledger_table_and_column_is_described():
     found = list(tables.METADATA.tables.values())
 
-    assert len(found) == 7
+    assert len(found) == 8
     assert [table.name for table in found if not table.comment] == []
     assert [str(column) for table in found for column in table.columns if not column.comment] == []
 
