@@ -281,10 +281,11 @@ def _is_pending(comparison: Comparison) -> sql.Composable:
     table, watermark = comparison.table, comparison.watermark
     if not comparison.is_pending_apart or table.watermark is None:
         return sql.SQL("false")
-    if watermark is None:
-        return sql.SQL("true")
     column = source_column(table.watermark)
-    is_read = sql.SQL("({0} is null or {0} >= {1})").format(column, typed(table, table.watermark, watermark))
-    if comparison.since_xid is None:
-        return is_read
-    return sql.SQL("{} and {}").format(is_read, is_since(comparison.since_xid))
+    conditions: list[sql.Composable] = [sql.SQL("true")]
+    if watermark is not None:
+        value = typed(table, table.watermark, watermark)
+        conditions.append(sql.SQL("({0} is null or {0} >= {1})").format(column, value))
+    if comparison.since_xid is not None:
+        conditions.append(is_since(comparison.since_xid))
+    return sql.SQL(" and ").join(conditions)

@@ -76,11 +76,9 @@ def are_usable(slices: Sequence[Slice], table: Table, snapshot: Snapshot) -> boo
 def find_new(table: Table, progress: Progress, snapshot: Snapshot) -> str | None:
     """Return the 32-bit transaction id from which row versions are new to a read that starts from `progress`.
 
-    None when it has to read any version, as where it reads the whole table because of a change of its columns.
+    None when it has to read any version, as after a change of the columns.
     """
-    if not table.has_blocks or (table.watermark is not None and progress.watermark is None):
-        return None
-    return since(progress.read_mark, snapshot, sign_read(table))
+    return since(progress.read_mark, snapshot, sign_read(table)) if table.has_blocks else None
 
 
 def count_changes(counters: Counters) -> int:

@@ -8,10 +8,12 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
+import etl
 from deploy.local.servers import Server
 from etl.policy import net
 from tests.integration.etl.faults import create_database
 from tests.integration.etl.programs import open_program
+from tests.results import pick
 
 HOURS = 24.0
 
@@ -235,6 +237,32 @@ def test_a_long_transaction_does_not_make_runs_send_rows_again(shop):
 
     assert again.rows_read == 0
     assert shop.on_target("select jsonb_array_length(points) > 1 from etl.watermarks") == [(True,)]
+
+
+def test_transaction_open_since_the_first_load_makes_no_run_read_the_whole_table(orders):
+    reader = orders.open_source()
+    reader.cursor().execute("select count(*) from orders")
+    orders.run_one("orders")
+    assert orders.on_target("select watermark from etl.watermarks") == [(None,)]
+    change_silently(orders)
+
+    result = orders.run_one("orders")
+    reader.close()
+
+    assert result.rows_read == 1
+    assert is_equal(orders)
+
+
+def test_verify_counts_only_new_versions_as_pending(shop):
+    """A row that a run has read is not read again, so a fault in raw does not mend itself."""
+    shop.on_source("update orders set updated_at = '2999-01-01' where order_id <= 2")
+    shop.run_one("orders")
+    shop.on_target("update raw.orders set note = 'damaged' where order_id = 1")
+    shop.on_source("update orders set note = 'new' where order_id = 2")
+
+    (verdict,) = etl.verify(shop.settings, ["orders"])
+
+    assert pick(verdict, "changed", "pending") == (1, 1)
 
 
 def test_stamps_in_the_future_are_sent_once(shop):
