@@ -8,6 +8,7 @@ oldest one that was open then (`pg_snapshot_xmin`). A net scan reads those of th
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -144,19 +145,38 @@ def find_reason(
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def choose_slices(slices: Sequence[Slice], now: Counters, hours: float) -> list[Slice]:
-    """Return the slices that the schedule wants to be scanned now: all of a table within `hours`, in even steps.
+def choose_slices(table: Table, slices: Sequence[Slice], now: Counters) -> list[tuple[Slice, int]]:
+    """Return the slices that the schedule wants to be scanned now, each with the number of its parts to scan.
 
-    A slice of more than SLICE_BLOCKS is to be scanned in parts of that many, one for each time that it is listed.
+    A part has SLICE_BLOCKS blocks. So many parts are due that those that are left can wait for their turns, if one is
+    scanned each time that an equal share of `reconcile_every_hours` has passed.
     """
-    if not slices:
-        return []
-    period = dt.timedelta(hours=hours)
-    overdue = [one for one in slices if not dt.timedelta() <= now.listed_at - one.scanned_at < period]
-    steps = max(math.ceil(now.estimated_blocks / SLICE_BLOCKS), len(slices))
-    if steps == 1:
-        return overdue
-    newest = max(one.scanned_at for one in slices)
-    due = int((now.listed_at - newest) / period * steps) if period else steps
-    oldest_first = sorted(slices, key=lambda one: one.scanned_at)
-    return oldest_first[: max(due, len(overdue))]
+    period = dt.timedelta(hours=table.config.reconcile_every_hours)
+    leaves = max(table.filenodes.count(":"), 1)
+    ages = {one: _age(one, now, period) for one in slices}
+    oldest_first = sorted(slices, key=lambda one: ages[one], reverse=True)
+    parts = [_count_parts(one, now.estimated_blocks, leaves) for one in oldest_first]
+    due = sum(parts)
+    if period:
+        places = itertools.accumulate(parts)
+        can_wait = [(period - ages[one]) / period * sum(parts) for one in oldest_first]
+        due = max((math.floor(place - left) for place, left in zip(places, can_wait, strict=True)), default=0)
+    chosen = []
+    for one, count in zip(oldest_first, parts, strict=True):
+        if due > 0:
+            chosen.append((one, min(count, due)))
+        due -= count
+    return chosen
+
+
+def _age(one: Slice, now: Counters, period: dt.timedelta) -> dt.timedelta:
+    """Return how long ago a slice was scanned; a whole period if the clock was set back since."""
+    age = now.listed_at - one.scanned_at
+    return age if age >= dt.timedelta() else period
+
+
+def _count_parts(one: Slice, estimated_blocks: int, leaves: int) -> int:
+    """Return the number of parts of a slice, which has the same blocks of each partition."""
+    last = estimated_blocks / leaves
+    end = last if one.end is None else min(one.end, last)
+    return max(math.ceil((end - one.start) * leaves / SLICE_BLOCKS), 1)

@@ -7,6 +7,7 @@ Begin at `check_content`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -84,12 +85,12 @@ def _scan(exchange: Exchange, task: Task, counters: Counters, reason: str | None
 
     Each part is stored with its last rows. Returns whether all of them were scanned before the snapshot expired.
     """
-    hours = task.table.config.reconcile_every_hours
-    is_all = task.is_check_asked_for or reason is not None
-    chosen = task.slices if is_all else net.choose_slices(task.slices, counters, hours)
-    found = Counts()
-    parts = list(_parts(exchange, task, chosen, is_all=is_all)) if chosen else []
-    done = 0
+    if task.is_check_asked_for or reason is not None:
+        chosen = [(one, sys.maxsize) for one in task.slices]
+    else:
+        chosen = net.choose_slices(task.table, task.slices, counters)
+    parts = list(_parts(exchange, task, chosen)) if chosen else []
+    found, done = Counts(), 0
     while done < len(parts) and not (done and exchange.reader.snapshot.is_expired):
         found += _scan_part(exchange, task, counters, parts[done])
         done += 1
@@ -104,19 +105,21 @@ def _scan(exchange: Exchange, task: Task, counters: Counters, reason: str | None
     return done == len(parts)
 
 
-def _parts(exchange: Exchange, task: Task, slices: Sequence[Slice], *, is_all: bool) -> Iterator[_Part]:
-    """Yield the parts of slices, of at most SLICE_BLOCKS; without `is_all`, only the first part of each slice."""
+def _parts(exchange: Exchange, task: Task, chosen: Sequence[tuple[Slice, int]]) -> Iterator[_Part]:
+    """Yield the parts of slices, of at most SLICE_BLOCKS each, and of each slice no more than are chosen."""
     counts, snapshot = exchange.reader.block_counts(), exchange.reader.snapshot
-    for one in slices:
+    for one, limit in chosen:
         since_xid = net.since(one.mark, snapshot, net.sign_scan(task.table))
         assert since_xid is not None, "the slices are usable"
         within = counts if one.end is None else [min(count, one.end) for count in counts]
-        start: int | None = one.start
-        while start is not None:
+        start = one.start
+        for _ in range(limit):
             end = range_end(within, start, SLICE_BLOCKS)
             rest = replace(one, start=end) if end is not None else None
             yield _Part(start=start, end=one.end if end is None else end, since_xid=since_xid, rest=rest)
-            start = end if is_all else None
+            if end is None:
+                break
+            start = end
 
 
 def _scan_part(exchange: Exchange, task: Task, counters: Counters, part: _Part) -> Counts:
