@@ -131,7 +131,7 @@ COMMENT ON COLUMN etl.loads.changed_at IS 'When it was stored.';
 COMMENT ON COLUMN etl.loads.database_name IS 'The source''s database.';
 COMMENT ON COLUMN etl.loads.database_oid IS 'Its oid; unlike the name, it stays when the database is renamed.';
 COMMENT ON COLUMN etl.loads.schema_name IS 'The schema of the source.';
-COMMENT ON COLUMN etl.loads.timeline IS 'The timeline of the source; a promotion or a recovery begins a new one.';
+COMMENT ON COLUMN etl.loads.timeline IS 'The timeline of the source; it grows with a promotion or a recovery.';
 COMMENT ON COLUMN etl.reconciliations.table_name IS 'The table of the source.';
 COMMENT ON COLUMN etl.reconciliations.rows_inserted IS 'Rows that the source''s statistics count as inserted, in all partitions.';
 COMMENT ON COLUMN etl.reconciliations.rows_updated IS 'Rows that they count as updated.';
@@ -189,6 +189,6 @@ COMMENT ON COLUMN etl.watermarks.next_xid IS 'How far the source''s transactions
 COMMENT ON COLUMN etl.watermarks.database_name IS 'The source''s database.';
 COMMENT ON COLUMN etl.watermarks.database_oid IS 'Its oid; unlike the name, it stays when the database is renamed.';
 COMMENT ON COLUMN etl.watermarks.schema_name IS 'The schema of the source.';
-COMMENT ON COLUMN etl.watermarks.timeline IS 'The timeline of the source; a promotion or a recovery begins a new one.';
+COMMENT ON COLUMN etl.watermarks.timeline IS 'The timeline of the source; it grows with a promotion or a recovery.';
 COMMENT ON COLUMN etl.watermarks.refusal IS 'Why the table is refused until a person settles it; NULL: it is not.';
 COMMENT ON TABLE etl.runs IS 'Ledger version 6. One row per run; runs are serial, ids are allotted under the run lock.';

@@ -83,7 +83,7 @@ def _source() -> tuple[Column[Any], ...]:
         _text("database_name", "The source's database.", is_nullable=True),
         _number("database_oid", "Its oid; unlike the name, it stays when the database is renamed.", is_nullable=True),
         _text("schema_name", "The schema of the source.", is_nullable=True),
-        _number("timeline", "The timeline of the source; a promotion or a recovery begins a new one.", is_nullable=True),
+        _number("timeline", "The timeline of the source; it grows with a promotion or a recovery.", is_nullable=True),
     )
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from etl.errors import RowRefusedError, TableError
 from etl.model import Activity, Counts, Event, Observer, Outcome, Point, Position, Progress, RunOptions, Snapshot, Table
 from etl.policy import fence
-from etl.policy.deletes import Counters, may_lack_rows
+from etl.policy.deletes import Counters, may_be_replaced, may_lack_rows
 from etl.policy.schema_changes import Fit, RawTable, describe_changes, fit_new_table, fit_table
+from etl.policy.source_identity import Judgement, describe_source, is_other
 from etl.replicate.changes import merge_changes
-from etl.replicate.checks import check_null_watermarks, check_progress
+from etl.replicate.checks import check_null_watermarks, check_progress, check_source, forget_other_column
 from etl.replicate.exchange import Exchange
 from etl.replicate.full_load import load_first
 from etl.replicate.reconcile import identifying_columns, reconcile
@@ -61,14 +62,21 @@ def replicate_table(
 
     with source.open_reader(table, snapshot) as reader:
         exchange = Exchange(reader=reader, writer=writer, on_commit=on_commit, say=say)
+        judgement = Judgement(action="continue")
+        if task.raw.exists and not task.is_replacement:
+            judgement = check_source(writer, task.progress, snapshot)
         check_null_watermarks(table, reader)
         if task.raw.exists and not task.is_replacement:
             fit = fit_table(table, task.raw)
-            known = check_progress(
-                fit.table, task.progress, task.point, source=source, reader=reader, has_clock=task.has_clock
-            )
+            known = forget_other_column(table, task.progress)
+            if judgement.action == "compare":
+                say(f"{judgement.finding}: all columns of all rows are compared")
+            else:
+                check_progress(fit.table, known, task.point, source=source, reader=reader, has_clock=task.has_clock)
             rejected = task.raw.rejected_keys
         else:
+            if task.is_replacement and is_other(task.progress.source, snapshot.source):
+                say(f"the source was {describe_source(task.progress.source)}")
             loaded = _load(exchange, task, range_blocks=range_blocks)
             if isinstance(loaded, Outcome):
                 return loaded
@@ -78,30 +86,40 @@ def replicate_table(
             say(remark)
         before = _before_changes(exchange, fit, replace(known, watermark=None) if task.position else known)
         exchange = replace(exchange, writer=writer.fitted(fit, before))
-        after = _advance(task, known, snapshot)
+        after = advance(table, known, snapshot, task.point, task.activity)
+        if judgement.action == "compare":  # all rows have to be compared before this source is stored
+            after = replace(known, column=table.watermark)
         outcome = merge_changes(exchange, before=before, after=after, position=task.position, rejected=rejected)
         if outcome.is_complete:
-            _reconcile(exchange, task)
+            outcome = _reconcile(exchange, task, judgement, outcome)
             if task.raw.has_load:  # left by a reload that failed
                 RawLoad(exchange.writer).discard()
         return outcome
 
 
-def _reconcile(exchange: Exchange, task: Task) -> None:
-    """Compare both sides if rows may have been deleted; compare all columns if the source table was rewritten."""
+def _reconcile(exchange: Exchange, task: Task, judgement: Judgement, outcome: Outcome) -> Outcome:
+    """Compare both sides if rows may have been deleted, and all columns if rows may have been replaced.
+
+    After a change of the source's timeline, its identity is stored last, so a run that is killed compares again.
+    """
     table, counters, options = exchange.writer.table, task.counters, task.options
-    if counters is None or table.config.deletes == "none":
-        return
+    if counters is None:
+        return outcome
+    if judgement.action == "compare":
+        found = reconcile(exchange, counters, allow_deletes=options.allow_deletes, columns=table.columns)
+        progress = advance(table, Progress(), exchange.reader.snapshot, task.point, task.activity)
+        differed = found.missing + found.extra + found.changed
+        detail = f"{judgement.finding}: all rows were compared, {differed:,} differed and were repaired"
+        exchange.writer.settle_source(progress, "source_compared", detail)
+        exchange.say(detail)
+        return replace(outcome, progress=progress)
+    if table.config.deletes == "none":
+        return outcome
     is_asked_for = options.reconcile or options.full_refresh or options.allow_deletes
-    if not is_asked_for and not may_lack_rows(task.reconciled, counters, table.config.reconcile_every_hours):
-        return
-    is_rewritten = task.reconciled is not None and task.reconciled.filenodes != counters.filenodes
-    reconcile(
-        exchange,
-        counters,
-        allow_deletes=options.allow_deletes,
-        columns=table.columns if is_rewritten else identifying_columns(table),
-    )
+    if is_asked_for or may_lack_rows(task.reconciled, counters, table.config.reconcile_every_hours):
+        columns = table.columns if may_be_replaced(task.reconciled, counters) else identifying_columns(table)
+        reconcile(exchange, counters, allow_deletes=options.allow_deletes, columns=columns)
+    return outcome
 
 
 def _before_changes(exchange: Exchange, fit: Fit, known: Progress) -> Progress:
@@ -124,7 +142,7 @@ def _load(exchange: Exchange, task: Task, *, range_blocks: int) -> Outcome | Fit
     if task.is_replacement:
         for remark in raw.check_replacement():
             exchange.say(remark)
-    after, loaded = _advance(task, Progress(), exchange.reader.snapshot), Counts()
+    after, loaded = advance(task.table, Progress(), exchange.reader.snapshot, task.point, task.activity), Counts()
 
     def on_commit(counts: Counts) -> None:
         nonlocal loaded
@@ -143,7 +161,8 @@ def _load(exchange: Exchange, task: Task, *, range_blocks: int) -> Outcome | Fit
         exchange.say(f"starting over in batches, to set the rejected rows aside: {refusal}")
         discarded = Counts(read=-loaded.read, inserted=-loaded.inserted)
         exchange.on_commit(discarded)
-        raw.start_over(discarded, is_replacement=task.is_replacement)
+        begun = _on_source(Progress(), exchange.reader.snapshot)
+        raw.start_over(discarded, begun, is_replacement=task.is_replacement)
         return _fit_for_batches(task, refusal)
     if is_complete and task.counters:
         exchange.writer.save_counters(task.counters)
@@ -159,13 +178,14 @@ def _fit_for_batches(task: Task, refusal: RowRefusedError) -> Fit:
         raise TableError(f"{refusal}; fix the row on the source, then reload the table") from error
 
 
-def _advance(task: Task, before: Progress, snapshot: Snapshot) -> Progress:
-    started = replace(
-        before,
-        column=task.table.watermark,
-        system_identifier=snapshot.system_identifier,
-        next_xid=snapshot.next_xid,
-    )
-    if task.table.watermark is None:
+def advance(table: Table, before: Progress, snapshot: Snapshot, point: Point | None, activity: Activity) -> Progress:
+    """Return the progress after the table was brought up to a snapshot."""
+    started = _on_source(replace(before, column=table.watermark), snapshot)
+    if table.watermark is None:
         return replace(started, watermark=None, as_of=None, points=())
-    return fence.advance(started, task.point, task.activity)
+    return fence.advance(started, point, activity)
+
+
+def _on_source(progress: Progress, snapshot: Snapshot) -> Progress:
+    """Return the progress with the source as it is at this snapshot, on which nothing is refused."""
+    return replace(progress, source=snapshot.source, next_xid=snapshot.next_xid, refusal=None)

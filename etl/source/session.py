@@ -29,7 +29,7 @@ from etl.postgres import sessions
 from etl.postgres.error_translation import errors_of
 from etl.postgres.throttle import Throttle
 from etl.postgres.transactions import export_snapshot, single
-from etl.source import catalog, foreign_keys, open_transactions, statements, storage
+from etl.source import catalog, foreign_keys, identity, open_transactions, statements, storage
 from etl.source.reader import Reader
 
 DRAIN_POLL_SECONDS = 0.02
@@ -78,7 +78,8 @@ class Source:
         try:
             sessions.refuse_transaction_pooler(self._connection, "source", self._connect)
             with errors_of("source", "opening the run"), self._connection.cursor() as cursor:
-                self.system_identifier, self.is_standby, self.may_see_all, encoding = _identify(cursor)
+                self.is_standby, self.may_see_all, encoding = _describe(cursor)
+                self.identity = identity.read_identity(cursor, settings.tables.schema, is_standby=self.is_standby)
             if encoding == "SQL_ASCII":
                 raise UnavailableError(
                     f"the database {settings.source_url.address} has encoding SQL_ASCII, so the encoding of its text "
@@ -171,7 +172,8 @@ class Source:
             oldest_xid, next_xid = cursor.fetchone() or ("", "")
         return Snapshot(
             name=name,
-            system_identifier=self.system_identifier,
+            source=self.identity,
+            is_standby=self.is_standby,
             oldest_xid=oldest_xid,
             next_xid=next_xid,
             expires_at=time.monotonic() + self._settings.max_snapshot_seconds,
@@ -266,15 +268,14 @@ def _require_lookback(found: catalog.Catalog) -> catalog.Catalog:
     return replace(found, tables=tables, refusals=refusals)
 
 
-def _identify(cursor: Cursor) -> tuple[str, bool, bool, str]:
+def _describe(cursor: Cursor) -> tuple[bool, bool, str]:
     cursor.execute(
-        "select system_identifier::text, pg_catalog.pg_is_in_recovery(),"
-        " pg_catalog.pg_has_role('pg_read_all_stats', 'usage'), pg_catalog.current_setting('server_encoding')"
-        " from pg_catalog.pg_control_system()"
+        "select pg_catalog.pg_is_in_recovery(), pg_catalog.pg_has_role('pg_read_all_stats', 'usage'),"
+        " pg_catalog.current_setting('server_encoding')"
     )
     row = cursor.fetchone()
     assert row is not None
-    return row[0], row[1], row[2], row[3]
+    return row[0], row[1], row[2]
 
 
 def _clock_values(
