@@ -162,6 +162,10 @@ def _status(arguments: argparse.Namespace) -> int:
     for table in tables:
         if table.error and _has_failed(table):
             print(f"{table.table_name}: {table.error}")
+        elif table.refusal:
+            print(f"{table.table_name}: the next run refuses it: {table.refusal}")
+        if table.source_change:
+            print(f"{table.table_name}: {table.source_change}")
     return 0
 
 
