@@ -5,6 +5,7 @@ Begin at `replicate_table`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from etl.errors import RowRefusedError, TableError
@@ -12,7 +13,7 @@ from etl.model import Activity, Counts, Event, Observer, Outcome, Point, Positio
 from etl.policy import fence
 from etl.policy.deletes import Counters, may_be_replaced, may_lack_rows
 from etl.policy.schema_changes import Fit, RawTable, describe_changes, fit_new_table, fit_table
-from etl.policy.source_identity import Judgement, describe_source, is_other
+from etl.policy.source_identity import Judgement, judge_source
 from etl.replicate.changes import merge_changes
 from etl.replicate.checks import check_null_watermarks, check_progress, check_source, forget_other_column
 from etl.replicate.exchange import Exchange
@@ -75,8 +76,8 @@ def replicate_table(
                 check_progress(fit.table, known, task.point, source=source, reader=reader, has_clock=task.has_clock)
             rejected = task.raw.rejected_keys
         else:
-            if task.is_replacement and is_other(task.progress.source, snapshot.source):
-                say(f"the source was {describe_source(task.progress.source)}")
+            if task.is_replacement:
+                _report_other_source(task, snapshot, say)
             loaded = _load(exchange, task, range_blocks=range_blocks)
             if isinstance(loaded, Outcome):
                 return loaded
@@ -120,6 +121,13 @@ def _reconcile(exchange: Exchange, task: Task, judgement: Judgement, outcome: Ou
         columns = table.columns if may_be_replaced(task.reconciled, counters) else identifying_columns(table)
         reconcile(exchange, counters, allow_deletes=options.allow_deletes, columns=columns)
     return outcome
+
+
+def _report_other_source(task: Task, snapshot: Snapshot, say: Callable[[str], None]) -> None:
+    """Report that a reload, which any source may do, takes rows from another source than the runs before."""
+    found = judge_source(task.table, task.progress, snapshot)
+    if found.action != "continue":
+        say(f"{found.finding}: the table is reloaded")
 
 
 def _before_changes(exchange: Exchange, fit: Fit, known: Progress) -> Progress:

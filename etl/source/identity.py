@@ -34,6 +34,7 @@ NOT_SHOWN = (
     psycopg2.errors.InsufficientPrivilege,
     psycopg2.errors.ObjectNotInPrerequisiteState,  # what writes WAL is called on a standby
     psycopg2.errors.FeatureNotSupported,
+    psycopg2.errors.UndefinedFunction,  # a server that is only compatible with PostgreSQL
 )
 
 

@@ -5,8 +5,9 @@ import pwd
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
-from deploy.local.servers import UNPRIVILEGED_USER, Server, find_binaries, make_private_folder
+from deploy.local.servers import SUPERUSER, UNPRIVILEGED_USER, Server, find_binaries, make_private_folder
 
 MAJOR = 16
 # wal_level logical serves physical and logical walsenders alike.
@@ -77,4 +78,23 @@ def copy_stopped(server: Server, name: str, port: int) -> Server:
     with open_as_nobody(["cp", "-a", str(server.data), str(found.data)]) as copying:
         assert copying.wait(60) == 0
     server.start()
+    return found
+
+
+def upgrade(server: Server, major: int, name: str, port: int) -> Server:
+    """Copy the data of a stopped server to a server of another version with pg_upgrade. It is not started."""
+    found = replace(beside(server, name, port), major=major)
+    old, new = (find_binaries(each.major, each.folder.parent) / "bin" for each in (server, found))
+    with open_program(
+        found, "initdb", "-D", str(found.data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8",
+        "--no-data-checksums",
+    ) as making:  # fmt: skip
+        assert making.wait(60) == 0
+    (server.data / "pg_hba.conf").write_text("local all all trust\n")
+    with open_as_nobody([
+        "env", "-C", str(found.folder), str(new / "pg_upgrade"), "-U", SUPERUSER, "-s", str(found.folder),
+        "-b", str(old), "-B", str(new), "-d", str(server.data), "-D", str(found.data),
+    ]) as upgrading:  # fmt: skip
+        printed, _ = upgrading.communicate(timeout=300)
+        assert upgrading.returncode == 0, printed.decode()
     return found
