@@ -6,7 +6,7 @@ Source rows at or above the watermark are pending, because the next run reads th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from etl.ledger import locks, runs
 from etl.ledger.progress import read_progress
 from etl.model import Activity, Counts, Event, Observer, Progress, Snapshot, Table, TableResult, ignore
 from etl.policy.column_types import TargetTypes
-from etl.policy.deletes import check_fraction
+from etl.policy.deletes import Counters, check_fraction
 from etl.policy.schema_changes import Fit, RawTable, describe_changes, fit_table
 from etl.policy.source_identity import Judgement, judge_source
 from etl.postgres import sessions
@@ -92,6 +92,7 @@ class _Moment:
 
     of_target: str
     of_source: Snapshot
+    counters: Mapping[str, Counters]
     points: Points
     activity: Activity | None
 
@@ -172,12 +173,14 @@ class _Verification:
 
 def _reach_moment(source: Source, tables: Sequence[Table], of_target: str, work: _Work) -> _Moment:
     """Export the source's snapshot, after passing the fence if a source may be adopted at it."""
+    counters: Mapping[str, Counters] = {}
     points, activity = Points(), None
     if work.is_adoption:
+        counters = source.read_counters(tables)
         points = source.take_points(tables)
         activity = source.drain(list(points.by_table.values())).activity
     of_source = source.export_snapshot({table.name for table in tables})
-    return _Moment(of_target=of_target, of_source=of_source, points=points, activity=activity)
+    return _Moment(of_target=of_target, of_source=of_source, counters=counters, points=points, activity=activity)
 
 
 def _judge(writer: Writer, stored: Progress, snapshot: Snapshot, work: _Work) -> Judgement:
@@ -243,6 +246,8 @@ def _adopt_source(exchange: Exchange, moment: _Moment, stored: Progress, judgeme
     assert moment.activity is not None
     progress = advance(table, Progress(), moment.of_source, points.by_table.get(table.name), moment.activity)
     writer.start_table(moment.of_source, stored.watermark)
+    if table.name in moment.counters and table.config.deletes == "reconcile":
+        writer.save_counters(moment.counters[table.name])
     writer.settle_source(progress, "source_adopted", f"{judgement.finding}: both sides are equal")
 
 

@@ -46,9 +46,7 @@ def may_be_replaced(before: Counters | None, now: Counters) -> bool:
 
     A data folder that was copied back keeps its timeline, and shows only that the server has been started.
     """
-    return before is not None and (
-        now.filenodes != before.filenodes or now.server_started_at != before.server_started_at
-    )
+    return before is None or now.filenodes != before.filenodes or now.server_started_at != before.server_started_at
 
 
 def may_lack_rows(before: Counters | None, now: Counters, max_hours: float) -> bool:

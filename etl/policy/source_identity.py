@@ -19,32 +19,20 @@ SourceChangeKind = Literal["source_compared", "source_adopted"]
 class Judgement:
     """What to do with a raw table at a snapshot of the source, and why."""
 
-    action: Literal["continue", "compare", "refuse"]  # compare: all columns of all rows, before anything else counts
+    action: Literal["continue", "compare", "refuse"]  # compare: all columns of all rows, whatever the watermark is
     finding: str = ""
     next_step: str = ""  # of a refusal
-    is_lasting: bool = False  # the refusal stays when its cause can no longer be seen
+    is_older: bool = False  # the source is an earlier state of itself, which cannot be seen once it has gone on
 
 
 def judge_source(table: Table, stored: Progress, snapshot: Snapshot) -> Judgement:
     """Compare the source that a raw table was loaded from with the source at this snapshot.
 
-    A stored refusal stays: a source that was older passes the last run's transaction id after a while, without the rows
-    that it lacked. A standby may only have lagged, so once it has caught up, its rows are compared.
+    A stored refusal stays: after a while, a source that was older passes the last transaction id that a run saw, but it
+    still lacks the rows that it had lost.
     """
     if is_other(stored.source, snapshot.source):
-        return Judgement(
-            action="refuse",
-            finding=(
-                f"raw.{table.name} holds rows of {describe_source(stored.source)}, and the source is now "
-                f"{describe_source(snapshot.source)}"
-            ),
-            next_step=(
-                "point SOURCE_DATABASE_URL, and schema in tables.yml, at the former source; or reload the table with "
-                f"`etl reset {table.argument}`; or, if both hold the same rows, as after pg_upgrade, let "
-                f"`etl verify --adopt-source {table.argument}` compare them and accept the new source"
-            ),
-        )
-    before, now = stored.source.timeline, snapshot.source.timeline
+        return _refuse_other(table, stored.source, snapshot.source)
     settle = (
         f"reload the table with `etl reset {table.argument}`, or compare it with "
         f"`etl verify --adopt-source {table.argument}`, which also repairs what differs if you add --repair"
@@ -52,11 +40,10 @@ def judge_source(table: Table, stored: Progress, snapshot: Snapshot) -> Judgemen
     older = _find_older(stored, snapshot)
     if older:
         wait = "if it is a standby that lags, wait until it has caught up; after a restore from a backup"
-        return Judgement(action="refuse", finding=older, next_step=f"{wait}, {settle}", is_lasting=True)
+        return Judgement(action="refuse", finding=older, next_step=f"{wait}, {settle}", is_older=True)
+    before, now = stored.source.timeline, snapshot.source.timeline
     if before is not None and now is not None and before != now:
         return Judgement(action="compare", finding=f"timeline {before} of the source has become timeline {now}")
-    if stored.refusal and snapshot.is_standby:
-        return Judgement(action="compare", finding="the standby was behind and has caught up")
     if stored.refusal:
         finding = f"an earlier command found a fault that is not settled: {stored.refusal}"
         return Judgement(action="refuse", finding=finding, next_step=settle)
@@ -88,6 +75,20 @@ def describe_source(source: SourceIdentity) -> str:
         source.system_identifier is not None and f"the cluster with system identifier {source.system_identifier}",
     )
     return ", ".join(part for part in parts if part)
+
+
+def _refuse_other(table: Table, before: SourceIdentity, now: SourceIdentity) -> Judgement:
+    return Judgement(
+        action="refuse",
+        finding=(
+            f"raw.{table.name} holds rows of {describe_source(before)}, and the source is now {describe_source(now)}"
+        ),
+        next_step=(
+            "point SOURCE_DATABASE_URL, and schema in tables.yml, at the former source; or reload the table with "
+            f"`etl reset {table.argument}`; or, if both hold the same rows, as after pg_upgrade, let "
+            f"`etl verify --adopt-source {table.argument}` compare them and accept the new source"
+        ),
+    )
 
 
 def _find_older(stored: Progress, snapshot: Snapshot) -> str:

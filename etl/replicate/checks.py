@@ -27,15 +27,16 @@ MAX_XID_DISTANCE = 2**31
 def check_source(writer: Writer, stored: Progress, snapshot: Snapshot) -> Judgement:
     """Return whether the raw table can go on with this source, or has to be compared with it first.
 
-    Raises TableError for another source and for an older one; that an older one was met is stored, in a transaction of
-    its own, so the table stays refused.
+    Raises TableError for another source and for an older one. That a run met an older one is stored, outside any
+    transaction, so the table stays refused. Only of a standby it is not: it may have lagged, and the next run compares
+    all columns anyway, because the last one has read from another server.
     """
     found = judge_source(writer.table, stored, snapshot)
-    if found.action == "refuse":
-        if found.is_lasting:
-            writer.save_refusal(found.finding)
-        raise TableError(f"{writer.table.label}: {found.finding}: {found.next_step}")
-    return found
+    if found.action != "refuse":
+        return found
+    if found.is_older and writer.run_id and not snapshot.is_standby:
+        writer.save_refusal(found.finding)
+    raise TableError(f"{writer.table.label}: {found.finding}: {found.next_step}")
 
 
 def forget_other_column(table: Table, stored: Progress) -> Progress:

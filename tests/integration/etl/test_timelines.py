@@ -219,11 +219,11 @@ def restored(primary, target_url, replicate_between, free_port):
         yield replication
 
 
-@pytest.mark.parametrize("is_repair", [None, False, True], ids=["run", "verify", "repair"])
+@pytest.mark.parametrize("is_repair", [None, True], ids=["run", "repair"])
 def test_older_source_is_refused_until_it_is_settled(restored, is_repair):
     before = content(restored, "raw")
 
-    older = errors_of(restored, is_repair=is_repair)
+    older = [errors_of(restored, is_repair=each) for each in (False, is_repair)]
     restored.on_source(PASS_TRANSACTIONS)
     restored.on_source(PASS_TRANSACTIONS)
     later = [errors_of(restored, is_repair=each) for each in (None, False, True)]
@@ -233,8 +233,7 @@ def test_older_source_is_refused_until_it_is_settled(restored, is_repair):
     settled = etl.verify(restored.settings, is_adoption=True, is_repair=True)
     run(restored)
 
-    assert len(older) == len(TABLES)
-    for error in (*older, *itertools.chain(*later)):
+    for error in itertools.chain(*older, *later):
         assert "the source is older than at the last run (its next transaction id was" in error
         assert "`etl reset" in error
         assert "`etl verify --adopt-source" in error
@@ -243,6 +242,15 @@ def test_older_source_is_refused_until_it_is_settled(restored, is_repair):
     assert unchanged == before
     assert [(verdict.is_equal, verdict.is_adopted) for verdict in settled] == [(True, True)] * len(TABLES)
     assert_equal(restored)
+
+
+def test_comparison_with_an_older_copy_stops_no_later_run(restored, primary, replicate_between):
+    """It may be a copy for tests: only what a run finds is stored."""
+    errors = errors_of(restored, is_repair=False)
+
+    run(from_server(primary, restored, replicate_between))
+
+    assert all("the source is older" in error for error in errors)
 
 
 def test_reset_settles_an_older_source(restored):
@@ -317,6 +325,7 @@ def test_standby_that_lagged_is_compared_once_it_has_caught_up(
 
         errors = errors_of(standby)
         unchanged = content(replicated, "raw")
+        replicated.on_target("update raw.items set note = 'wrong' where item_id = 5")  # as if it had been lost
         ((position,),) = replicated.on_source("select pg_current_wal_lsn()")
         standby.on_source("select pg_wal_replay_resume()")
         wait_until(lambda: standby.on_source("select pg_last_wal_replay_lsn() >= %s::pg_lsn", position) == [(True,)])
@@ -324,5 +333,5 @@ def test_standby_that_lagged_is_compared_once_it_has_caught_up(
 
     assert all("the source is older than at the last run" in error for error in errors)
     assert unchanged == before
-    assert any("the standby was behind and has caught up" in message for message in notices_of(standby))
     assert content(replicated, "raw") == content(replicated, "source")
+    run(replicated)  # nothing refuses the primary

@@ -50,12 +50,12 @@ def test_judgement_equals_its_definition(stored, now, xid_before, refusal, is_st
     is_older = now.timeline < stored.timeline if is_new_timeline else xid_before == "1001"
     if is_another or is_older:
         expected = "refuse"
-    elif is_new_timeline or (refusal and is_standby):
+    elif is_new_timeline:
         expected = "compare"
     else:
         expected = "refuse" if refusal else "continue"
     assert judged.action == expected
-    assert judged.is_lasting == (is_older and not is_another)
+    assert judged.is_older == (is_older and not is_another)
     assert bool(judged.finding) == (expected != "continue")
     assert bool(judged.next_step) == (expected == "refuse")
 
