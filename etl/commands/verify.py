@@ -122,6 +122,8 @@ class _Verification:
                 try:
                     with writers.take() as session:
                         judgement = _judge(Writer(session, table, work.run_id), stored, moment.of_source, work)
+                        if judgement.action == "compare" and not work.is_adoption:
+                            self._say(f"{table.label}: {judgement.finding}: the next run compares all columns")
                         fit = _fit(table, raw.get(table.name, RawTable()))
                         with source.open_reader(table, moment.of_source) as reader:
                             writer = Writer(session, table, work.run_id, fit=fit)

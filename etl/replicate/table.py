@@ -69,11 +69,13 @@ def replicate_table(
         check_null_watermarks(table, reader)
         if task.raw.exists and not task.is_replacement:
             fit = fit_table(table, task.raw)
-            known = forget_other_column(table, task.progress)
             if judgement.action == "compare":
                 say(f"{judgement.finding}: all columns of all rows are compared")
+                known = forget_other_column(table, task.progress)
             else:
-                check_progress(fit.table, known, task.point, source=source, reader=reader, has_clock=task.has_clock)
+                known = check_progress(
+                    fit.table, task.progress, task.point, source=source, reader=reader, has_clock=task.has_clock
+                )
             rejected = task.raw.rejected_keys
         else:
             if task.is_replacement:

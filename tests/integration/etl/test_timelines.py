@@ -136,6 +136,15 @@ def test_promoted_standby_is_compared_in_the_run(promoted):
     assert "timeline" not in " ".join(notices_of(promoted))
 
 
+def test_comparison_before_the_run_shows_what_was_lost(promoted):
+    verdicts = etl.verify(promoted.settings, observe=promoted.events.append)
+
+    assert {verdict.is_equal for verdict in verdicts} == {False}
+    assert [verdict.error for verdict in verdicts] == [None] * len(TABLES)
+    assert all("the next run compares all columns" in message for message in notices_of(promoted))
+    assert len(notices_of(promoted)) == len(TABLES)
+
+
 def test_row_written_late_after_a_promotion_arrives(promoted):
     """Its transaction began before what raw holds of the lost history was stamped."""
     with promoted.open_source() as writer, writer.cursor() as cursor:
