@@ -96,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("tables", nargs="*", metavar="TABLE", help="tables to compare (default: all configured)")
     compare.add_argument("--repair", action="store_true", help="repair rows that differ, then compare again")
+    compare.add_argument(
+        "--adopt-source",
+        action="store_true",
+        help="compare tables whose source is another one, or older, than at the last run, and let each table that is "
+        "equal go on from it",
+    )
     _add_output_options(compare)
     compare.set_defaults(command=_verify)
     look = commands.add_parser(
@@ -156,6 +162,10 @@ def _status(arguments: argparse.Namespace) -> int:
     for table in tables:
         if table.error and _has_failed(table):
             print(f"{table.table_name}: {table.error}")
+        elif table.refusal:
+            print(f"{table.table_name}: the next run refuses it: {table.refusal}")
+        if table.source_change:
+            print(f"{table.table_name}: {table.source_change}")
     return 0
 
 
@@ -179,7 +189,13 @@ def _has_failed(table: TableStatus) -> bool:
 
 def _verify(arguments: argparse.Namespace) -> int:
     with choose_progress(arguments.log_format) as display:
-        verdicts = verify(load_settings(), arguments.tables, observe=display, is_repair=arguments.repair)
+        verdicts = verify(
+            load_settings(),
+            arguments.tables,
+            observe=display,
+            is_repair=arguments.repair,
+            is_adoption=arguments.adopt_source,
+        )
     if arguments.json:
         print(json.dumps([{**dataclasses.asdict(found), "is_equal": found.is_equal} for found in verdicts]))
     else:

@@ -141,14 +141,27 @@ class Activity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceIdentity:
+    """What distinguishes one source from another; None: not known."""
+
+    system_identifier: str | None = None  # of the cluster
+    database_oid: int | None = None  # stays when the database is renamed
+    database_name: str | None = None  # for people
+    schema: str | None = None
+    timeline: int | None = None  # grows with each promotion, and with each recovery of a backup
+
+
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """An exported snapshot of the source, at which all readers of an attempt read."""
 
     name: str  # as pg_export_snapshot() returned it
-    system_identifier: str  # of the source's cluster
+    source: SourceIdentity
+    is_standby: bool
     oldest_xid: str  # xid8: every row version written later has this transaction id or a higher one
     next_xid: str  # xid8: every transaction that had begun has a lower id
     expires_at: float  # by time.monotonic(); then progress is committed, and reading continues at a newer one
+    server_started_at: str = ""  # by the source's clock
 
     @property
     def is_expired(self) -> bool:
@@ -172,8 +185,9 @@ class Progress:
     column: str | None = None  # the column that the watermark belongs to
     as_of: dt.datetime | None = None  # the source's clock, minus the margin, when the watermark's point was taken
     points: tuple[Point, ...] = ()
-    system_identifier: str | None = None  # of the source cluster
+    source: SourceIdentity = SourceIdentity()  # from which the rows of the raw table come
     next_xid: str | None = None  # xid8: `next_xid` of the newest snapshot of the source so far
+    refusal: str | None = None  # why the source is refused until a person settles it
     read_mark: Mark | None = None  # of the last complete read: what it could see from the watermark on is in `raw`
     changes_counted: int | None = None  # rows that the source counted as inserted or updated, as far as runs explain it
     has_read: bool = False  # the last run read rows
@@ -201,7 +215,7 @@ class LoadState:
 
     filenodes: str
     signature: str  # of the columns and the key
-    system_identifier: str
+    source: SourceIdentity
     next_block: int | None  # None: every range has been read
     oldest_xid: str  # xid8: every row version written since the first snapshot has this transaction id or a later one
 

@@ -90,6 +90,12 @@ def _meet_shared_run(control: Connection, observe: Observer, *, may_end: bool) -
 
 def say_what_is_unseen(source: Source, observe: Observer) -> None:
     """Report what this source cannot show, and which rows may be missed because of it."""
+    if source.identity.timeline is None:
+        message = (
+            "the source does not show its timeline, so a failover or a restored backup can be missed; run on the "
+            "source: grant execute on function pg_catalog.pg_control_checkpoint() to the role of SOURCE_DATABASE_URL"
+        )
+        observe(Event(kind="notice", message=message))
     if source.is_standby:
         message = "the source is a standby: rows that arrive later than the declared lookback are missed"
     elif not source.may_see_all:

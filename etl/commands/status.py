@@ -22,7 +22,13 @@ SECONDS_PER_MINUTE = 60
 SECONDS_PER_HOUR = 3600
 LIST_LAST_RUNS = """
     select distinct on (t.table_name) t.table_name, t.status, t.ended_at, t.error,
-        (select count(*) from etl.rejected_rows as r where r.table_name = t.table_name)
+        (select count(*) from etl.rejected_rows as r where r.table_name = t.table_name),
+        (
+            select c.detail from etl.schema_changes as c
+            where c.table_name = t.table_name and c.run_id = t.run_id
+                and c.kind in ('source_compared', 'source_adopted')
+            order by c.change_id desc limit 1
+        )
     from etl.table_runs as t
     order by t.table_name, t.run_id desc
 """
@@ -45,6 +51,20 @@ class TableStatus:
     is_scan_late: bool  # that is longer than reconcile_every_hours
     rows_found: int  # by net scans, which the watermark column had not shown
     error: str | None  # of its last run, even if a retry succeeded
+    refusal: str | None  # why its source is refused until a person settles it
+    source_change: str | None  # how its source changed, if its last run compared all rows because of that
+
+
+@dataclass(frozen=True)
+class _LastRun:
+    """What the ledger has of the last run of a table."""
+
+    table_name: str
+    status: str
+    ended_at: dt.datetime | None
+    error: str | None
+    rejected_rows: int
+    source_change: str | None
 
 
 def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[TableStatus, ...]:
@@ -59,21 +79,22 @@ def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[
         progress, scans = read_progress(control), read_summaries(control)
         with errors_of("target", "reading the ledger"), control.cursor() as cursor:
             cursor.execute(LIST_LAST_RUNS)
-            last_runs = [row for row in cursor.fetchall() if not table_names or row[0] in table_names]
+            found = [_LastRun(*row) for row in cursor.fetchall()]
+    last_runs = [each for each in found if not table_names or each.table_name in table_names]
     with Source(settings) as source:
         now = source.read_clock()
-        names = progress.keys() & {row[0] for row in last_runs}
+        names = progress.keys() & {each.table_name for each in last_runs}
         holders = {name: source.name_holders(progress[name]) for name in names}
     return tuple(
         _describe(
-            *last_run,
-            where=progress.get(last_run[0], Progress()),
-            scan=scans.get(last_run[0]),
-            max_hours=settings.tables.table(last_run[0]).reconcile_every_hours,
+            each,
+            where=progress.get(each.table_name, Progress()),
+            scan=scans.get(each.table_name),
+            max_hours=settings.tables.table(each.table_name).reconcile_every_hours,
             holders=holders,
             now=now,
         )
-        for last_run in last_runs
+        for each in last_runs
     )
 
 
@@ -96,11 +117,7 @@ def describe_duration(seconds: float | None) -> str:
 
 
 def _describe(
-    name: str,
-    status: str,
-    ended_at: dt.datetime | None,
-    error: str | None,
-    rejected_rows: int,
+    last: _LastRun,
     *,
     where: Progress,
     scan: ScanSummary | None,
@@ -110,17 +127,19 @@ def _describe(
 ) -> TableStatus:
     scan_age = (now - scan.oldest_at).total_seconds() if scan else None
     return TableStatus(
-        table_name=name,
+        table_name=last.table_name,
         watermark_column=where.column,
         watermark=where.watermark,
         lag_seconds=(now - where.as_of).total_seconds() if where.as_of else None,
-        status=status,
-        ended_at=ended_at,
+        status=last.status,
+        ended_at=last.ended_at,
         points_waiting=len(where.points),
-        holders=tuple(holders.get(name, ())),
-        rejected_rows=rejected_rows,
+        holders=tuple(holders.get(last.table_name, ())),
+        rejected_rows=last.rejected_rows,
         scan_age_seconds=scan_age,
         is_scan_late=scan_age is not None and scan_age > max_hours * SECONDS_PER_HOUR,
         rows_found=scan.rows_found if scan else 0,
-        error=error,
+        error=last.error,
+        refusal=where.refusal,
+        source_change=last.source_change,
     )

@@ -6,7 +6,7 @@ Source rows at or above the watermark are pending, because the next run reads th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -29,18 +29,21 @@ from etl.config import Settings
 from etl.errors import EtlError, TableError, UnavailableError
 from etl.ledger import locks, runs
 from etl.ledger.progress import read_progress
-from etl.model import Counts, Event, Observer, Progress, Table, TableResult, ignore
+from etl.model import Activity, Counts, Event, Observer, Progress, Snapshot, Table, TableResult, ignore
 from etl.policy import net
 from etl.policy.column_types import TargetTypes
-from etl.policy.deletes import check_fraction
+from etl.policy.deletes import Counters, check_fraction
 from etl.policy.schema_changes import Fit, RawTable, describe_changes, fit_table
+from etl.policy.source_identity import Judgement, judge_source
 from etl.postgres import sessions
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import export_snapshot
+from etl.replicate.checks import check_source
 from etl.replicate.exchange import Exchange
 from etl.replicate.reconcile import repair
+from etl.replicate.task import advance
 from etl.source.reader import Reader
-from etl.source.session import Source
+from etl.source.session import Points, Source
 from etl.target.raw_tables import read_raw_tables
 from etl.target.types import read_types
 from etl.target.writer import Writer
@@ -54,22 +57,45 @@ def verify(
     *,
     observe: Observer = ignore,
     is_repair: bool = False,
+    is_adoption: bool = False,
 ) -> tuple[Verdict, ...]:
     """Compare the configured tables, or those named; with `is_repair`, repair what differs and compare that again.
 
-    A repair upgrades an older ledger, as a run does. Raises ConfigurationError for a ledger of a version that this
+    With `is_adoption`, also compare tables whose source is refused; each table of which both sides are equal, or were
+    made equal by a repair, goes on from the source as it is now. A repair or an adoption is a run of its own, and
+    upgrades an older ledger. Raises ConfigurationError for a ledger of a version that this
     release does not know, UnavailableError when nothing can be compared, LockHeldError when a run in progress prevents
-    a repair.
+    a repair or an adoption.
     """
     with closing(sessions.connect_target(settings)) as control:
-        if not runs.has_ledger(control, may_be_older=is_repair):
+        if not runs.has_ledger(control, may_be_older=is_repair or is_adoption):
             raise UnavailableError(
                 f"the target {settings.target_url.address} holds no replicated tables: run `etl run` first"
             )
         verification = _Verification(settings, read_types(control), observe)
-        if is_repair:
-            return verification.repair(control, table_names)
-        return verification.compare(table_names)
+        if is_repair or is_adoption:
+            return verification.work(control, table_names, is_repair=is_repair, is_adoption=is_adoption)
+        return verification.compare(table_names, _Work())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What to do with a table, in addition to comparing it."""
+
+    run_id: int = 0  # 0: nothing is written
+    is_repair: bool = False
+    is_adoption: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Moment:
+    """The snapshots that are compared, and the fence before that of the source; it is needed to adopt a source."""
+
+    of_target: str
+    of_source: Snapshot
+    counters: Mapping[str, Counters]
+    points: Points
+    activity: Activity | None
 
 
 @dataclass(frozen=True)
@@ -78,8 +104,8 @@ class _Verification:
     types: TargetTypes
     observe: Observer
 
-    def compare(self, table_names: Sequence[str], run_id: int | None = None) -> tuple[Verdict, ...]:
-        """Compare tables at one snapshot of each side; with a run id, repair what differs."""
+    def compare(self, table_names: Sequence[str], work: _Work) -> tuple[Verdict, ...]:
+        """Compare tables at one snapshot of each side; then repair what differs, or adopt the source, if asked to."""
         with (
             closing(sessions.connect_target(self.settings)) as holder,
             closing(sessions.Sessions(partial(sessions.connect_target, self.settings))) as writers,
@@ -89,25 +115,24 @@ class _Verification:
                 of_target = export_snapshot(cursor)
             progress, raw = read_progress(holder), read_raw_tables(holder)
             found = source.read_catalog(self.types, table_names)
-            of_source = source.export_snapshot({table.name for table in found.tables})
+            moment = _reach_moment(source, found.tables, of_target, work)
 
             def compare_one(table: Table) -> Verdict:
-                known = progress.get(table.name, Progress())
-                known = known if known.column == table.watermark else Progress()
+                stored = progress.get(table.name, Progress())
                 self.observe(Event(kind="table_started", table_name=table.name, estimated_rows=table.estimated_rows))
                 try:
-                    fit = _fit(table, raw.get(table.name, RawTable()))
-                    with writers.take() as session, source.open_reader(table, of_source) as reader:
-                        counts: list[Counts] = []
-                        exchange = Exchange(
-                            reader=reader,
-                            writer=Writer(session, table, run_id or 0, fit=fit),
-                            on_commit=counts.append,
-                            say=self._say,
-                        )
-                        verdict = _compare(exchange, of_target, known, is_repair=run_id is not None)
-                        repaired = sum(each.inserted + each.updated + each.deleted for each in counts)
-                        verdict = replace(verdict, repaired=repaired)
+                    with writers.take() as session:
+                        judgement = _judge(Writer(session, table, work.run_id), stored, moment.of_source, work)
+                        if judgement.action == "compare" and not work.is_adoption:
+                            self._say(f"{table.label}: {judgement.finding}: the next run compares all columns")
+                        fit = _fit(table, raw.get(table.name, RawTable()))
+                        with source.open_reader(table, moment.of_source) as reader:
+                            writer = Writer(session, table, work.run_id, fit=fit)
+                            counts: list[Counts] = []
+                            exchange = Exchange(reader=reader, writer=writer, on_commit=counts.append, say=self._say)
+                            verdict = _compare(exchange, moment, stored, judgement, work)
+                            repaired = sum(each.inserted + each.updated + each.deleted for each in counts)
+                            verdict = replace(verdict, repaired=repaired)
                 except EtlError as error:
                     verdict = Verdict(table_name=table.name, error=str(error))
                 finally:
@@ -123,16 +148,18 @@ class _Verification:
     def _say(self, remark: str) -> None:
         self.observe(Event(kind="notice", message=remark))
 
-    def repair(self, control: Connection, table_names: Sequence[str]) -> tuple[Verdict, ...]:
-        """Repair what differs, as a run of its own, and compare the repaired tables again."""
+    def work(
+        self, control: Connection, table_names: Sequence[str], *, is_repair: bool, is_adoption: bool
+    ) -> tuple[Verdict, ...]:
+        """Repair what differs, or adopt the source, as a run of its own; compare the repaired tables again."""
         with locks.run_lock(control, self.settings.lock_wait_seconds):
             runs.prepare(control, self.settings.lock_wait_seconds)
             run_id = runs.begin_run(control)
             error: str | None = "interrupted"
             try:
-                first = self.compare(table_names, run_id)
+                first = self.compare(table_names, _Work(run_id=run_id, is_repair=is_repair, is_adoption=is_adoption))
                 repaired = {found.table_name: found for found in first if found.repaired}
-                again = self.compare(tuple(repaired)) if repaired else ()
+                again = self.compare(tuple(repaired), _Work()) if repaired else ()
                 failed = [found for found in first if found.error]
                 for found in failed:
                     result = TableResult(table_name=found.table_name, status="failed", error=found.error)
@@ -140,8 +167,30 @@ class _Verification:
                 error = f"failed: {', '.join(found.table_name for found in failed)}" if failed else None
             finally:
                 runs.end_run(control, run_id, error)
-        second = {one.table_name: replace(one, repaired=repaired[one.table_name].repaired) for one in again}
+        second = {}
+        for verdict in again:
+            before = repaired[verdict.table_name]
+            second[verdict.table_name] = replace(verdict, repaired=before.repaired, is_adopted=before.is_adopted)
         return tuple(second.get(verdict.table_name, verdict) for verdict in first)
+
+
+def _reach_moment(source: Source, tables: Sequence[Table], of_target: str, work: _Work) -> _Moment:
+    """Export the source's snapshot, after passing the fence if a source may be adopted at it."""
+    counters: Mapping[str, Counters] = {}
+    points, activity = Points(), None
+    if work.is_adoption:
+        counters = source.read_counters(tables)
+        points = source.take_points(tables)
+        activity = source.drain(list(points.by_table.values())).activity
+    of_source = source.export_snapshot({table.name for table in tables})
+    return _Moment(of_target=of_target, of_source=of_source, counters=counters, points=points, activity=activity)
+
+
+def _judge(writer: Writer, stored: Progress, snapshot: Snapshot, work: _Work) -> Judgement:
+    """Return whether the source is the one of the raw table. Raises TableError if not, unless it may be adopted."""
+    if work.is_adoption:
+        return judge_source(writer.table, stored, snapshot)
+    return check_source(writer, stored, snapshot)
 
 
 def _fit(table: Table, raw: RawTable) -> Fit:
@@ -155,22 +204,30 @@ def _fit(table: Table, raw: RawTable) -> Fit:
     return fit
 
 
-def _compare(exchange: Exchange, snapshot: str, known: Progress, *, is_repair: bool) -> Verdict:
+def _compare(exchange: Exchange, moment: _Moment, stored: Progress, judgement: Judgement, work: _Work) -> Verdict:
+    """Compare one table; then repair it, or adopt its source, if asked to.
+
+    To adopt a source, all rows have to be equal: the stored watermark says nothing about it, so no row is pending.
+    """
     reader, writer = exchange.reader, exchange.writer
-    table, watermark = writer.table, known.watermark
-    new = net.find_new(table, known, reader.snapshot)
-    with writer.at_snapshot(snapshot) as cursor:
-        found = find_differences(reader, cursor, table, table.columns, watermark, since_xid=new)
+    table = writer.table
+    is_adopted = work.is_adoption and judgement.action != "continue"
+    known = stored if stored.column == table.watermark else Progress()
+    watermark, new = known.watermark, net.find_new(table, known, reader.snapshot)
+    with writer.at_snapshot(moment.of_target) as cursor:
+        found = find_differences(
+            reader, cursor, table, table.columns, watermark, since_xid=new, is_pending_apart=not is_adopted
+        )
         examples = _examples(reader, cursor, table, found)
     if table.config.deletes == "none":  # deleted rows stay in raw
         found = replace(found, extra=0)
         examples = tuple(example for example in examples if example.kind != "extra")
-    if is_repair and not found.are_none:
-        check_fraction(table, found.extra, found.raw_rows)
+    if work.is_repair and not found.are_none:
+        check_fraction(table, found.extra, found.raw_rows, "reset" if is_adopted else "run")
         writer.start_table(reader.snapshot, watermark)
         repair(exchange, found)
         writer.finish_table(watermark)
-    return Verdict(
+    verdict = Verdict(
         table_name=table.name,
         source_rows=found.source_rows,
         raw_rows=found.raw_rows,
@@ -180,6 +237,26 @@ def _compare(exchange: Exchange, snapshot: str, known: Progress, *, is_repair: b
         pending=found.pending,
         examples=examples,
     )
+    if not is_adopted or not (verdict.is_equal or work.is_repair):
+        return verdict
+    _adopt_source(exchange, moment, stored, judgement)
+    return replace(verdict, is_adopted=True)
+
+
+def _adopt_source(exchange: Exchange, moment: _Moment, stored: Progress, judgement: Judgement) -> None:
+    """Store that the raw table, which is now equal to the source at its snapshot, goes on from there."""
+    writer, points = exchange.writer, moment.points
+    table = writer.table
+    if table.name in points.errors:
+        raise points.errors[table.name]
+    assert moment.activity is not None
+    progress = advance(table, Progress(), moment.of_source, points.by_table.get(table.name), moment.activity)
+    writer.start_table(moment.of_source, stored.watermark)
+    writer.settle_source(progress, "source_adopted", f"{judgement.finding}: both sides are equal")
+    if table.name in moment.counters:
+        counters = moment.counters[table.name]
+        renewed = net.whole_slice(table, moment.of_source, counters)
+        writer.save_check(progress, counters=counters, renewed=renewed)
 
 
 def _examples(reader: Reader, cursor: Cursor, table: Table, found: Differences) -> tuple[Example, ...]:

@@ -29,6 +29,7 @@ class Verdict:
     pending: int = 0  # missing or changed, but read by the next run
     examples: tuple[Example, ...] = ()
     repaired: int = 0  # rows repaired before this comparison
+    is_adopted: bool = False  # the raw table goes on from another source, or another timeline of it
     error: str | None = None  # why the table could not be compared
 
     @property
@@ -48,6 +49,8 @@ def describe(verdict: Verdict) -> str:
         "pending": verdict.pending,
     }
     found = ", ".join(f"{rows:,} {kind}" for kind, rows in counts.items() if rows)
+    if verdict.is_adopted:
+        repaired += "; the source was adopted"
     if verdict.is_equal:
         return f"equal{repaired}" + (f"; {found}, which the next run reads" if found else "")
     return f"different{repaired}: {found}"

@@ -14,12 +14,13 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import TableError
 from etl.ledger import runs
-from etl.model import LoadState, Mark, Point, Progress, Table
+from etl.model import LoadState, Mark, Point, Progress, SourceIdentity, Table
 from etl.policy.deletes import Counters
 from etl.postgres.error_translation import errors_of
 from etl.postgres.sql import compose_upsert
 from etl.postgres.transactions import single
 
+SOURCE_COLUMNS = ("system_identifier", "database_oid", "database_name", "schema_name", "timeline")
 SAVE_PROGRESS = compose_upsert(
     ("etl", "watermarks"),
     key=("table_name",),
@@ -28,8 +29,9 @@ SAVE_PROGRESS = compose_upsert(
         "watermark",
         "as_of",
         "points",
-        "system_identifier",
+        *SOURCE_COLUMNS,
         "next_xid",
+        "refusal",
         "read_xid",
         "read_signature",
         "changes_counted",
@@ -44,7 +46,7 @@ SAVE_PROGRESS = compose_upsert(
 SAVE_LOAD = compose_upsert(
     ("etl", "loads"),
     key=("table_name",),
-    values=("filenodes", "signature", "system_identifier", "next_block", "oldest_xid", "run_id"),
+    values=("filenodes", "signature", *SOURCE_COLUMNS, "next_block", "oldest_xid", "run_id"),
     stamp="changed_at",
 )
 SAVE_COUNTERS = compose_upsert(
@@ -74,8 +76,8 @@ def read_progress(connection: Connection) -> dict[str, Progress]:
     """Return the progress of every table known to the target."""
     with errors_of("target", "reading the watermarks"), connection.cursor() as cursor:
         cursor.execute(
-            "select table_name, column_name, watermark, as_of, points, system_identifier, next_xid, read_xid,"
-            " read_signature, changes_counted, has_read, clock_ahead from etl.watermarks"
+            "select table_name, column_name, watermark, as_of, points, next_xid, refusal, read_xid, read_signature,"
+            f" changes_counted, has_read, clock_ahead, {', '.join(SOURCE_COLUMNS)} from etl.watermarks"
         )
         return {
             name: Progress(
@@ -83,9 +85,10 @@ def read_progress(connection: Connection) -> dict[str, Progress]:
                 column=column,
                 as_of=as_of,
                 points=tuple(_read_point(point) for point in points),
-                system_identifier=system_identifier,
+                source=_read_source(*source),
                 next_xid=next_xid,
-                read_mark=Mark(oldest_xid=read_xid, signature=signature) if read_xid else None,
+                refusal=refusal,
+                read_mark=Mark(oldest_xid=read_xid, signature=read_signature) if read_xid else None,
                 changes_counted=changes_counted,
                 has_read=has_read,
                 clock_ahead=clock_ahead,
@@ -96,13 +99,14 @@ def read_progress(connection: Connection) -> dict[str, Progress]:
                 watermark,
                 as_of,
                 points,
-                system_identifier,
                 next_xid,
+                refusal,
                 read_xid,
-                signature,
+                read_signature,
                 changes_counted,
                 has_read,
                 clock_ahead,
+                *source,
             ) in cursor
         }
 
@@ -123,8 +127,9 @@ def save_partial_progress(cursor: Cursor, run_id: int, table: Table, progress: P
             "watermark": progress.watermark,
             "as_of": progress.as_of,
             "points": json.dumps([_write_point(point) for point in progress.points]),
-            "system_identifier": progress.system_identifier,
+            **_write_source(progress.source),
             "next_xid": progress.next_xid,
+            "refusal": progress.refusal,
             "read_xid": progress.read_mark.oldest_xid if progress.read_mark else None,
             "read_signature": progress.read_mark.signature if progress.read_mark else None,
             "changes_counted": progress.changes_counted,
@@ -137,20 +142,28 @@ def save_partial_progress(cursor: Cursor, run_id: int, table: Table, progress: P
     )
 
 
+def save_refusal(cursor: Cursor, table_name: str, refusal: str) -> None:
+    """Store why the source of a table is refused, unless an earlier reason is stored; saving progress removes it."""
+    cursor.execute(
+        "update etl.watermarks set refusal = %s where table_name = %s and refusal is null", (refusal, table_name)
+    )
+
+
 def read_load(cursor: Cursor, table_name: str) -> LoadState | None:
     """Return how far a first load in ranges has come; None when there is none."""
     cursor.execute(
-        "select filenodes, signature, system_identifier, next_block, oldest_xid from etl.loads where table_name = %s",
+        f"select filenodes, signature, next_block, oldest_xid, {', '.join(SOURCE_COLUMNS)} from etl.loads "
+        "where table_name = %s",
         (table_name,),
     )
     row = cursor.fetchone()
     if row is None:
         return None
-    filenodes, signature, system_identifier, next_block, oldest_xid = row
+    filenodes, signature, next_block, oldest_xid, *source = row
     return LoadState(
         filenodes=filenodes,
         signature=signature,
-        system_identifier=system_identifier,
+        source=_read_source(*source),
         next_block=next_block,
         oldest_xid=oldest_xid,
     )
@@ -164,7 +177,7 @@ def save_load(cursor: Cursor, run_id: int, table_name: str, load: LoadState) -> 
             "table_name": table_name,
             "filenodes": load.filenodes,
             "signature": load.signature,
-            "system_identifier": load.system_identifier,
+            **_write_source(load.source),
             "next_block": load.next_block,
             "oldest_xid": load.oldest_xid,
             "run_id": run_id,
@@ -193,6 +206,11 @@ def save_counters(cursor: Cursor, run_id: int, table_name: str, counters: Counte
             "run_id": run_id,
         },
     )
+
+
+def delete_counters(cursor: Cursor, table_name: str) -> None:
+    """Forget when the keys of a table were last compared."""
+    cursor.execute("delete from etl.reconciliations where table_name = %s", (table_name,))
 
 
 def read_counters(connection: Connection) -> dict[str, Counters]:
@@ -240,6 +258,32 @@ def forget_table(cursor: Cursor, table_name: str) -> None:
     """Forget what was known of a table whose raw table is created again: watermark, rejects, load and scans."""
     for known in ("watermarks", "rejected_rows", "loads", "reconciliations", "net_scans"):
         cursor.execute(f"delete from etl.{known} where table_name = %s", (table_name,))
+
+
+def _write_source(source: SourceIdentity) -> dict[str, Any]:
+    return {
+        "system_identifier": source.system_identifier,
+        "database_oid": source.database_oid,
+        "database_name": source.database_name,
+        "schema_name": source.schema,
+        "timeline": source.timeline,
+    }
+
+
+def _read_source(
+    system_identifier: str | None,
+    database_oid: int | None,
+    database_name: str | None,
+    schema: str | None,
+    timeline: int | None,
+) -> SourceIdentity:
+    return SourceIdentity(
+        system_identifier=system_identifier,
+        database_oid=database_oid,
+        database_name=database_name,
+        schema=schema,
+        timeline=timeline,
+    )
 
 
 def _write_point(point: Point) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from etl.ledger import versions
 from etl.ledger.rejects import as_ascii
 from etl.model import Counts, TableResult
 from etl.policy.schema_changes import ChangeKind, SchemaChange, TableChangeKind
+from etl.policy.source_identity import SourceChangeKind
 from etl.postgres.error_translation import errors_of
 from etl.postgres.sql import compose_upsert
 from etl.postgres.transactions import single
@@ -236,7 +237,7 @@ def record_change(
     cursor: Cursor,
     run_id: int,
     table_name: str,
-    kind: ChangeKind | TableChangeKind,
+    kind: ChangeKind | TableChangeKind | SourceChangeKind,
     detail: str,
     *,
     column_name: str | None = None,

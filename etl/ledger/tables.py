@@ -84,16 +84,14 @@ def _source() -> tuple[Column[Any], ...]:
         _text("database_name", "The source's database.", is_nullable=True),
         _number("database_oid", "Its oid; unlike the name, it stays when the database is renamed.", is_nullable=True),
         _text("schema_name", "The schema of the source.", is_nullable=True),
-        _number(
-            "timeline", "The timeline of the source; a promotion or a recovery begins a new one.", is_nullable=True
-        ),
+        _number("timeline", "The timeline of the source; it grows with a promotion or a recovery.", is_nullable=True),
     )
 
 
 def _mark(name: str, what: str, *, is_nullable: bool = False) -> tuple[Column[Any], ...]:
     """Return the columns of a mark: what a complete read could see."""
     xid = f"{what}: row versions that it could not see have this xid8 or a later one."
-    signature = f"{what}: the files and columns that were read, and how, as JSON."
+    signature = f"{what}: the source, files and columns that were read, and how, as JSON."
     return (
         _text(f"{name}_xid", xid, is_nullable=is_nullable),
         _text(f"{name}_signature", signature, is_nullable=is_nullable),

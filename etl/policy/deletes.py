@@ -53,6 +53,14 @@ def check_fraction(table: Table, missing: int, rows: int, command: str = "run") 
         )
 
 
+def may_be_replaced(before: Counters | None, now: Counters) -> bool:
+    """Return whether the table's rows may have been replaced by others, also under the same keys and watermarks.
+
+    A data folder that was copied back keeps its timeline, and shows only that the server has been started.
+    """
+    return before is None or now.filenodes != before.filenodes or now.server_started_at != before.server_started_at
+
+
 def may_lack_rows(before: Counters | None, now: Counters, max_hours: float) -> bool:
     """Return whether rows may have been deleted from a source table, or replaced by others, since `before`.
 

@@ -41,16 +41,30 @@ def has_net(table: Table) -> bool:
     return table.watermark is not None and table.has_blocks
 
 
-def sign_scan(table: Table) -> str:
-    """Describe what a net scan relies on, for `fits`: the files, and what gives stored rows their values."""
-    return json.dumps({"files": table.filenodes, "key": table.key, "columns": dict(table.contents)})
+def whole_slice(table: Table, snapshot: Snapshot, counters: Counters) -> Slice | None:
+    """Return a table as one slice, all of whose rows were read at a snapshot; None without a net."""
+    if not has_net(table):
+        return None
+    mark = Mark(oldest_xid=snapshot.oldest_xid, signature=sign_scan(table, snapshot))
+    return Slice(start=0, end=None, mark=mark, scanned_at=counters.listed_at)
 
 
-def sign_read(table: Table) -> str:
+def sign_scan(table: Table, snapshot: Snapshot) -> str:
+    """Describe what a net scan relies on, for `fits`.
+
+    The same source, on the same timeline and since the same start of its server, because a copy of its files that was
+    put back hands out the same ids again; the same files of the table; and what gives stored rows their values.
+    """
+    found = snapshot.source
+    source = [found.system_identifier, found.database_oid, found.schema, found.timeline, snapshot.server_started_at]
+    return json.dumps({"source": source, "files": table.filenodes, "key": table.key, "columns": dict(table.contents)})
+
+
+def sign_read(table: Table, snapshot: Snapshot) -> str:
     """Describe what a read by watermark relies on, for `fits`."""
     config = table.config
     way = [table.watermark, config.lookback_rows, config.lookback_seconds, config.time_zone]
-    return json.dumps({**json.loads(sign_scan(table)), "watermark": way})
+    return json.dumps({**json.loads(sign_scan(table, snapshot)), "watermark": way})
 
 
 def fits(before: str, now: str) -> bool:
@@ -70,7 +84,7 @@ def since(mark: Mark | None, snapshot: Snapshot, signature: str) -> str | None:
 
 def are_usable(slices: Sequence[Slice], table: Table, snapshot: Snapshot) -> bool:
     """Return whether the last scans of all slices tell which row versions are new."""
-    signature = sign_scan(table)
+    signature = sign_scan(table, snapshot)
     return bool(slices) and all(since(one.mark, snapshot, signature) is not None for one in slices)
 
 
@@ -79,7 +93,7 @@ def find_new(table: Table, progress: Progress, snapshot: Snapshot) -> str | None
 
     None when it has to read any version, as after a change of the columns.
     """
-    return since(progress.read_mark, snapshot, sign_read(table)) if table.has_blocks else None
+    return since(progress.read_mark, snapshot, sign_read(table, snapshot)) if table.has_blocks else None
 
 
 def count_changes(counters: Counters) -> int:
@@ -126,18 +140,18 @@ def find_reason(
 
     `progress` is what this run has noted, and `before` what the source had counted when keys were last compared.
     """
-    signature = sign_scan(table)
+    signature = sign_scan(table, snapshot)
     is_by_clock = table.watermark_kind is not WatermarkKind.INTEGER
     reasons = {
         "it has not been scanned yet": not slices,
-        "its files or the values of its columns have changed": not all(
+        "its server was restarted, or its files or the values of its columns have changed": not all(
             fits(one.mark.signature, signature) for one in slices
         ),
         "more transactions have passed since its last scan than their ids can tell apart": not are_usable(
             slices, table, snapshot
         ),
         "the source counts no changes (track_counts is off)": not now.are_counted,
-        "the source's counters were reset, or its server restarted": before is not None and now.was_reset_since(before),
+        "the source's counters were reset": before is not None and now.was_reset_since(before),
         "the source counts changes of which runs read nothing": progress.changes_counted
         not in (None, count_changes(now)),
         "the source's clock has moved": is_by_clock and has_clock_moved(progress, clock_ahead),

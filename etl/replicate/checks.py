@@ -1,4 +1,6 @@
-"""Checks that the stored progress of a table fits the source as it is now. Begin at `check_progress`.
+"""Checks that the stored progress of a table fits the source as it is now.
+
+Begin at `check_source`, which every command that reads both sides calls before it writes or judges.
 
 A watermark or an unfinished load is valid only on the source that it comes from, and not on an older state of it. All
 faults are collected before an error is raised, so one message names them all.
@@ -8,13 +10,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 from etl.errors import TableError
 from etl.model import LoadState, Point, Progress, Snapshot, Table, WatermarkKind
 from etl.policy import fence
 from etl.policy.net import MAX_XID_DISTANCE
+from etl.policy.source_identity import Judgement, is_continued, judge_source
 from etl.source.reader import Reader
 from etl.source.session import Source
+from etl.target.writer import Writer
+
+
+def check_source(writer: Writer, stored: Progress, snapshot: Snapshot) -> Judgement:
+    """Return whether the raw table can go on with this source, or has to be compared with it first.
+
+    Raises TableError for another source and for an older one. That a run met an older one is stored, outside any
+    transaction, so the table stays refused. Only of a standby it is not: it may have lagged, and the next run compares
+    all columns anyway, because the last one has read from another server.
+    """
+    found = judge_source(writer.table, stored, snapshot)
+    if found.action != "refuse":
+        return found
+    if found.is_older and writer.run_id and not snapshot.is_standby:
+        writer.save_refusal(found.finding)
+    raise TableError(f"{writer.table.label}: {found.finding}: {found.next_step}")
+
+
+def forget_other_column(table: Table, stored: Progress) -> Progress:
+    """Return the stored progress, without the watermark if that belongs to another column."""
+    if stored.column == table.watermark:
+        return stored
+    return replace(stored, watermark=None, column=None, as_of=None, points=())
 
 
 def check_progress(
@@ -24,10 +51,7 @@ def check_progress(
 
     Raises TableError with every reason why the source does not fit the stored progress.
     """
-    known = stored
-    if stored.column != table.watermark:
-        known = Progress(system_identifier=stored.system_identifier, next_xid=stored.next_xid)
-    faults = [*_find_other_source(table, known, reader.snapshot)]
+    known, faults = forget_other_column(table, stored), list[str]()
     if table.watermark is not None and known.watermark is not None and has_clock:
         if table.watermark_kind is WatermarkKind.INTEGER:
             faults += _find_restarted_sequence(table, known.watermark, point, reader)
@@ -50,11 +74,11 @@ def check_null_watermarks(table: Table, reader: Reader) -> None:
 
 
 def is_usable(load: LoadState, table: Table, snapshot: Snapshot) -> bool:
-    """Return whether an unfinished first load can continue: same files, columns and cluster, and not too old."""
+    """Return whether an unfinished first load can continue: same files, columns and source, and not too old."""
     return (
         load.filenodes == table.filenodes
         and load.signature == sign_columns(table)
-        and load.system_identifier == snapshot.system_identifier
+        and is_continued(load.source, snapshot.source)
         and 0 <= xid_distance(load, snapshot) < MAX_XID_DISTANCE
     )
 
@@ -68,21 +92,6 @@ def sign_columns(table: Table) -> str:
 def xid_distance(load: LoadState, snapshot: Snapshot) -> int:
     """Return how many transaction ids the source has assigned since the load's first snapshot."""
     return int(snapshot.oldest_xid) - int(load.oldest_xid)
-
-
-def _find_other_source(table: Table, progress: Progress, snapshot: Snapshot) -> Iterator[str]:
-    if progress.system_identifier not in (None, snapshot.system_identifier):
-        yield (
-            f"the watermark was taken on another source cluster (system identifier {progress.system_identifier}, now "
-            f"{snapshot.system_identifier}): point SOURCE_DATABASE_URL at the old one, or reload the table with "
-            f"`etl reset {table.argument}`"
-        )
-    elif progress.next_xid is not None and int(snapshot.next_xid) < int(progress.next_xid):
-        yield (
-            f"the source is older than at the last run (its next transaction id was {progress.next_xid}, now "
-            f"{snapshot.next_xid}): if it is a standby that lags, wait until it has caught up; after a restore from a "
-            f"backup, reload the table with `etl reset {table.argument}`"
-        )
 
 
 def _find_restarted_sequence(table: Table, watermark: str, point: Point | None, reader: Reader) -> Iterator[str]:

@@ -80,7 +80,7 @@ def _begin(snapshot: Snapshot, raw: RawLoad) -> LoadState:
     return LoadState(
         filenodes=raw.table.filenodes,
         signature=sign_columns(raw.table),
-        system_identifier=snapshot.system_identifier,
+        source=snapshot.source,
         next_block=0,
         oldest_xid=snapshot.oldest_xid,
     )

@@ -8,6 +8,7 @@ Begin at `reconcile`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from etl.compare.buckets import extra_keys
 from etl.compare.differences import Differences, find_differences, list_differences
@@ -24,18 +25,22 @@ def identifying_columns(table: Table) -> tuple[Column, ...]:
     return tuple(table.column(name) for name in names)
 
 
-def reconcile(exchange: Exchange, *, allow_deletes: bool, columns: Sequence[Column]) -> None:
+def reconcile(exchange: Exchange, *, allow_deletes: bool, columns: Sequence[Column]) -> Differences:
     """Compare these columns of both sides, and repair `raw`.
 
+    With `deletes: none`, rows that only `raw` has are kept and not counted. Returns what was repaired.
     Raises TableError, with nothing written, when more than `max_delete_fraction` of the rows were deleted and
     `allow_deletes` is not set.
     """
     writer, table = exchange.writer, exchange.writer.table
     with writer.transaction() as cursor:
         found = find_differences(exchange.reader, cursor, table, columns, None, is_pending_apart=False)
-    if not allow_deletes and table.config.deletes == "reconcile":
+    if table.config.deletes == "none":
+        found = replace(found, extra=0)
+    if not allow_deletes:
         check_fraction(table, found.extra, found.raw_rows)
     repair(exchange, found)
+    return found
 
 
 def repair(exchange: Exchange, found: Differences) -> None:

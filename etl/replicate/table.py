@@ -5,18 +5,20 @@ Begin at `replicate_table`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from etl.errors import RowRefusedError, TableError
-from etl.model import Counts, Event, Mark, Observer, Outcome, Progress, Snapshot
-from etl.policy import fence, net
+from etl.model import Counts, Event, Observer, Outcome, Progress, Snapshot
+from etl.policy import net
 from etl.policy.schema_changes import Fit, describe_changes, fit_new_table, fit_table
+from etl.policy.source_identity import Judgement, judge_source
 from etl.replicate.changes import merge_changes
-from etl.replicate.checks import check_null_watermarks, check_progress
+from etl.replicate.checks import check_null_watermarks, check_progress, check_source, forget_other_column
 from etl.replicate.exchange import Exchange
 from etl.replicate.full_load import load_first
 from etl.replicate.net import check_content
-from etl.replicate.task import Task
+from etl.replicate.task import Task, advance, on_source
 from etl.source.session import Source
 from etl.target.new_table import RawLoad
 from etl.target.writer import Writer
@@ -40,14 +42,23 @@ def replicate_table(
 
     with source.open_reader(table, snapshot) as reader:
         exchange = Exchange(reader=reader, writer=writer, on_commit=on_commit, say=say)
+        judgement = Judgement(action="continue")
+        if task.raw.exists and not task.is_replacement:
+            judgement = check_source(writer, task.progress, snapshot)
         check_null_watermarks(table, reader)
         if task.raw.exists and not task.is_replacement:
             fit = fit_table(table, task.raw)
-            known = check_progress(
-                fit.table, task.progress, task.point, source=source, reader=reader, has_clock=task.has_clock
-            )
+            if judgement.action == "compare":
+                say(f"{judgement.finding}: all columns of all rows are compared")
+                known = forget_other_column(table, task.progress)
+            else:
+                known = check_progress(
+                    fit.table, task.progress, task.point, source=source, reader=reader, has_clock=task.has_clock
+                )
             rejected = task.raw.rejected_keys
         else:
+            if task.is_replacement:
+                _report_other_source(task, snapshot, say)
             loaded = _load(exchange, task, range_blocks=range_blocks)
             if isinstance(loaded, Outcome):
                 return loaded
@@ -59,16 +70,26 @@ def replicate_table(
         start = replace(known, watermark=None, read_mark=None) if is_continued else known
         before = _before_changes(exchange, fit, start)
         exchange = replace(exchange, writer=writer.fitted(fit, before))
-        after = _advance(task, known, snapshot)
+        after = advance(table, known, snapshot, task.point, task.activity)
+        if judgement.action == "compare":  # all rows have to be compared before this source is stored
+            after = replace(known, column=table.watermark, read_mark=None)
         outcome = merge_changes(
             exchange, before=before, after=after, position=task.position, rejected=rejected, note=task.note
         )
         if outcome.is_complete:
             is_whole = table.watermark is not None and before.watermark is None
-            check_content(exchange, task, outcome.progress, is_whole=is_whole)
+            progress = check_content(exchange, task, judgement, outcome.progress, is_whole=is_whole)
+            outcome = replace(outcome, progress=progress)
             if task.raw.has_load:  # left by a reload that failed
                 RawLoad(exchange.writer).discard()
         return outcome
+
+
+def _report_other_source(task: Task, snapshot: Snapshot, say: Callable[[str], None]) -> None:
+    """Report that a reload, which any source may do, takes rows from another source than the runs before."""
+    found = judge_source(task.table, task.progress, snapshot)
+    if found.action != "continue":
+        say(f"{found.finding}: the table is reloaded")
 
 
 def _before_changes(exchange: Exchange, fit: Fit, known: Progress) -> Progress:
@@ -92,7 +113,7 @@ def _load(exchange: Exchange, task: Task, *, range_blocks: int) -> Outcome | Fit
         for remark in raw.check_replacement():
             exchange.say(remark)
     snapshot, loaded = exchange.reader.snapshot, Counts()
-    after = task.note(_advance(task, Progress(), snapshot), has_read=True)
+    after = task.note(advance(task.table, Progress(), snapshot, task.point, task.activity), has_read=True)
 
     def on_commit(counts: Counts) -> None:
         nonlocal loaded
@@ -111,10 +132,13 @@ def _load(exchange: Exchange, task: Task, *, range_blocks: int) -> Outcome | Fit
         exchange.say(f"starting over in batches, to set the rejected rows aside: {refusal}")
         discarded = Counts(read=-loaded.read, inserted=-loaded.inserted)
         exchange.on_commit(discarded)
-        raw.start_over(discarded, is_replacement=task.is_replacement)
+        begun = on_source(Progress(), exchange.reader.snapshot)
+        raw.start_over(discarded, begun, is_replacement=task.is_replacement)
         return _fit_for_batches(task, refusal)
     if is_complete and task.counters:
-        exchange.writer.save_check(after, counters=task.counters, renewed=task.whole(snapshot.oldest_xid))
+        exchange.writer.save_check(
+            after, counters=task.counters, renewed=net.whole_slice(task.table, snapshot, task.counters)
+        )
     return Outcome(progress=after if is_complete else Progress(), is_complete=is_complete)
 
 
@@ -125,16 +149,3 @@ def _fit_for_batches(task: Task, refusal: RowRefusedError) -> Fit:
         return fit_table(task.table, task.raw)
     except TableError as error:
         raise TableError(f"{refusal}; fix the row on the source, then reload the table") from error
-
-
-def _advance(task: Task, before: Progress, snapshot: Snapshot) -> Progress:
-    started = replace(
-        before,
-        column=task.table.watermark,
-        system_identifier=snapshot.system_identifier,
-        next_xid=snapshot.next_xid,
-        read_mark=Mark(oldest_xid=snapshot.oldest_xid, signature=net.sign_read(task.table)),
-    )
-    if task.table.watermark is None:
-        return replace(started, watermark=None, as_of=None, points=())
-    return fence.advance(started, task.point, task.activity)

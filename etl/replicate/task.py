@@ -1,12 +1,12 @@
-"""One table to replicate at one snapshot, and what was known of it before."""
+"""One table to replicate at one snapshot: what was known of it before, and the progress that is stored after it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from etl.model import Activity, Mark, Point, Position, Progress, RunOptions, Table
-from etl.policy import net
+from etl.model import Activity, Mark, Point, Position, Progress, RunOptions, Snapshot, Table
+from etl.policy import fence, net
 from etl.policy.deletes import Counters
 from etl.policy.net import Slice
 from etl.policy.schema_changes import RawTable
@@ -47,9 +47,16 @@ class Task:
             self.progress, progress, self.counters, clock_ahead=self.clock_ahead, has_read=has_read
         )
 
-    def whole(self, oldest_xid: str) -> Slice | None:
-        """Return the table as one slice, all of whose rows were read at a snapshot; None without a net."""
-        if self.counters is None or not net.has_net(self.table):
-            return None
-        mark = Mark(oldest_xid=oldest_xid, signature=net.sign_scan(self.table))
-        return Slice(start=0, end=None, mark=mark, scanned_at=self.counters.listed_at)
+
+def advance(table: Table, before: Progress, snapshot: Snapshot, point: Point | None, activity: Activity) -> Progress:
+    """Return the progress after the table was brought up to a snapshot."""
+    mark = Mark(oldest_xid=snapshot.oldest_xid, signature=net.sign_read(table, snapshot))
+    started = on_source(replace(before, column=table.watermark, read_mark=mark), snapshot)
+    if table.watermark is None:
+        return replace(started, watermark=None, as_of=None, points=())
+    return fence.advance(started, point, activity)
+
+
+def on_source(progress: Progress, snapshot: Snapshot) -> Progress:
+    """Return the progress with the source as it is at this snapshot, on which nothing is refused."""
+    return replace(progress, source=snapshot.source, next_xid=snapshot.next_xid, refusal=None)

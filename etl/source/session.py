@@ -29,12 +29,13 @@ from etl.postgres import sessions
 from etl.postgres.error_translation import errors_of
 from etl.postgres.throttle import Throttle
 from etl.postgres.transactions import export_snapshot, single
-from etl.source import catalog, foreign_keys, open_transactions, statements, storage
+from etl.source import catalog, foreign_keys, identity, open_transactions, statements, storage
 from etl.source.reader import Reader
 
 DRAIN_POLL_SECONDS = 0.02
 XIDS_OF_SNAPSHOT = """
-    select pg_catalog.pg_snapshot_xmin(s)::text, pg_catalog.pg_snapshot_xmax(s)::text
+    select pg_catalog.pg_snapshot_xmin(s)::text, pg_catalog.pg_snapshot_xmax(s)::text,
+        pg_catalog.pg_postmaster_start_time()::text
     from pg_catalog.pg_current_snapshot() as s
 """
 # Errors for the name of a snapshot whose transaction has ended; servers raise the last one since version 17.
@@ -78,7 +79,8 @@ class Source:
         try:
             sessions.refuse_transaction_pooler(self._connection, "source", self._connect)
             with errors_of("source", "opening the run"), self._connection.cursor() as cursor:
-                self.system_identifier, self.is_standby, self.may_see_all, encoding = _identify(cursor)
+                self.is_standby, self.may_see_all, encoding = _describe(cursor)
+                self.identity = identity.read_identity(cursor, settings.tables.schema, is_standby=self.is_standby)
             if encoding == "SQL_ASCII":
                 raise UnavailableError(
                     f"the database {settings.source_url.address} has encoding SQL_ASCII, so the encoding of its text "
@@ -168,12 +170,14 @@ class Source:
         with errors_of("source", "exporting the snapshot"), self._connection.cursor() as cursor:
             name = export_snapshot(cursor)
             cursor.execute(XIDS_OF_SNAPSHOT)
-            oldest_xid, next_xid = cursor.fetchone() or ("", "")
+            oldest_xid, next_xid, server_started_at = cursor.fetchone() or ("", "", "")
         return Snapshot(
             name=name,
-            system_identifier=self.system_identifier,
+            source=self.identity,
+            is_standby=self.is_standby,
             oldest_xid=oldest_xid,
             next_xid=next_xid,
+            server_started_at=server_started_at,
             expires_at=time.monotonic() + self._settings.max_snapshot_seconds,
         )
 
@@ -263,15 +267,14 @@ def _require_lookback(found: catalog.Catalog) -> catalog.Catalog:
     return replace(found, tables=tables, refusals=refusals)
 
 
-def _identify(cursor: Cursor) -> tuple[str, bool, bool, str]:
+def _describe(cursor: Cursor) -> tuple[bool, bool, str]:
     cursor.execute(
-        "select system_identifier::text, pg_catalog.pg_is_in_recovery(),"
-        " pg_catalog.pg_has_role('pg_read_all_stats', 'usage'), pg_catalog.current_setting('server_encoding')"
-        " from pg_catalog.pg_control_system()"
+        "select pg_catalog.pg_is_in_recovery(), pg_catalog.pg_has_role('pg_read_all_stats', 'usage'),"
+        " pg_catalog.current_setting('server_encoding')"
     )
     row = cursor.fetchone()
     assert row is not None
-    return row[0], row[1], row[2], row[3]
+    return row[0], row[1], row[2]
 
 
 def _clock_values(

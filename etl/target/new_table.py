@@ -13,7 +13,15 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import TableError
 from etl.ledger import runs
-from etl.ledger.progress import delete_load, forget_table, read_load, save_load, save_progress
+from etl.ledger.progress import (
+    delete_counters,
+    delete_load,
+    forget_table,
+    read_load,
+    save_load,
+    save_partial_progress,
+    save_progress,
+)
 from etl.model import META_COLUMNS, Counts, LoadState, Progress
 from etl.policy.deletes import check_fraction
 from etl.policy.schema_changes import is_widened
@@ -57,10 +65,11 @@ class RawLoad:
             save_progress(cursor, self._writer.run_id, table, progress)
         return counts
 
-    def start_over(self, discarded: Counts, *, is_replacement: bool) -> None:
+    def start_over(self, discarded: Counts, begun: Progress, *, is_replacement: bool) -> None:
         """Drop what was loaded, so that batches can fill the table that was to be replaced, or else a new empty one.
 
-        `discarded`, the negated counts of what this run had loaded, is added to its ledger.
+        `discarded`, the negated counts of what this run had loaded, is added to its ledger. `begun` names the source
+        from now on: if the run fails between two batches, no other source goes on.
         """
         into = statements.raw_table(self.table.name)
         with self._writer.transaction() as cursor:
@@ -68,11 +77,13 @@ class RawLoad:
             runs.add_batch(cursor, self._writer.run_id, self.table.name, discarded)
             if is_replacement:
                 delete_load(cursor, self.table.name)
+                delete_counters(cursor, self.table.name)  # so the next run compares the keys
             else:
                 forget_table(cursor, self.table.name)
                 runs.record_change(cursor, self._writer.run_id, self.table.name, "table_loaded", "loaded")
                 cursor.execute(statements.create_raw(self.table, into))
                 cursor.execute(statements.complete_raw(self.table, into, self._writer.run_id))
+            save_partial_progress(cursor, self._writer.run_id, self.table, begun)
 
     def read_state(self) -> LoadState | None:
         """Return how far a load in ranges has come; None if there is none."""

@@ -13,11 +13,12 @@ from psycopg2.extensions import cursor as Cursor
 from etl.errors import TableError
 from etl.ledger import runs
 from etl.ledger.net_scans import renew_scans
-from etl.ledger.progress import read_built_run, save_counters, save_partial_progress
+from etl.ledger.progress import read_built_run, save_counters, save_partial_progress, save_progress, save_refusal
 from etl.model import Counts, Progress, Snapshot, Table
 from etl.policy.deletes import Counters
 from etl.policy.net import Slice
 from etl.policy.schema_changes import Fit, fit_new_table
+from etl.policy.source_identity import SourceChangeKind
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import transaction
 from etl.target import statements
@@ -62,6 +63,17 @@ class Writer:
         """Store the progress of a table that is not complete yet."""
         with self.transaction() as cursor:
             save_partial_progress(cursor, self.run_id, self.table, progress)
+
+    def save_refusal(self, refusal: str) -> None:
+        """Store why the source of the table is refused until a person settles it."""
+        with self.session() as cursor:
+            save_refusal(cursor, self.table.name, refusal)
+
+    def settle_source(self, progress: Progress, kind: SourceChangeKind, detail: str) -> None:
+        """Store the progress on a source with which all rows were compared, and record that its identity changed."""
+        with self.transaction() as cursor:
+            runs.record_change(cursor, self.run_id, self.table.name, kind, detail)
+            save_progress(cursor, self.run_id, self.table, progress)
 
     @contextmanager
     def open_batch(self) -> Iterator[Batch]:

@@ -1,5 +1,6 @@
 """The net under a watermark: changes that the watermark column does not show arrive, and what makes a run look."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,8 +12,8 @@ from psycopg2 import sql
 import etl
 from deploy.local.servers import Server
 from etl.policy import net
+from tests.integration.etl.clusters import open_program
 from tests.integration.etl.faults import create_database
-from tests.integration.etl.programs import open_program
 from tests.results import pick
 
 HOURS = 24.0
@@ -380,7 +381,11 @@ def advance_xids(server, url):
 
 
 @pytest.mark.parametrize("watermark", ["updated_at", None])
-def test_frozen_and_wrapped_ids_are_not_new(own_server, target_url, replicate_between, create_orders, watermark):
+def test_frozen_and_wrapped_ids_are_not_new(
+    own_server, target_url, replicate_between, create_orders, watermark, monkeypatch
+):
+    # Each restart would have all columns compared.
+    monkeypatch.setattr(net, "sign_scan", lambda table, _: json.dumps({"columns": {}, "files": table.filenodes}))
     url = create_database(own_server)
     replication = replicate_between(url, target_url)
     create_orders(replication, 1000)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.model import Mark, Progress, Snapshot, Table, TableConfig, WatermarkKind
+from etl.model import Mark, Progress, Snapshot, SourceIdentity, Table, TableConfig, WatermarkKind
 from etl.policy import net
 from etl.policy.deletes import Counters
 from etl.policy.net import MAX_XID_DISTANCE, SLICE_BLOCKS, XID_MODULUS, Slice
@@ -29,7 +29,9 @@ XIDS = st.integers(3, 2**40)
 
 
 def snapshot_at(xid):
-    return Snapshot(name="", system_identifier="1", oldest_xid=str(xid), next_xid=str(xid), expires_at=0.0)
+    return Snapshot(
+        name="", source=SourceIdentity(), is_standby=False, oldest_xid=str(xid), next_xid=str(xid), expires_at=0.0
+    )
 
 
 def make_table(**config):
