@@ -10,7 +10,7 @@ from deploy.local.servers import Server
 from etl.commands.status import read_status
 from etl.errors import TableError
 from etl.model import RunOptions
-from etl.replicate import table as replicate_table
+from etl.replicate import net as replicate_table
 from tests.integration.etl.clusters import MAJOR, SERVER_SETTINGS, copy_running, copy_stopped, serve, upgrade
 from tests.integration.etl.faults import create_database
 
