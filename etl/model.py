@@ -50,6 +50,7 @@ class TableConfig:
     lookback_rows: int = 0  # how far below an integer watermark to read again
     deletes: Deletes = "reconcile"
     max_delete_fraction: float = 0.3  # of a table's rows, in one run
+    max_delete_rows: int = 10  # up to which no fraction stops the table, unless no row would be left
     reconcile_every_hours: float = 24.0  # even when the source counts no deletes
     tombstone_days: float | None = None  # age at which tombstones that dbt has read are purged; None keeps them
     on_schema_change: OnSchemaChange = "evolve"
