@@ -29,7 +29,12 @@ from etl.errors import EtlError
 from etl.model import RunOptions, RunResult
 
 INTERRUPTED = 130  # the exit code that shells report after SIGINT
-WHERE = {"missing": "missing in raw", "extra": "in raw only", "changed": "different in raw"}
+WHERE = {
+    "missing": "missing in raw",
+    "extra": "in raw only",
+    "changed": "different in raw",
+    "rejected": "rejected by the target",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

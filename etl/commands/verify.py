@@ -129,7 +129,7 @@ class _Verification:
             error: str | None = "interrupted"
             try:
                 first = self.compare(table_names, run_id)
-                repaired = {found.table_name: found for found in first if found.repaired}
+                repaired = {found.table_name: found for found in first if not found.is_equal and not found.error}
                 again = self.compare(tuple(repaired)) if repaired else ()
                 failed = [found for found in first if found.error]
                 for found in failed:
@@ -175,9 +175,10 @@ def _compare(exchange: Exchange, snapshot: str, watermark: str | None, *, is_rep
         table_name=table.name,
         source_rows=found.source_rows,
         raw_rows=found.raw_rows,
-        missing=found.missing + found.not_held,
+        missing=found.missing,
         extra=found.extra,
         changed=found.changed,
+        rejected=found.rejected + found.not_held,
         pending=found.pending,
         examples=examples,
     )
