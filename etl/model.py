@@ -13,6 +13,8 @@ from typing import Literal
 RAW_SCHEMA = "raw"
 OWN_PREFIX = "_etl_"
 META_COLUMNS = ("_etl_run_id", "_etl_synced_at", "_etl_deleted_at")
+MAX_RAW_COLUMNS = 1600  # the limit of PostgreSQL, which counts dropped columns
+MAX_SOURCE_COLUMNS = MAX_RAW_COLUMNS - len(META_COLUMNS)
 
 
 NullWatermarks = Literal["read", "refuse"]

@@ -14,7 +14,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.config import Settings
 from etl.errors import ConfigurationError
-from etl.model import WatermarkKind
+from etl.model import MAX_SOURCE_COLUMNS, WatermarkKind
 from etl.postgres import sessions
 from etl.postgres.catalog_sql import KEY_COLUMNS, LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
 from etl.postgres.error_translation import errors_of
@@ -188,6 +188,8 @@ def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn]
     elif not candidate.key:
         skipped = "it has no primary key, by which rows are merged"
         remedies.append(("no key", _key_statement(label, candidate)))
+    elif len(columns) > MAX_SOURCE_COLUMNS:
+        skipped = f"it has {len(columns):,} columns, and raw tables can have {MAX_SOURCE_COLUMNS:,} of them"
     if skipped:
         return Proposal(
             name=candidate.name, rows=candidate.rows, bytes=candidate.bytes, remedies=tuple(remedies), skipped=skipped

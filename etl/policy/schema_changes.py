@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from etl.errors import TableError
-from etl.model import META_COLUMNS, Column, Table
+from etl.model import MAX_RAW_COLUMNS, META_COLUMNS, Column, Table
 
 TableChangeKind = Literal["table_loaded", "table_missing"]
 ChangeKind = Literal["column_added", "column_replaced", "column_widened", "column_dropped"]
@@ -32,6 +32,7 @@ class RawTable:
 
     types: Mapping[str, str] = field(default_factory=dict)  # of its columns, as format_type() writes them
     key: tuple[str, ...] = ()
+    slots: int = 0  # of columns, taken by its columns and by those that were dropped
     loaded_types: Mapping[str, str] = field(default_factory=dict)  # raw types of the source's columns, as loaded
     loaded_numbers: Mapping[str, int] = field(default_factory=dict)  # attnum of the source's columns, as loaded
     has_load: bool = False  # a load of it is unfinished
@@ -158,6 +159,12 @@ def plan_changes(table: Table, raw: RawTable) -> Plan:
         for name in raw.loaded_types
         if name in raw.types and name not in {column.name for column in table.columns}
     ]
+    added = [change.column_name for change in changes if change.kind == "column_added"]
+    if added and raw.slots + len(added) > MAX_RAW_COLUMNS:
+        faults.append(
+            f'raw.{table.name} has no room for column "{added[-1]}": it has {raw.slots:,} columns, including dropped '
+            f"ones and those that the source has dropped, and {MAX_RAW_COLUMNS:,} are possible"
+        )
     if raw.key != table.key:
         faults.append(f"the key changed from ({', '.join(raw.key) or 'none'}) to ({', '.join(table.key)})")
     return Plan(changes=tuple(changes), faults=tuple(faults), changed_by_owner=tuple(changed_by_owner))

@@ -13,7 +13,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.config import TablesConfig
 from etl.errors import ConfigurationError
-from etl.model import OWN_PREFIX, Column, Table, WatermarkKind
+from etl.model import MAX_SOURCE_COLUMNS, OWN_PREFIX, Column, Table, WatermarkKind
 from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_type
 from etl.postgres.catalog_sql import LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
 from etl.postgres.sql import quote_name, read_sql
@@ -188,6 +188,11 @@ def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: Table
         return (
             f"{label} has a column {taken[0]}, and names that begin with {OWN_PREFIX} are reserved for raw tables: "
             "rename it, or skip the table"
+        )
+    if len(attributes) > MAX_SOURCE_COLUMNS:
+        return (
+            f"{label} has {len(attributes):,} columns, and raw tables can have {MAX_SOURCE_COLUMNS:,} of them, because "
+            "Tidemark adds its own: drop or move columns on the source, or skip the table in tables.yml"
         )
     return _refuse_watermark(relation.name, label, attributes, config)
 

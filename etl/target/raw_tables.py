@@ -15,12 +15,13 @@ LIST_RELATIONS = f"""
     select
         c.relname,
         json_object_agg(a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)),
-        ({PRIMARY_KEY.format(oid="c.oid")})
+        ({PRIMARY_KEY.format(oid="c.oid")}),
+        c.relnatts
     from pg_catalog.pg_class as c
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     join pg_catalog.pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
     where n.nspname = 'raw' and c.relkind not in ('i', 'I', 'c')
-    group by c.oid, c.relname
+    group by c.oid, c.relname, c.relnatts
 """
 LIST_KNOWN = """
     select
@@ -47,16 +48,17 @@ def read_raw_tables(connection: Connection) -> dict[str, RawTable]:
     """Return, by name, the tables of schema raw, and those that are known only from the ledger."""
     with errors_of("target", "reading the raw tables"), connection.cursor() as cursor:
         cursor.execute(LIST_RELATIONS)
-        relations = {name: (types, tuple(key or ())) for name, types, key in cursor}
+        relations = {name: (types, tuple(key or ()), slots) for name, types, key, slots in cursor}
         cursor.execute(LIST_KNOWN)
         known = {name: rest for name, *rest in cursor}
     found = {}
     for name in relations.keys() | known.keys():
-        types, key = relations.get(name, ({}, ()))
+        types, key, slots = relations.get(name, ({}, (), 0))
         loaded_types, loaded_numbers, has_load, rejected = known.get(name, ({}, {}, False, []))
         found[name] = RawTable(
             types=types,
             key=key,
+            slots=slots,
             loaded_types=loaded_types,
             loaded_numbers=loaded_numbers,
             has_load=has_load,
