@@ -33,6 +33,7 @@ class RawTable:
     types: Mapping[str, str] = field(default_factory=dict)  # of its columns, as format_type() writes them
     key: tuple[str, ...] = ()
     slots: int = 0  # of columns, taken by its columns and by those that were dropped
+    is_table: bool = True  # False: somebody has put a view, or another relation, in its place
     loaded_types: Mapping[str, str] = field(default_factory=dict)  # raw types of the source's columns, as loaded
     loaded_numbers: Mapping[str, int] = field(default_factory=dict)  # attnum of the source's columns, as loaded
     has_load: bool = False  # a load of it is unfinished
@@ -93,6 +94,7 @@ def fit_table(table: Table, raw: RawTable) -> Fit:
     values are rounded, and rows that do not fit are rejected. Raises TableError when the raw table cannot hold the
     source's rows, or may not be changed.
     """
+    require_table(table, raw)
     plan = plan_changes(table, raw)
     _refuse_changes(table, plan, raw.types)
     columns = tuple(
@@ -104,6 +106,15 @@ def fit_table(table: Table, raw: RawTable) -> Fit:
         for name in plan.changed_by_owner
     )
     return Fit(table=replace(table, columns=columns), types=raw.types, changes=plan.changes, remarks=remarks)
+
+
+def require_table(table: Table, raw: RawTable) -> None:
+    """Raise TableError when another relation has the name of the raw table."""
+    if raw.exists and not raw.is_table:
+        raise TableError(
+            f"expected raw.{table.name} to be a table, found a view or another relation: drop or rename it on the "
+            "target, then run again, which loads the table"
+        )
 
 
 def _refuse_changes(table: Table, plan: Plan, types: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from etl.errors import RowRefusedError, TableError
 from etl.model import Activity, Counts, Event, Observer, Outcome, Point, Position, Progress, RunOptions, Snapshot, Table
 from etl.policy import fence
 from etl.policy.deletes import Counters, may_lack_rows
-from etl.policy.schema_changes import Fit, RawTable, describe_changes, fit_new_table, fit_table
+from etl.policy.schema_changes import Fit, RawTable, describe_changes, fit_new_table, fit_table, require_table
 from etl.replicate.changes import merge_changes
 from etl.replicate.checks import check_null_watermarks, check_progress
 from etl.replicate.exchange import Exchange
@@ -121,6 +121,7 @@ def _load(exchange: Exchange, task: Task, *, range_blocks: int) -> Outcome | Fit
     for column in task.table.columns:
         if column.remark:
             exchange.say(f'column "{column.name}" becomes text: {column.remark}')
+    require_table(task.table, task.raw)
     if task.is_replacement:
         for remark in raw.check_replacement():
             exchange.say(remark)
