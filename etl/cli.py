@@ -177,7 +177,7 @@ def _status_row(table: TableStatus) -> tuple[str, ...]:
 
 
 def _has_failed(table: TableStatus) -> bool:
-    return table.status not in ("succeeded", "running")
+    return table.status in ("failed", "died")
 
 
 def _verify(arguments: argparse.Namespace) -> int:

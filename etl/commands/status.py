@@ -5,19 +5,24 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from etl.config import Settings
 from etl.errors import UnavailableError
 from etl.ledger import runs
 from etl.ledger.progress import read_progress
 from etl.model import Progress
+from etl.policy.schema_changes import TableChangeKind
 from etl.postgres import sessions
 from etl.postgres.error_translation import errors_of
+from etl.source.catalog import Catalog
 from etl.source.open_transactions import Holder
 from etl.source.session import Source
+from etl.target.raw_tables import read_known_tables
+from etl.target.types import read_types
 
 SECONDS_PER_MINUTE = 60
+ABSENT: Mapping[TableChangeKind, str] = {"table_missing": "dropped", "table_left_out": "left out"}
 LIST_LAST_RUNS = """
     select distinct on (t.table_name) t.table_name, t.status, t.ended_at, t.error,
         (select count(*) from etl.rejected_rows as r where r.table_name = t.table_name)
@@ -34,35 +39,48 @@ class TableStatus:
     watermark_column: str | None
     watermark: str | None
     lag_seconds: float | None  # by the source's clock: since this long ago, no row below the watermark can appear
-    status: str  # of its last run
+    status: str  # of its last run; failed when it cannot be read now, dropped, or left out in tables.yml
     ended_at: dt.datetime | None
     points_waiting: int
     holders: tuple[Holder, ...]
     rejected_rows: int
-    error: str | None  # of its last run, even if a retry succeeded
+    error: str | None  # why it cannot be read now, or of its last run, even if a retry succeeded
 
 
 def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[TableStatus, ...]:
     """Return the status of each table that a run has recorded, or of those named.
 
     Raises UnavailableError before the first run and for a ledger of an older version, ConfigurationError for one of a
-    version that this release does not know.
+    version that this release does not know, and when no table is left to replicate.
     """
     with closing(sessions.connect_target(settings)) as control:
         if not runs.has_ledger(control):
             raise UnavailableError(f"the target {settings.target_url.address} has no recorded run: run `etl run` first")
         progress = read_progress(control)
+        types, known = read_types(control), read_known_tables(control)
         with errors_of("target", "reading the ledger"), control.cursor() as cursor:
             cursor.execute(LIST_LAST_RUNS)
             last_runs = [row for row in cursor.fetchall() if not table_names or row[0] in table_names]
     with Source(settings) as source:
         now = source.read_clock()
+        found = source.read_catalog(types, (), known)
         names = progress.keys() & {row[0] for row in last_runs}
         holders = {name: source.name_holders(progress[name]) for name in names}
-    return tuple(
+    described = [
         _describe(*last_run, where=progress.get(last_run[0], Progress()), holders=holders, now=now)
         for last_run in last_runs
-    )
+    ]
+    return tuple(_as_found(table, found) for table in described)
+
+
+def _as_found(table: TableStatus, found: Catalog) -> TableStatus:
+    """Return a table's status as the source and tables.yml are now, whatever its last run was."""
+    if table.table_name in found.refusals:
+        return replace(table, status="failed", error=found.refusals[table.table_name])
+    kinds = {absent.name: absent.kind for absent in found.absent}
+    if table.table_name in kinds:
+        return replace(table, status=ABSENT[kinds[table.table_name]])
+    return table
 
 
 def describe_holder(holder: Holder) -> str:

@@ -16,6 +16,7 @@ from typing import get_args
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
+from etl.commands.attempts import describe_absence
 from etl.compare.differences import (
     Difference,
     DifferenceKind,
@@ -40,7 +41,7 @@ from etl.replicate.exchange import Exchange
 from etl.replicate.reconcile import repair
 from etl.source.reader import Reader
 from etl.source.session import Source
-from etl.target.raw_tables import read_raw_tables
+from etl.target.raw_tables import read_known_tables, read_raw_tables
 from etl.target.types import read_types
 from etl.target.writer import Writer
 
@@ -87,7 +88,9 @@ class _Verification:
             with errors_of("target", "exporting a snapshot"), holder.cursor() as cursor:
                 of_target = export_snapshot(cursor)
             progress, raw = read_progress(holder), read_raw_tables(holder)
-            found = source.read_catalog(self.types, table_names)
+            found = source.read_catalog(self.types, table_names, read_known_tables(holder))
+            for remark in (*found.left_out, *map(describe_absence, found.absent)):
+                self._say(remark)
             of_source = source.export_snapshot({table.name for table in found.tables})
 
             def compare_one(table: Table) -> Verdict:

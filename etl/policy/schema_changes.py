@@ -14,7 +14,7 @@ from typing import Literal
 from etl.errors import TableError
 from etl.model import MAX_RAW_COLUMNS, META_COLUMNS, Column, Table
 
-TableChangeKind = Literal["table_loaded", "table_missing"]
+TableChangeKind = Literal["table_loaded", "table_missing", "table_left_out", "table_returned"]
 ChangeKind = Literal["column_added", "column_replaced", "column_widened", "column_dropped"]
 # Changes of the source's schema that change the raw table.
 MADE: tuple[ChangeKind, ...] = ("column_added", "column_widened")
@@ -42,6 +42,14 @@ class RawTable:
     @property
     def exists(self) -> bool:
         return bool(self.types)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownTable:
+    """A table that `raw` has, or whose replication began."""
+
+    has_progress: bool  # False: a table of schema raw that the ledger does not know
+    oid: int | None = None  # of the source's table when its keys were last compared, unless it was partitioned
 
 
 @dataclass(frozen=True, kw_only=True)

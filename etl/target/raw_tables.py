@@ -8,7 +8,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from etl.ledger.rejects import read_key
-from etl.policy.schema_changes import RawTable
+from etl.policy.schema_changes import KnownTable, RawTable
 from etl.postgres.catalog_sql import PRIMARY_KEY
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import single
@@ -25,6 +25,23 @@ LIST_RELATIONS = f"""
     join pg_catalog.pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
     where n.nspname = 'raw' and c.relkind not in ('i', 'I', 'c')
     group by c.oid, c.relname, c.relnatts, c.relkind
+"""
+# The files of a table that is not partitioned are listed as its oid and its filenode.
+LIST_REPLICATED = """
+    select w.table_name, true, nullif(split_part(substring(r.filenodes from '^[0-9]+:[0-9]*$'), ':', 1), '')::bigint
+    from etl.watermarks as w
+    left join etl.reconciliations as r using (table_name)
+    union all
+    select l.table_name, true, null
+    from etl.loads as l
+    where not exists (select from etl.watermarks as w where w.table_name = l.table_name)
+    union all
+    select c.relname, false, null
+    from pg_catalog.pg_class as c
+    join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+    join pg_catalog.pg_attribute as a on a.attrelid = c.oid and a.attname = '_etl_run_id'
+    where n.nspname = 'raw' and c.relkind in ('r', 'p') and c.relname !~ '^_etl_'
+        and not exists (select from etl.watermarks as w where w.table_name = c.relname)
 """
 LIST_KNOWN = """
     select
@@ -70,6 +87,13 @@ def read_raw_tables(connection: Connection) -> dict[str, RawTable]:
             rejected_keys=tuple(map(read_key, rejected)),
         )
     return found
+
+
+def read_known_tables(connection: Connection) -> dict[str, KnownTable]:
+    """Return, by name, the tables whose replication began, and those of schema raw that the ledger does not know."""
+    with errors_of("target", "reading the raw tables"), connection.cursor() as cursor:
+        cursor.execute(LIST_REPLICATED)
+        return {name: KnownTable(has_progress=has_progress, oid=oid) for name, has_progress, oid in cursor}
 
 
 def has_schema(cursor: Cursor) -> bool:
