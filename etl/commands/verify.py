@@ -89,7 +89,9 @@ class _Verification:
                 of_target = export_snapshot(cursor)
             progress, raw = read_progress(holder), read_raw_tables(holder)
             found = source.read_catalog(self.types, table_names, read_known_tables(holder))
-            for remark in (*found.left_out, *map(describe_absence, found.absent)):
+            missing = [table for table in found.absent if table.kind == "table_missing"]
+            uncompared = [describe_absence(table) for table in missing if raw.get(table.name, RawTable()).exists]
+            for remark in (*found.left_out, *uncompared):
                 self._say(remark)
             of_source = source.export_snapshot({table.name for table in found.tables})
 
