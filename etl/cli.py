@@ -1,8 +1,8 @@
 """The command line: arguments, progress, results and exit codes.
 
 Exit codes: 0 every table succeeded (run) or is equal (verify); 1 a table failed or differs; 2 wrong usage or
-configuration; 3 the command could not run, or a table could not be compared. Progress and errors go to standard error,
-results to standard output.
+configuration, or no table to replicate; 3 the command could not run, or a table could not be compared. Progress and
+errors go to standard error, results to standard output.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ from etl.errors import EtlError
 from etl.model import ROW_VERSIONS, RunOptions, RunResult
 
 INTERRUPTED = 130  # the exit code that shells report after SIGINT
-WHERE = {"missing": "missing in raw", "extra": "in raw only", "changed": "different in raw"}
+WHERE = {
+    "missing": "missing in raw",
+    "extra": "in raw only",
+    "changed": "different in raw",
+    "rejected": "rejected by the target",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         "verify",
         help="compare source and raw by content",
         description="Compare source and raw by content. A run may be in progress: rows that the next run reads anyway "
-        "are reported as pending, not as different.",
+        "are reported as pending, not as different. Rows that the target rejects differ.",
     )
     compare.add_argument("tables", nargs="*", metavar="TABLE", help="tables to compare (default: all configured)")
     compare.add_argument("--repair", action="store_true", help="repair rows that differ, then compare again")
@@ -184,7 +189,7 @@ def _status_row(table: TableStatus) -> tuple[str, ...]:
 
 
 def _has_failed(table: TableStatus) -> bool:
-    return table.status not in ("succeeded", "running")
+    return table.status in ("failed", "died")
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -240,6 +240,7 @@ _DEFAULT_FIELDS: _Fields = {
     "lookback_rows": (_is_count_or_zero, "a whole number of 0 or more"),
     "deletes": _one_of(Deletes),
     "max_delete_fraction": (_is_fraction, "a number from 0 to 1"),
+    "max_delete_rows": (_is_count_or_zero, "a whole number of 0 or more"),
     "reconcile_every_hours": (_is_span, "a number of hours from 0 to 1,000,000"),
     "tombstone_days": (
         (lambda value: value is None or _is_span(value)),

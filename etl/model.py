@@ -14,6 +14,8 @@ RAW_SCHEMA = "raw"
 OWN_PREFIX = "_etl_"
 ROW_VERSIONS = "xmin"  # in place of a watermark column: each row version tells which transaction wrote it
 META_COLUMNS = ("_etl_run_id", "_etl_synced_at", "_etl_deleted_at")
+MAX_RAW_COLUMNS = 1600  # the limit of PostgreSQL, which counts dropped columns
+MAX_SOURCE_COLUMNS = MAX_RAW_COLUMNS - len(META_COLUMNS)
 
 
 NullWatermarks = Literal["read", "refuse"]
@@ -51,6 +53,7 @@ class TableConfig:
     lookback_rows: int = 0  # how far below an integer watermark to read again
     deletes: Deletes = "reconcile"
     max_delete_fraction: float = 0.3  # of a table's rows, in one run
+    max_delete_rows: int = 10  # up to which no fraction stops the table, unless no row would be left
     reconcile_every_hours: float = 24.0  # even when the source counts no deletes
     tombstone_days: float | None = None  # age at which tombstones that dbt has read are purged; None keeps them
     on_schema_change: OnSchemaChange = "evolve"

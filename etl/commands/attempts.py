@@ -11,7 +11,7 @@ import datetime as dt
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -33,22 +33,30 @@ from etl.postgres import sessions
 from etl.replicate.table import replicate_table
 from etl.replicate.task import Task
 from etl.source.catalog import Catalog
+from etl.source.lost_tables import AbsentTable
 from etl.source.session import Source
-from etl.target.raw_tables import read_raw_tables
+from etl.target.raw_tables import read_known_tables, read_raw_tables
 from etl.target.writer import Writer
 
 
-def record_missing_tables(
-    control: Connection, run_id: int, found: Catalog, known: Collection[str], notice: Callable[[str], None]
-) -> None:
-    """Report, once per table, each table that was replicated and is no longer on the source."""
+def record_absences(control: Connection, run_id: int, found: Catalog, notice: Callable[[str], None]) -> None:
+    """Record and report, once, each table that is not replicated any more, and each that is again."""
+    absent = {table.name: table for table in found.absent}
     present = {table.name for table in found.tables} | found.refusals.keys()
-    missing = [name for name in known if name not in present]
-    for name in runs.record_missing_tables(control, run_id, missing):
-        notice(
-            f"{name} is no longer on the source, or is left out in tables.yml: raw.{name} stays as it is; drop it "
-            "once it is no longer read (a renamed table is loaded under its new name)"
-        )
+    known = runs.read_absences(control)
+    for name, table in absent.items():
+        if known.get(name) != table.kind:
+            runs.record_table_change(control, run_id, name, table.kind, f"{table.detail}; raw keeps its rows")
+            notice(describe_absence(table))
+    for name in sorted(present & known.keys()):
+        detail = "on the source, and not left out in tables.yml, again"
+        runs.record_table_change(control, run_id, name, "table_returned", detail)
+        notice(f"{name} is {detail}")
+
+
+def describe_absence(table: AbsentTable) -> str:
+    """Return what has become of a table that is not replicated any more, and of its rows."""
+    return f"{table.detail}; raw.{table.name} stays as it is: drop it once it is no longer read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +147,16 @@ class Attempts:
             first[0] if first else Source(self._settings) as source,
             closing(self._open_writers()) as writers,
         ):
-            found = first[1] if first else source.read_catalog(self._job.types, self._job.table_names)
-            for notice in found.notices:
+            found = first[1] if first else self._read_catalog(source)
+            for notice in (*found.notices, *found.left_out):
                 self._notice(notice)
             for name, reason in found.refusals.items():
                 if not self._works[name].result:
                     self._fail(name, TableError(reason))
             progress = read_progress(self._control)
             if not self._job.table_names:
-                record_missing_tables(self._control, self._job.run_id, found, progress, self._notice)
+                record_absences(self._control, self._job.run_id, found, self._notice)
+            self._fail_lost_tables(found)
             tables = [table for table in found.tables if self._works[table.name].is_pending]
             now = self._prepare(source, tables, progress)
             with ThreadPoolExecutor(self._settings.workers, thread_name_prefix="table") as pool:
@@ -157,6 +166,15 @@ class Attempts:
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)  # threads end after their current statement
                     raise
+
+    def _read_catalog(self, source: Source) -> Catalog:
+        return source.read_catalog(self._job.types, self._job.table_names, read_known_tables(self._control))
+
+    def _fail_lost_tables(self, found: Catalog) -> None:
+        """Fail the tables with which this run began and that are not on the source any more."""
+        present = {table.name for table in found.tables}
+        for name in [name for name, work in self._works.items() if work.is_pending and name not in present]:
+            self._fail(name, TableError(f"{name} was dropped or renamed on the source during the run: run again"))
 
     def _open_writers(self) -> sessions.Sessions:
         """Return the pool of writing sessions; in a shared run, lock the table before anything is read."""

@@ -14,7 +14,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.config import Settings
 from etl.errors import ConfigurationError
-from etl.model import WatermarkKind
+from etl.model import MAX_SOURCE_COLUMNS, WatermarkKind
 from etl.postgres import sessions
 from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, KEY_COLUMNS, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
 from etl.postgres.error_translation import errors_of
@@ -33,6 +33,7 @@ LIST_CANDIDATES = f"""
     select
         c.oid, c.relname, c.relkind::text, pg_catalog.obj_description(c.oid, 'pg_class'),
         parts.rows::bigint, parts.bytes::bigint, parts.updates::bigint, pg_catalog.has_table_privilege(c.oid, 'select'),
+        pg_catalog.has_schema_privilege(n.oid, 'usage'),
         ({PRIMARY_KEY.format(oid="c.oid")}),
         (
             {KEY_COLUMNS.format(condition=IS_UNIQUE_ON_ALL_ROWS)}
@@ -164,6 +165,7 @@ class _Candidate:
     bytes: int
     updates: int
     is_readable: bool
+    is_in_reach: bool  # the role may use the schema
     key: list[str] | None
     unique: list[str] | None  # columns that could be the key
 
@@ -182,12 +184,17 @@ def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn]
     skipped = None
     if candidate.kind in KINDS:
         skipped = f"{KINDS[candidate.kind]}: only tables are replicated"
-    elif not candidate.is_readable:
+    elif not (candidate.is_readable and candidate.is_in_reach):
         skipped = "it cannot be read"
-        remedies.append(("no privilege", f"grant select on {label} to replicator"))
+        if not candidate.is_in_reach:
+            remedies.append(("no privilege", f"grant usage on schema {quote_name(schema)} to replicator"))
+        if not candidate.is_readable:
+            remedies.append(("no privilege", f"grant select on {label} to replicator"))
     elif not candidate.key:
         skipped = "it has no primary key, by which rows are merged"
         remedies.append(("no key", _key_statement(label, candidate)))
+    elif len(columns) > MAX_SOURCE_COLUMNS:
+        skipped = f"it has {len(columns):,} columns, and raw tables can have {MAX_SOURCE_COLUMNS:,} of them"
     if skipped:
         return Proposal(
             name=candidate.name, rows=candidate.rows, bytes=candidate.bytes, remedies=tuple(remedies), skipped=skipped

@@ -19,6 +19,7 @@ from etl.ledger import locks, runs, versions
 from etl.model import Event, Observer, RunOptions, RunResult, ignore
 from etl.postgres import sessions
 from etl.source.session import Source
+from etl.target.raw_tables import read_known_tables
 from etl.target.types import read_types
 
 
@@ -44,7 +45,9 @@ def run(
         runs.bury_runs(control)
         types = read_types(control)
         with Source(settings) as source:  # the first attempt uses it, and closes it
-            found = source.read_catalog(types, table_names)  # wrong names stop here, before a run is recorded
+            found = source.read_catalog(
+                types, table_names, read_known_tables(control)
+            )  # wrong names stop here, before a run is recorded
             say_what_is_unseen(source, observe)
             run_id = runs.begin_run(control)
             job = Job(run_id=run_id, table_names=table_names, types=types, options=options or RunOptions())

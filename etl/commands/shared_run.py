@@ -17,15 +17,15 @@ from dataclasses import dataclass
 
 from psycopg2.extensions import connection as Connection
 
-from etl.commands.attempts import Attempts, Job, record_missing_tables
+from etl.commands.attempts import Attempts, Job, record_absences
 from etl.commands.run import errors_of_run, open_control, run, say_what_is_unseen, summarize_failures
 from etl.config import Settings
 from etl.errors import EtlError, TableError
 from etl.ledger import locks, runs, versions
-from etl.ledger.progress import read_progress
 from etl.model import Event, Observer, RunOptions, RunResult, TableResult
 from etl.policy.table_order import TableOrder, order_children_first, related_tables
 from etl.source.session import Source
+from etl.target.raw_tables import read_known_tables
 from etl.target.types import read_types
 
 
@@ -59,7 +59,7 @@ def begin(settings: Settings, *, shared_by: str, observe: Observer) -> SharedRun
     ):
         runs.prepare(control, settings.lock_wait_seconds)
         with Source(settings) as source:
-            found = source.read_catalog(read_types(control), ())
+            found = source.read_catalog(read_types(control), (), read_known_tables(control))
             say_what_is_unseen(source, observe)
             order = order_children_first([table.name for table in found.tables], source.read_references(found.tables))
         run_id = runs.begin_run(control, shared_by)
@@ -67,9 +67,9 @@ def begin(settings: Settings, *, shared_by: str, observe: Observer) -> SharedRun
         def notice(message: str) -> None:
             observe(Event(kind="notice", message=message))
 
-        for message in (*found.notices, *_describe_cycles(order)):
+        for message in (*found.notices, *found.left_out, *_describe_cycles(order)):
             notice(message)
-        record_missing_tables(control, run_id, found, read_progress(control), notice)
+        record_absences(control, run_id, found, notice)
     refused = tuple(sorted(found.refusals))  # each of these fails with its reason when it is replicated
     return SharedRun(run_id=run_id, table_names=order.names + refused)
 
@@ -91,7 +91,7 @@ def replicate(
         if runs.is_running(control, run_id):
             with _recorded_failure(control, run_id, table_name), Source(settings) as source:
                 types = read_types(control)
-                found = source.read_catalog(types, (table_name,))
+                found = source.read_catalog(types, (table_name,), read_known_tables(control))
                 job = Job(
                     run_id=run_id,
                     table_names=(table_name,),
@@ -121,7 +121,7 @@ def end(settings: Settings, run_id: int, *, observe: Observer) -> EndedRun:
         failed = runs.read_failed_tables(control, run_id)
         runs.end_run(control, run_id, summarize_failures(failed))
         with Source(settings) as source:
-            tables = source.read_catalog(read_types(control), ()).tables
+            tables = source.read_catalog(read_types(control), (), read_known_tables(control)).tables
             references = source.read_references(tables)
     related = related_tables([table.name for table in tables], references)
     caught_up = run(settings, related, observe=observe, may_end_shared_run=False) if related else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from etl.config import Settings
 from etl.errors import UnavailableError
@@ -13,13 +13,18 @@ from etl.ledger import runs
 from etl.ledger.net_scans import ScanSummary, read_summaries
 from etl.ledger.progress import read_progress
 from etl.model import Progress
+from etl.policy.schema_changes import TableChangeKind
 from etl.postgres import sessions
 from etl.postgres.error_translation import errors_of
+from etl.source.catalog import Catalog
 from etl.source.open_transactions import Holder
 from etl.source.session import Source
+from etl.target.raw_tables import read_known_tables
+from etl.target.types import read_types
 
 SECONDS_PER_MINUTE = 60
 SECONDS_PER_HOUR = 3600
+ABSENT: Mapping[TableChangeKind, str] = {"table_missing": "dropped", "table_left_out": "left out"}
 LIST_LAST_RUNS = """
     select distinct on (t.table_name) t.table_name, t.status, t.ended_at, t.error,
         (select count(*) from etl.rejected_rows as r where r.table_name = t.table_name),
@@ -42,7 +47,7 @@ class TableStatus:
     watermark_column: str | None
     watermark: str | None
     lag_seconds: float | None  # by the source's clock: since this long ago, no row below the watermark can appear
-    status: str  # of its last run
+    status: str  # of its last run; failed when it cannot be read now, dropped, or left out in tables.yml
     ended_at: dt.datetime | None
     points_waiting: int
     holders: tuple[Holder, ...]
@@ -50,7 +55,7 @@ class TableStatus:
     scan_age_seconds: float | None  # since the oldest of its net scans; None without a net
     is_scan_late: bool  # that is longer than reconcile_every_hours
     rows_found: int  # by net scans, which the watermark column had not shown
-    error: str | None  # of its last run, even if a retry succeeded
+    error: str | None  # why it cannot be read now, or of its last run, even if a retry succeeded
     refusal: str | None  # why its source is refused until a person settles it
     source_change: str | None  # how its source changed, if its last run compared all rows because of that
 
@@ -71,21 +76,23 @@ def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[
     """Return the status of each table that a run has recorded, or of those named.
 
     Raises UnavailableError before the first run and for a ledger of an older version, ConfigurationError for one of a
-    version that this release does not know.
+    version that this release does not know, and when no table is left to replicate.
     """
     with closing(sessions.connect_target(settings)) as control:
         if not runs.has_ledger(control):
             raise UnavailableError(f"the target {settings.target_url.address} has no recorded run: run `etl run` first")
         progress, scans = read_progress(control), read_summaries(control)
+        types, known = read_types(control), read_known_tables(control)
         with errors_of("target", "reading the ledger"), control.cursor() as cursor:
             cursor.execute(LIST_LAST_RUNS)
             found = [_LastRun(*row) for row in cursor.fetchall()]
     last_runs = [each for each in found if not table_names or each.table_name in table_names]
     with Source(settings) as source:
         now = source.read_clock()
+        catalog = source.read_catalog(types, (), known)
         names = progress.keys() & {each.table_name for each in last_runs}
         holders = {name: source.name_holders(progress[name]) for name in names}
-    return tuple(
+    described = [
         _describe(
             each,
             where=progress.get(each.table_name, Progress()),
@@ -95,7 +102,18 @@ def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[
             now=now,
         )
         for each in last_runs
-    )
+    ]
+    return tuple(_as_found(table, catalog) for table in described)
+
+
+def _as_found(table: TableStatus, found: Catalog) -> TableStatus:
+    """Return a table's status as the source and tables.yml are now, whatever its last run was."""
+    if table.table_name in found.refusals:
+        return replace(table, status="failed", error=found.refusals[table.table_name])
+    kinds = {absent.name: absent.kind for absent in found.absent}
+    if table.table_name in kinds:
+        return replace(table, status=ABSENT[kinds[table.table_name]])
+    return table
 
 
 def describe_holder(holder: Holder) -> str:

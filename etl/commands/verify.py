@@ -16,6 +16,7 @@ from typing import get_args
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
+from etl.commands.attempts import describe_absence
 from etl.compare.differences import (
     Difference,
     DifferenceKind,
@@ -44,7 +45,7 @@ from etl.replicate.reconcile import repair
 from etl.replicate.task import advance
 from etl.source.reader import Reader
 from etl.source.session import Points, Source
-from etl.target.raw_tables import read_raw_tables
+from etl.target.raw_tables import read_known_tables, read_raw_tables
 from etl.target.types import read_types
 from etl.target.writer import Writer
 
@@ -114,7 +115,11 @@ class _Verification:
             with errors_of("target", "exporting a snapshot"), holder.cursor() as cursor:
                 of_target = export_snapshot(cursor)
             progress, raw = read_progress(holder), read_raw_tables(holder)
-            found = source.read_catalog(self.types, table_names)
+            found = source.read_catalog(self.types, table_names, read_known_tables(holder))
+            missing = [table for table in found.absent if table.kind == "table_missing"]
+            uncompared = [describe_absence(table) for table in missing if raw.get(table.name, RawTable()).exists]
+            for remark in (*found.left_out, *uncompared):
+                self._say(remark)
             moment = _reach_moment(source, found.tables, of_target, work)
 
             def compare_one(table: Table) -> Verdict:
@@ -158,7 +163,8 @@ class _Verification:
             error: str | None = "interrupted"
             try:
                 first = self.compare(table_names, _Work(run_id=run_id, is_repair=is_repair, is_adoption=is_adoption))
-                repaired = {found.table_name: found for found in first if found.repaired}
+                repaired = {found.table_name: found for found in first if not found.is_equal and not found.error}
+                repaired |= {found.table_name: found for found in first if found.repaired}
                 again = self.compare(tuple(repaired), _Work()) if repaired else ()
                 failed = [found for found in first if found.error]
                 for found in failed:
@@ -231,9 +237,10 @@ def _compare(exchange: Exchange, moment: _Moment, stored: Progress, judgement: J
         table_name=table.name,
         source_rows=found.source_rows,
         raw_rows=found.raw_rows,
-        missing=found.missing + found.not_held,
+        missing=found.missing,
         extra=found.extra,
         changed=found.changed,
+        rejected=found.rejected + found.not_held,
         pending=found.pending,
         examples=examples,
     )

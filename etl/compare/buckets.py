@@ -60,6 +60,7 @@ class Comparison:
     is_pending_apart: bool
     is_same_encoding: bool  # of both servers: if not, text is converted before it is hashed
     left_out: tuple[tuple[str, ...], ...] = ()  # keys of the source that the target cannot store
+    rejected: tuple[tuple[str, ...], ...] = ()  # keys, others than these, of rows that the target rejects
 
     @property
     def block_bits(self) -> int:
@@ -199,17 +200,19 @@ def analyze_source_keys() -> sql.Composable:
 
 
 def find_differences(comparison: Comparison, buckets: Sequence[int]) -> sql.Composable:
-    """Store what differs in these buckets, numbered: key, kind (missing, extra or changed), and whether it is pending.
+    """Store what differs in these buckets, numbered: key, kind, and whether it is pending.
 
-    A row that only `raw` has is extra, and never pending: reading the source's changes does not remove it.
+    The kinds are missing, extra, changed and rejected. A row that only `raw` has is extra, and never pending: reading
+    the source's changes does not remove it. A rejected row is never pending either: reading it again does not help.
     """
     table, side = comparison.table, Side(table=comparison.table, is_source=False)
     return sql.SQL(
         "drop table if exists {found};"
         " create temporary table etl_found as"
         " select row_number() over () as _etl_n, {keys},"
-        " case when k._etl_hash is null then 'extra' when s._etl_hash is null then 'missing' else 'changed' end"
-        " as _etl_kind, coalesce(k._etl_is_pending, false) as _etl_is_pending"
+        " case when k._etl_hash is null then 'extra' when {is_rejected} then 'rejected'"
+        " when s._etl_hash is null then 'missing' else 'changed' end as _etl_kind,"
+        " coalesce(k._etl_is_pending and not {is_rejected}, false) as _etl_is_pending"
         " from {source_keys} as k full join ("
         " select {values}, {hash} as _etl_hash from {rows} where {condition} and {is_in}"
         ") as s on {same_key}"
@@ -223,6 +226,7 @@ def find_differences(comparison: Comparison, buckets: Sequence[int]) -> sql.Comp
             for name in table.key
         ),
         source_keys=SOURCE_KEYS,
+        is_rejected=_is_rejected(comparison),
         values=comma(source_column(name) for name in table.key),
         hash=_hash(side, comparison),
         rows=side.rows,
@@ -275,6 +279,14 @@ def _is_held(comparison: Comparison) -> sql.Composable:
     if not left_out:
         return sql.SQL("")
     return sql.SQL(" and ({}) not in ({})").format(comma(map(source_column, table.key)), key_values(table, left_out))
+
+
+def _is_rejected(comparison: Comparison) -> sql.Composable:
+    table, rejected = comparison.table, comparison.rejected
+    if not rejected:
+        return sql.SQL("false")
+    names = comma(sql.Identifier("k", name) for name in table.key)
+    return sql.SQL("({}) in ({})").format(names, key_values(table, rejected, is_source=False))
 
 
 def _is_pending(comparison: Comparison) -> sql.Composable:

@@ -23,7 +23,8 @@ from etl.postgres.copy_pipe import copy_in, stream
 from etl.postgres.error_translation import errors_of
 from etl.source.reader import Reader
 
-DifferenceKind = Literal["missing", "extra", "changed"]
+DifferenceKind = Literal["missing", "extra", "changed", "rejected"]
+Keys = tuple[tuple[str, ...], ...]
 LIST_ROWS = 1000  # keys read from the target at a time
 
 
@@ -36,12 +37,18 @@ class Differences:
     missing: int = 0  # only on the source
     extra: int = 0  # only in `raw`
     changed: int = 0
+    rejected: int = 0  # missing or changed, because the target rejects them; in no other count
     pending: int = 0  # missing or changed, but not included in these counts
     not_held: int = 0  # rejected, because the target's encoding lacks characters of the key; in no other count
 
     @property
     def are_none(self) -> bool:
-        return not self.missing and not self.extra and not self.changed
+        return not self.extra and not self.to_load
+
+    @property
+    def to_load(self) -> int:
+        """How many source rows `raw` lacks, or has in another version; rejected ones are tried again."""
+        return self.missing + self.changed + self.rejected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +72,11 @@ def find_differences(
     """Compare these columns of all rows; `cursor` is in a transaction on the target.
 
     Source rows at or above the watermark, or without one, are pending, unless `is_pending_apart` is false; with
-    `since_xid`, a 32-bit transaction id, only the versions that this transaction or a later one wrote.
+    `since_xid`, a 32-bit transaction id, only the versions that this transaction or a later one wrote. Rows that the
+    target rejected when a run last tried them are rejected, as long as they differ.
     """
     with errors_of("target", table.label):
+        rejected, not_held = _rejected_keys(reader, cursor, table)
         comparison = Comparison(
             table=table,
             columns=tuple(table.column(column.name) for column in columns),
@@ -75,7 +84,8 @@ def find_differences(
             since_xid=since_xid,
             is_pending_apart=is_pending_apart and table.watermark is not None,
             is_same_encoding=_is_same_encoding(reader, cursor),
-            left_out=_keys_not_held(reader, cursor, table),
+            left_out=not_held,
+            rejected=rejected,
         )
         with ThreadPoolExecutor(1, thread_name_prefix="checksums") as pool:
             in_source = pool.submit(read_source_checksums, reader, comparison)
@@ -93,6 +103,7 @@ def find_differences(
         not_held=len(comparison.left_out),
         extra=counts.get(("extra", False), 0),
         changed=counts.get(("changed", False), 0),
+        rejected=counts.get(("rejected", False), 0),
         pending=counts.get(("missing", True), 0) + counts.get(("changed", True), 0),
     )
 
@@ -145,13 +156,14 @@ def _by_key(rows: Iterable[tuple[Any, ...]]) -> dict[tuple[str, ...], list[int]]
     return {tuple(key): hashes for *key, hashes in rows}
 
 
-def _keys_not_held(reader: Reader, cursor: Cursor, table: Table) -> tuple[tuple[str, ...], ...]:
-    """Return the keys of rejected rows that contain characters missing from the target's encoding."""
-    if _is_same_encoding(reader, cursor):
-        return ()
-    codec = encodings.get(cursor.connection.info.parameter_status("server_encoding") or "", "ascii")
+def _rejected_keys(reader: Reader, cursor: Cursor, table: Table) -> tuple[Keys, Keys]:
+    """Return the keys of rejected rows; apart, those that contain characters missing from the target's encoding."""
     refused = rejects.read_rejected_keys(cursor, table.name)
-    return tuple(key for key in refused if any(part.encode(codec, "ignore").decode(codec) != part for part in key))
+    if _is_same_encoding(reader, cursor):
+        return refused, ()
+    codec = encodings.get(cursor.connection.info.parameter_status("server_encoding") or "", "ascii")
+    not_held = tuple(key for key in refused if any(part.encode(codec, "ignore").decode(codec) != part for part in key))
+    return tuple(key for key in refused if key not in not_held), not_held
 
 
 def _is_same_encoding(reader: Reader, cursor: Cursor) -> bool:

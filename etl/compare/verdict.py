@@ -26,6 +26,7 @@ class Verdict:
     missing: int = 0  # only on the source
     extra: int = 0  # only in raw; 0 where deletes are not followed
     changed: int = 0
+    rejected: int = 0  # missing or changed, because the target rejects them (etl.rejected_rows)
     pending: int = 0  # missing or changed, but read by the next run
     examples: tuple[Example, ...] = ()
     repaired: int = 0  # rows repaired before this comparison
@@ -34,7 +35,7 @@ class Verdict:
 
     @property
     def is_equal(self) -> bool:
-        return self.error is None and not (self.missing or self.extra or self.changed)
+        return self.error is None and not (self.missing or self.extra or self.changed or self.rejected)
 
 
 def describe(verdict: Verdict) -> str:
@@ -46,11 +47,11 @@ def describe(verdict: Verdict) -> str:
         "missing in raw": verdict.missing,
         "extra in raw": verdict.extra,
         "changed": verdict.changed,
-        "pending": verdict.pending,
+        "rejected by the target (see etl.rejected_rows)": verdict.rejected,
     }
+    pending = f"{verdict.pending:,} pending, which the next run reads" if verdict.pending else ""
     found = ", ".join(f"{rows:,} {kind}" for kind, rows in counts.items() if rows)
     if verdict.is_adopted:
         repaired += "; the source was adopted"
-    if verdict.is_equal:
-        return f"equal{repaired}" + (f"; {found}, which the next run reads" if found else "")
-    return f"different{repaired}: {found}"
+    outcome = f"equal{repaired}" if verdict.is_equal else f"different{repaired}: {found}"
+    return f"{outcome}; {pending}" if pending else outcome

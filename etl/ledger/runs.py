@@ -61,6 +61,17 @@ BURY_RUNS = """
     from dead
     where t.run_id = dead.run_id and t.status = 'running'
 """
+# What runs have recorded of tables that they do not replicate any more.
+ABSENCES: tuple[TableChangeKind, ...] = ("table_missing", "table_left_out")
+LIST_ABSENCES = """
+    select table_name, kind
+    from (
+        select distinct on (table_name) table_name, kind
+        from etl.schema_changes where column_name is null
+        order by table_name, change_id desc
+    ) as last
+    where kind = any (%s)
+"""
 
 
 def prepare(connection: Connection, lock_wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
@@ -253,18 +264,19 @@ def _storable(connection: Connection, text: str) -> str:
     return text if connection.info.parameter_status("server_encoding") == "UTF8" else as_ascii(text)
 
 
-def record_missing_tables(connection: Connection, run_id: int, names: Sequence[str]) -> list[str]:
-    """Record that the source no longer has these tables, and return those of which that was not known."""
-    if not names:
-        return []
-    with errors_of("target", "recording missing tables"), connection.cursor() as cursor:
-        cursor.execute(
-            "select w.table_name from etl.watermarks as w where w.table_name = any (%s) "
-            "and 'table_missing' is distinct from (select c.kind from etl.schema_changes as c "
-            "where c.table_name = w.table_name and c.column_name is null order by c.change_id desc limit 1) order by 1",
-            (list(names),),
-        )
-        new = [row[0] for row in cursor.fetchall()]
-        for name in new:
-            record_change(cursor, run_id, name, "table_missing", "gone from the source; raw keeps its rows")
-    return new
+def read_absences(connection: Connection) -> dict[str, str]:
+    """Return the tables last recorded as missing or left out, with the kind of that change.
+
+    No names are passed, because the target's encoding may lack a character of one.
+    """
+    with errors_of("target", "reading the absent tables"), connection.cursor() as cursor:
+        cursor.execute(LIST_ABSENCES, (list(ABSENCES),))
+        return dict(cursor.fetchall())
+
+
+def record_table_change(
+    connection: Connection, run_id: int, table_name: str, kind: TableChangeKind, detail: str
+) -> None:
+    """Record what has become of a table, outside of any transaction."""
+    with errors_of("target", "recording a change"), connection.cursor() as cursor:
+        record_change(cursor, run_id, _storable(connection, table_name), kind, _storable(connection, detail))

@@ -39,16 +39,27 @@ class Counters:
         )
 
 
+def is_mass_delete(missing: int, rows: int, *, max_fraction: float, max_rows: int) -> bool:
+    """Return whether so many of a table's rows are missing that a person must confirm their deletion.
+
+    A fraction of few rows says little, so up to `max_rows` deletes pass, as long as a row is left: a table that was
+    emptied stops, however small it is.
+    """
+    is_few = missing <= max_rows and missing < rows
+    return missing > max_fraction * rows and not is_few
+
+
 def check_fraction(table: Table, missing: int, rows: int, command: str = "run") -> None:
     """Raise TableError when more of a table's rows are missing from the source than one run may delete.
 
     The message names `command`, the etl command that can confirm the deletes.
     """
-    limit = table.config.max_delete_fraction
-    if missing > limit * rows:
+    fraction, least = table.config.max_delete_fraction, table.config.max_delete_rows
+    if is_mass_delete(missing, rows, max_fraction=fraction, max_rows=least):
+        limits = f"and max_delete_rows = {least} allow" if missing > least else "allows"
         raise TableError(
             f"{table.label}: {missing:,} of {rows:,} rows are missing from the source, more than "
-            f"max_delete_fraction = {limit:g} allows; nothing was deleted: if this is intended, confirm it with "
+            f"max_delete_fraction = {fraction:g} {limits}; nothing was deleted: if this is intended, confirm it with "
             f"`etl {command} --allow-deletes {table.argument}`, otherwise restore the rows on the source"
         )
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from etl.errors import TableError
-from etl.model import META_COLUMNS, Column, Table
+from etl.model import MAX_RAW_COLUMNS, META_COLUMNS, Column, Table
 
-TableChangeKind = Literal["table_loaded", "table_missing"]
+TableChangeKind = Literal["table_loaded", "table_missing", "table_left_out", "table_returned"]
 ChangeKind = Literal["column_added", "column_replaced", "column_widened", "column_dropped"]
 # Changes of the source's schema that change the raw table.
 MADE: tuple[ChangeKind, ...] = ("column_added", "column_widened")
@@ -32,6 +32,8 @@ class RawTable:
 
     types: Mapping[str, str] = field(default_factory=dict)  # of its columns, as format_type() writes them
     key: tuple[str, ...] = ()
+    slots: int = 0  # of columns, taken by its columns and by those that were dropped
+    is_table: bool = True  # False: somebody has put a view, or another relation, in its place
     loaded_types: Mapping[str, str] = field(default_factory=dict)  # raw types of the source's columns, as loaded
     loaded_numbers: Mapping[str, int] = field(default_factory=dict)  # attnum of the source's columns, as loaded
     has_load: bool = False  # a load of it is unfinished
@@ -40,6 +42,14 @@ class RawTable:
     @property
     def exists(self) -> bool:
         return bool(self.types)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownTable:
+    """A table that `raw` has, or whose replication began."""
+
+    has_progress: bool  # False: a table of schema raw that the ledger does not know
+    oid: int | None = None  # of the source's table when its keys were last compared, unless it was partitioned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +102,7 @@ def fit_table(table: Table, raw: RawTable) -> Fit:
     values are rounded, and rows that do not fit are rejected. Raises TableError when the raw table cannot hold the
     source's rows, or may not be changed.
     """
+    require_table(table, raw)
     plan = plan_changes(table, raw)
     _refuse_changes(table, plan, raw.types)
     columns = tuple(
@@ -103,6 +114,15 @@ def fit_table(table: Table, raw: RawTable) -> Fit:
         for name in plan.changed_by_owner
     )
     return Fit(table=replace(table, columns=columns), types=raw.types, changes=plan.changes, remarks=remarks)
+
+
+def require_table(table: Table, raw: RawTable) -> None:
+    """Raise TableError when another relation has the name of the raw table."""
+    if raw.exists and not raw.is_table:
+        raise TableError(
+            f"expected raw.{table.name} to be a table, found a view or another relation: drop or rename it on the "
+            "target, then run again, which loads the table"
+        )
 
 
 def _refuse_changes(table: Table, plan: Plan, types: Mapping[str, str]) -> None:
@@ -158,6 +178,12 @@ def plan_changes(table: Table, raw: RawTable) -> Plan:
         for name in raw.loaded_types
         if name in raw.types and name not in {column.name for column in table.columns}
     ]
+    added = [change.column_name for change in changes if change.kind == "column_added"]
+    if added and raw.slots + len(added) > MAX_RAW_COLUMNS:
+        faults.append(
+            f'raw.{table.name} has no room for column "{added[-1]}": it has {raw.slots:,} columns, including dropped '
+            f"ones and those that the source has dropped, and {MAX_RAW_COLUMNS:,} are possible"
+        )
     if raw.key != table.key:
         faults.append(f"the key changed from ({', '.join(raw.key) or 'none'}) to ({', '.join(table.key)})")
     return Plan(changes=tuple(changes), faults=tuple(faults), changed_by_owner=tuple(changed_by_owner))

@@ -48,9 +48,9 @@ def repair(exchange: Exchange, found: Differences) -> None:
     writer = exchange.writer
     if found.extra and writer.table.config.deletes == "reconcile":
         exchange.on_commit(writer.bury_rows(extra_keys()))
-    if not found.missing and not found.changed:
+    if not found.to_load:
         return
     with writer.session() as cursor:
-        for chunk in list_differences(cursor, writer.table, ("missing", "changed")):
+        for chunk in list_differences(cursor, writer.table, ("missing", "changed", "rejected")):
             window = Window(keys=tuple(each.key for each in chunk), limit=len(chunk) + 1)
             merge_window(exchange, window)

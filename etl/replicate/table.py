@@ -11,7 +11,7 @@ from dataclasses import replace
 from etl.errors import RowRefusedError, TableError
 from etl.model import Counts, Event, Observer, Outcome, Progress, Snapshot
 from etl.policy import net
-from etl.policy.schema_changes import Fit, describe_changes, fit_new_table, fit_table
+from etl.policy.schema_changes import Fit, describe_changes, fit_new_table, fit_table, require_table
 from etl.policy.source_identity import Judgement, judge_source
 from etl.replicate.changes import merge_changes
 from etl.replicate.checks import check_null_watermarks, check_progress, check_source, forget_other_column
@@ -109,6 +109,7 @@ def _load(exchange: Exchange, task: Task, *, range_blocks: int) -> Outcome | Fit
     for column in task.table.columns:
         if column.remark:
             exchange.say(f'column "{column.name}" becomes text: {column.remark}')
+    require_table(task.table, task.raw)
     if task.is_replacement:
         for remark in raw.check_replacement():
             exchange.say(remark)

@@ -13,10 +13,18 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.config import TablesConfig
 from etl.errors import ConfigurationError
-from etl.model import OWN_PREFIX, ROW_VERSIONS, Column, Table, WatermarkKind
+from etl.model import MAX_SOURCE_COLUMNS, OWN_PREFIX, ROW_VERSIONS, Column, Table, WatermarkKind
 from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_type
+from etl.policy.schema_changes import KnownTable
 from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
 from etl.postgres.sql import quote_name, read_sql
+from etl.source.lost_tables import (
+    AbsentTable,
+    describe_empty_schema,
+    describe_no_tables,
+    find_left_out,
+    find_out,
+)
 from etl.source.storage import FILENODES
 
 WATERMARK_KINDS = {
@@ -34,6 +42,7 @@ LIST_TABLES = f"""
         ({PRIMARY_KEY.format(oid="c.oid")}),
         c.relkind = 'r' and c.relhassubclass,
         pg_catalog.has_table_privilege(c.oid, 'select'),
+        pg_catalog.has_schema_privilege(n.oid, 'usage'),
         ({FILENODES.format(oid="c.oid")}),
         (
             select coalesce(bool_and(coalesce(m.amname = 'heap', false)), true)
@@ -65,8 +74,10 @@ class Catalog:
     """The tables that can be replicated, the reasons why others cannot, and notices for the user."""
 
     tables: tuple[Table, ...]
-    refusals: dict[str, str]
+    refusals: dict[str, str]  # tables that are configured, named or replicated already: they fail
     notices: tuple[str, ...]
+    left_out: tuple[str, ...] = ()  # notices of tables that nobody has named and that cannot be replicated
+    absent: tuple[AbsentTable, ...] = ()  # replicated before
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,7 @@ class _Relation:
     key: list[str] | None
     has_descendants_apart: bool
     is_readable: bool
+    is_in_reach: bool  # the role may use the schema
     filenodes: str
     has_blocks: bool
 
@@ -100,25 +112,39 @@ class _Attribute:
     has_index: bool
 
 
-def read_catalog(cursor: Cursor, config: TablesConfig, target: TargetTypes, names: Sequence[str]) -> Catalog:
+def read_catalog(
+    cursor: Cursor,
+    config: TablesConfig,
+    target: TargetTypes,
+    names: Sequence[str],
+    known: Mapping[str, KnownTable],
+) -> Catalog:
     """Describe the configured tables; `names`, if given, selects some of them.
 
-    Raises ConfigurationError when a name in `names` is neither configured nor found.
+    A table in `known`, which was replicated before, is refused where a new one would be left out. Raises
+    ConfigurationError when a name in `names` is unknown, when the schema has no tables, and when no table is left to
+    replicate.
     """
     cursor.execute(LIST_TABLES, (config.schema,))
     found = {row[1]: _Relation(*row) for row in cursor.fetchall()}
-    chosen = _choose(found, config, names)
+    if not found:
+        raise ConfigurationError(describe_empty_schema(cursor, config.schema))
+    chosen = _choose(found, config, names, known)
     relations = [found[name] for name in chosen if name in found]
     attributes = _read_attributes(cursor, [relation.oid for relation in relations])
     types = _read_types(cursor, attributes)
     contents = _read_contents(cursor, [relation.oid for relation in relations])
-    refusals = {
-        name: f"expected a table {config.schema}.{name} on the source, found none: correct its name in tables.yml, "
-        "or remove it there"
-        for name in chosen
-        if name not in found
+    lost = [name for name in chosen if name not in found]
+    refusals, absent = find_out(cursor, config.schema, known, lost)
+    configured = {name for name in lost if name in config.tables or name in names}
+    refusals |= {
+        table.name: f"expected a table {config.schema}.{table.name} on the source, found none"
+        f"{f' ({table.detail})' if table.name in known else ''}: correct its name in tables.yml, or remove it there"
+        for table in absent
+        if table.name in configured
     }
-    tables, notices = [], []
+    absent = tuple(table for table in absent if table.name not in configured)
+    tables, notices, left_out = [], [], []
     for relation in relations:
         own = attributes.get(relation.oid, [])
         reason = _refuse(relation, own, config)
@@ -126,17 +152,29 @@ def read_catalog(cursor: Cursor, config: TablesConfig, target: TargetTypes, name
             described = _describe(relation, own, types, target, config)
             tables.append(replace(described, contents=contents.get(relation.oid, {})))
             notices += _notices(tables[-1], relation, own)
-        elif relation.name in config.tables or relation.name in names:
+        elif relation.name in config.tables or relation.name in names or relation.name in known:
             refusals[relation.name] = reason
         elif relation.kind in "rp":
-            notices.append(f"{reason}; it is left out")
-    return Catalog(tables=tuple(tables), refusals=refusals, notices=tuple(notices))
+            left_out.append(f"{reason}; it is left out")
+    if not tables and not refusals:
+        is_in_reach = any(relation.is_in_reach for relation in found.values())
+        raise ConfigurationError(describe_no_tables(config, found.keys(), left_out, is_in_reach=is_in_reach))
+    return Catalog(
+        tables=tuple(tables),
+        refusals=refusals,
+        notices=tuple(notices),
+        left_out=tuple(left_out),
+        absent=() if names else (*absent, *find_left_out(config, known)),
+    )
 
 
-def _choose(found: Mapping[str, _Relation], config: TablesConfig, names: Sequence[str]) -> list[str]:
+def _choose(
+    found: Mapping[str, _Relation], config: TablesConfig, names: Sequence[str], replicated: Mapping[str, KnownTable]
+) -> list[str]:
     configured = {name for name, table in config.tables.items() if not table.skip}
     skipped = set(config.tables) - configured
-    known = configured | (set(found) - skipped if config.discover else set())
+    before = {name for name, table in replicated.items() if table.has_progress}
+    known = configured | ((set(found) | before) - skipped if config.discover else set())
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigurationError(
@@ -186,9 +224,12 @@ def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: Table
     """Return why a relation cannot be replicated, with the next step; None when it can."""
     label, name = f"{config.schema}.{relation.name}", quote_name(config.schema, relation.name)
     if relation.kind in KINDS:
-        return f"{label} is {KINDS[relation.kind]}: only tables are replicated; name the tables behind it"
-    if not relation.is_readable:
-        return f"{label} cannot be read: run on the source: grant select on {name} to the role of SOURCE_DATABASE_URL"
+        return f"{label} is {KINDS[relation.kind]}: only tables are replicated; name the tables behind it, or skip it"
+    privileges = [] if relation.is_in_reach else [f"usage on schema {quote_name(config.schema)}"]
+    privileges += [] if relation.is_readable else [f"select on {name}"]
+    if privileges:
+        grants = "; ".join(f"grant {privilege} to the role of SOURCE_DATABASE_URL" for privilege in privileges)
+        return f"{label} cannot be read: run on the source: {grants}"
     if not relation.key:
         return (
             f"{label} has no primary key, which merging its rows requires: run on the source: "
@@ -199,6 +240,11 @@ def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: Table
         return (
             f"{label} has a column {taken[0]}, and names that begin with {OWN_PREFIX} are reserved for raw tables: "
             "rename it, or skip the table"
+        )
+    if len(attributes) > MAX_SOURCE_COLUMNS:
+        return (
+            f"{label} has {len(attributes):,} columns, and raw tables can have {MAX_SOURCE_COLUMNS:,} of them, because "
+            "Tidemark adds its own: drop or move columns on the source, or skip the table in tables.yml"
         )
     return _refuse_watermark(relation.name, label, attributes, config)
 

@@ -24,6 +24,7 @@ from etl.model import Activity, Point, Progress, Snapshot, Table, WatermarkKind
 from etl.policy import fence
 from etl.policy.column_types import TargetTypes
 from etl.policy.deletes import Counters
+from etl.policy.schema_changes import KnownTable
 from etl.policy.table_order import Reference
 from etl.postgres import sessions
 from etl.postgres.error_translation import errors_of
@@ -107,10 +108,12 @@ class Source:
         """How far points are set back; this also covers a clock that is set back by no more than that."""
         return self._settings.fence_margin_seconds
 
-    def read_catalog(self, target: TargetTypes, names: Sequence[str]) -> catalog.Catalog:
-        """Describe the configured tables as they are now; `names` limits them."""
+    def read_catalog(
+        self, target: TargetTypes, names: Sequence[str], known: Mapping[str, KnownTable] | None = None
+    ) -> catalog.Catalog:
+        """Describe the configured tables as they are now; `names` limits them, `known` were replicated before."""
         with errors_of("source", "reading the catalog"), self._connection.cursor() as cursor:
-            found = catalog.read_catalog(cursor, self._settings.tables, target, names)
+            found = catalog.read_catalog(cursor, self._settings.tables, target, names, known or {})
         return _require_lookback(found) if self.is_standby else found
 
     def read_references(self, tables: Sequence[Table]) -> tuple[Reference, ...]:

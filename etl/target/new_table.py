@@ -6,12 +6,13 @@ Begin at `RawLoad`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from psycopg2.extensions import cursor as Cursor
 
-from etl.errors import TableError
+from etl.errors import TableError, TargetChangedError
 from etl.ledger import runs
 from etl.ledger.progress import (
     delete_counters,
@@ -27,6 +28,7 @@ from etl.policy.deletes import check_fraction
 from etl.policy.schema_changes import is_widened
 from etl.postgres.copy_pipe import CopyOut, copy_in, stream
 from etl.postgres.sql import read_sql
+from etl.postgres.transactions import single
 from etl.target import raw_tables, statements
 from etl.target.batch import copy_rows
 from etl.target.views import check_views, detached_views, give_extras, read_extras
@@ -86,9 +88,9 @@ class RawLoad:
             save_partial_progress(cursor, self._writer.run_id, self.table, begun)
 
     def read_state(self) -> LoadState | None:
-        """Return how far a load in ranges has come; None if there is none."""
+        """Return how far a load in ranges has come; None if there is none, or somebody has dropped its table."""
         with self._writer.session() as cursor:
-            return read_load(cursor, self.table.name)
+            return read_load(cursor, self.table.name) if self._has_loading_table(cursor) else None
 
     def discard(self) -> None:
         """Drop the table and the stored state of a load in ranges."""
@@ -99,7 +101,7 @@ class RawLoad:
     def add_range(self, copy_out: CopyOut, load: LoadState, *, is_first: bool) -> Counts:
         """Add the rows of a range to the table being loaded, and store the state of the load, in one transaction."""
         table, into = self.table, statements.loading_table(self.table)
-        with self._writer.transaction() as cursor:
+        with self._loading_transaction(is_there=not is_first) as cursor:
             if is_first:
                 cursor.execute(statements.drop_loading(table))
                 cursor.execute(statements.create_raw(table, into))
@@ -117,7 +119,7 @@ class RawLoad:
         source: it is deleted before the written rows are added.
         """
         table, into = self.table, statements.loading_table(self.table)
-        with self._writer.transaction() as cursor:
+        with self._loading_transaction() as cursor:
             cursor.execute(statements.create_keys(table))
             with stream(copy_out_kept_keys) as keys:
                 copy_in(cursor, statements.copy_in_keys(table), keys)
@@ -155,7 +157,7 @@ class RawLoad:
         """
         table, published = self.table, Publication()
         raw, loading = statements.raw_table(table.name), statements.loading_table(table)
-        with self._writer.transaction() as cursor:
+        with self._loading_transaction() as cursor:
             types = raw_tables.read_column_types(cursor, table.name)
             if types:
                 cursor.execute(statements.complete_raw(table, loading, self._writer.run_id))
@@ -177,6 +179,22 @@ class RawLoad:
             runs.add_batch(cursor, self._writer.run_id, table.name, published.counts)
             save_progress(cursor, self._writer.run_id, table, progress)
         return published
+
+    @contextmanager
+    def _loading_transaction(self, *, is_there: bool = True) -> Iterator[Cursor]:
+        """Open a transaction; raise TargetChangedError when the table being loaded should be there, and is not."""
+        with self._writer.transaction() as cursor:
+            if is_there and not self._has_loading_table(cursor):
+                raise TargetChangedError(
+                    f"the table that raw.{self.table.name} is loaded into was dropped or renamed by another session "
+                    "meanwhile: run again, which starts the load over"
+                )
+            yield cursor
+
+    def _has_loading_table(self, cursor: Cursor) -> bool:
+        name = statements.loading_table(self.table).as_string(cursor)
+        cursor.execute("select pg_catalog.to_regclass(%s) is not null", (name,))
+        return bool(single(cursor))
 
     def _carry_tombstones(self, cursor: Cursor, types: Mapping[str, str], *, allow_deletes: bool) -> Publication:
         """Copy the raw table's tombstones, and its rows that the source has deleted, into the table being loaded.

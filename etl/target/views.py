@@ -15,8 +15,9 @@ from typing import Literal
 from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
-from etl.errors import TableError
+from etl.errors import TableError, TargetChangedError
 from etl.postgres.sql import quote_name, read_sql
+from etl.postgres.transactions import single
 
 LIST_VIEWS = read_sql(__package__, "list_views")
 LIST_GRANTS = """
@@ -207,9 +208,14 @@ def _read_extras(cursor: Cursor, oid: int, kind: Literal["table", "view"]) -> Ex
 
 def _oid_of(cursor: Cursor, relation: sql.Identifier) -> int:
     cursor.execute("select pg_catalog.to_regclass(%s)::oid", (relation.as_string(cursor),))
-    row = cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+    oid: int | None = single(cursor)
+    if oid is None:
+        name = ".".join(relation.strings)
+        raise TargetChangedError(
+            f"{name} was dropped or renamed by another session meanwhile: run again, which loads a raw table that is "
+            "missing"
+        )
+    return oid
 
 
 @contextmanager

@@ -10,21 +10,23 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from etl.errors import TableError
+from etl.errors import TableError, TargetChangedError, TargetError
 from etl.ledger import runs
 from etl.ledger.net_scans import renew_scans
 from etl.ledger.progress import read_built_run, save_counters, save_partial_progress, save_progress, save_refusal
-from etl.model import Counts, Progress, Snapshot, Table
+from etl.model import META_COLUMNS, Counts, Progress, Snapshot, Table
 from etl.policy.deletes import Counters
 from etl.policy.net import Slice
 from etl.policy.schema_changes import Fit, fit_new_table
 from etl.policy.source_identity import SourceChangeKind
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import transaction
-from etl.target import statements
+from etl.target import raw_tables, statements
 from etl.target.batch import Batch
 from etl.target.views import detached_views
 
+# SQLSTATEs of statements on a relation, column or constraint that is missing, or of another kind than expected.
+OF_MISSING_OBJECTS = ("3F000", "42703", "42809", "42P01", "42P10")
 # Asked at a snapshot, which shows a table that was replaced or rewritten since as empty.
 IS_AS_IT_WAS = """
     select c.relfilenode = pg_catalog.pg_relation_filenode(c.oid)
@@ -156,7 +158,7 @@ class Writer:
         Raises TableError when the snapshot no longer shows the raw table as it is.
         """
         with (
-            errors_of("target", self.table.label),
+            self._errors(),
             transaction(self._connection),
             self._connection.cursor() as cursor,
         ):
@@ -173,16 +175,51 @@ class Writer:
     @contextmanager
     def session(self) -> Iterator[Cursor]:
         """Yield a cursor outside any transaction."""
-        with errors_of("target", self.table.label), self._connection.cursor() as cursor:
+        with self._errors(), self._connection.cursor() as cursor:
             yield cursor
 
     @contextmanager
     def transaction(self) -> Iterator[Cursor]:
         """Open a transaction that commits at the end of the block, if the run still holds the target."""
         with (
-            errors_of("target", self.table.label),
+            self._errors(),
             transaction(self._connection),
             self._connection.cursor() as cursor,
         ):
             runs.guard_run(cursor, self.run_id)
             yield cursor
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Translate the errors of the target; one that a change of the raw table by somebody else explains says so."""
+        try:
+            with errors_of("target", self.table.label):
+                yield
+        except TargetError as error:
+            change = self._find_change() if error.sqlstate in OF_MISSING_OBJECTS else None
+            if change is None:
+                raise
+            raise TargetChangedError(
+                f"raw.{self.table.name} {change} by another session meanwhile: run again, which loads a raw table that "
+                "is missing"
+            ) from error
+
+    def _find_change(self) -> str | None:
+        """Return what has happened to the raw table since it was described; None if it is as expected.
+
+        Raises TableError when its schema is missing, which no retry helps.
+        """
+        with errors_of("target", self.table.label), self._connection.cursor() as cursor:
+            found = raw_tables.read_column_types(cursor, self.table.name)
+            has_key = raw_tables.has_key(cursor, self.table.name, self.table.key)
+            if not found and not raw_tables.has_schema(cursor):
+                raise TableError(
+                    f"{self.table.label}: schema raw is missing on the target: create it, with the grants of "
+                    "docs/operations.md, then run again"
+                )
+        if not found:
+            return "was dropped or renamed"
+        lost = [name for name in (*self._fit.types, *META_COLUMNS) if name not in found]
+        if lost:
+            return f"was changed (it has no column {', '.join(dict.fromkeys(lost))})"
+        return None if has_key else "was changed (it has no primary key as on the source)"

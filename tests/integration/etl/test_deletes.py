@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from etl.commands.verify import verify
 from etl.compare import differences
 from etl.compare.buckets import MIN_BLOCK_BITS
 from etl.errors import TableError
@@ -362,6 +363,53 @@ def test_too_many_deleted_rows_stop_the_table_until_confirmed(items):
     assert confirmed.returncode == 0, confirmed.stderr
     assert live(items) == {30, 31}
     assert items.command("run").returncode == 0
+
+
+@pytest.fixture
+def tiers(replication):
+    """A lookup table of three rows, replicated."""
+    replication.on_source("create table tiers (tier text primary key, n int)")
+    replication.on_source("insert into tiers values ('bronze', 1), ('silver', 2), ('gold', 3)")
+    replication.run_one("tiers")
+    return replication
+
+
+def test_few_deletes_in_a_small_table_do_not_stop_it(tiers):
+    tiers.on_source("delete from tiers where n <= 2; select pg_stat_force_next_flush()")
+
+    assert tiers.run_one("tiers").rows_deleted == 2
+
+
+def test_a_small_table_that_is_emptied_stops(tiers):
+    tiers.on_source("truncate tiers")
+
+    (result,) = tiers.run("tiers").tables
+
+    assert result.status == "failed"
+    assert "3 of 3 rows are missing from the source, more than max_delete_fraction = 0.3" in str(result.error)
+    assert tiers.on_target("select count(*) from raw.tiers where _etl_deleted_at is null") == [(3,)]
+
+
+@pytest.mark.parametrize("command", ["run", "reset", "verify"])
+def test_max_delete_rows_is_configured_per_table(items, command):
+    """Every command that deletes obeys it: 12 of 30 rows pass at 12, and stop at 11."""
+    delete(items, "n <= 12")
+
+    def play():
+        if command == "verify":
+            (found,) = verify(items.settings, ("items",), is_repair=True)
+            return str(found.error)
+        (found,) = items.run("items", options=RunOptions(full_refresh=command == "reset")).tables
+        return str(found.error)
+
+    items.configure({"tables": {"items": {"max_delete_rows": 11}}})
+    refused = play()
+    items.configure({"tables": {"items": {"max_delete_rows": 12}}})
+    applied = play()
+
+    assert "more than max_delete_fraction = 0.3 and max_delete_rows = 11 allow" in refused
+    assert applied == "None"
+    assert len(live(items)) == 18
 
 
 def test_deletes_up_to_the_configured_limit_are_applied(items):

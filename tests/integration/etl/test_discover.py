@@ -196,6 +196,19 @@ def test_unreadable_table_is_skipped_and_the_grant_is_named(rentals, read_as_rol
     assert film["watermark"] == "last_update"
 
 
+def test_schema_out_of_reach_is_named_with_its_grant(rentals, read_as_role):
+    """Grants on tables do not help a role that may not use their schema."""
+    read_as_role(False)
+    (role,) = rentals.on_source("select rolname from pg_roles where rolname like 'reader_%'")[0]
+    rentals.on_source(f"revoke usage on schema public from {role}, public")
+
+    finished = rentals.command("discover", "--json", "film", SOURCE_DATABASE_URL=str(rentals.settings.source_url))
+    (film,) = json.loads(finished.stdout)
+
+    assert film["skipped"] == "it cannot be read"
+    assert [statement for _, statement in film["remedies"]] == ["grant usage on schema public to replicator"]
+
+
 def test_the_example_shop_is_proposed_by_its_triggers(replication):
     from source_db import schema
 

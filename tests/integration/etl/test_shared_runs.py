@@ -512,10 +512,10 @@ def test_tables_dropped_on_the_source_are_reported_once(shop):
         run = begin(shop)
         end(shop, run)
 
-    messages = [event.message for event in shop.events if "is no longer on the source" in event.message]
+    messages = [event.message for event in shop.events if "on the source any more" in event.message]
     assert run.table_names == ("orders", "customers")
     assert len(messages) == 1
-    assert messages[0].startswith("items is no longer")
+    assert messages[0].startswith("there is no table public.items on the source any more: it was dropped;")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

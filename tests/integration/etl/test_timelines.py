@@ -10,7 +10,7 @@ from deploy.local.servers import Server
 from etl.commands.status import read_status
 from etl.errors import TableError
 from etl.model import RunOptions
-from etl.replicate import net as replicate_table
+from etl.replicate import net
 from tests.integration.etl.clusters import MAJOR, SERVER_SETTINGS, copy_running, copy_stopped, serve, upgrade
 from tests.integration.etl.faults import create_database
 
@@ -164,7 +164,7 @@ def test_comparison_that_fails_is_done_again(promoted, monkeypatch):
         raise TableError("killed")
 
     with monkeypatch.context() as patching:
-        patching.setattr(replicate_table, "reconcile", fail)
+        patching.setattr(net, "reconcile", fail)
         failed = promoted.run()
     after = promoted.on_target(LEDGER)
     run(promoted)

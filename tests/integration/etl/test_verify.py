@@ -252,7 +252,69 @@ def test_rejected_row_is_not_called_repaired(verified):
 
     found = compare(verified, is_repair=True)["orders"]
 
-    assert pick(found, "is_equal", "changed", "repaired") == (False, 1, 0)
+    assert pick(found, "is_equal", "rejected", "changed", "repaired") == (False, 1, 0, 0)
+
+
+@pytest.fixture
+def with_rejects(verified, insert_orders):
+    """1,000 orders and two new ones, which the target rejects, as it does a change of the tenth."""
+    verified.on_target("alter table raw.orders add constraint small check (total < 1000000) not valid")
+    insert_orders(verified.source, 2)
+    verified.on_source("update orders set total = 2000000, updated_at = now() where order_id in (10, 1001, 1002)")
+    assert verified.run_one("orders").rows_rejected == 3
+    return verified
+
+
+def test_rejected_rows_are_neither_equal_nor_pending(with_rejects, insert_orders):
+    insert_orders(with_rejects.source, 4)
+
+    found = compare(with_rejects)["orders"]
+
+    assert not found.is_equal
+    assert pick(found, "rejected", "missing", "changed", "pending") == (3, 0, 0, 4)
+    assert {(each.kind, each.key["order_id"]) for each in found.examples} == {
+        ("rejected", "10"),
+        ("rejected", "1001"),
+        ("rejected", "1002"),
+    }
+
+
+def test_rejected_rows_below_the_watermark_are_called_so(with_rejects):
+    with_rejects.on_source("update orders set updated_at = now() - interval '1 day' where order_id in (10, 1001)")
+    with_rejects.on_target("delete from raw.orders where order_id = 20")
+
+    found = compare(with_rejects)["orders"]
+
+    assert pick(found, "rejected", "missing", "changed", "pending") == (3, 1, 0, 0)
+
+
+def test_verify_says_rejected_and_exits_1(with_rejects):
+    text = with_rejects.command("verify")
+    as_json = with_rejects.command("verify", "--json")
+
+    assert (text.returncode, as_json.returncode) == (1, 1)
+    assert "different: 3 rejected by the target (see etl.rejected_rows)" in text.stdout
+    assert "pending" not in text.stdout
+    assert "orders: order_id = 1001 is rejected by the target" in text.stdout
+    (record,) = json.loads(as_json.stdout)
+    assert pick(record, "rejected", "pending", "is_equal") == (3, 0, False)
+
+
+def test_repair_loads_rows_that_are_no_longer_rejected(with_rejects):
+    with_rejects.on_target("alter table raw.orders drop constraint small")
+
+    found = compare(with_rejects, is_repair=True)["orders"]
+
+    assert pick(found, "is_equal", "rejected", "repaired") == (True, 0, 3)
+    assert with_rejects.on_target("select count(*) from etl.rejected_rows") == [(0,)]
+
+
+def test_a_rejected_change_taken_back_is_equal(with_rejects):
+    with_rejects.on_source("delete from orders where order_id > 1000")
+    ((total, stamp),) = with_rejects.on_target("select total, updated_at from raw.orders where order_id = 10")
+    with_rejects.on_source("update orders set total = %s, updated_at = %s where order_id = 10", total, stamp)
+
+    assert compare(with_rejects)["orders"].is_equal
 
 
 def test_verify_of_an_older_ledger_asks_for_a_run(verified):

@@ -58,6 +58,7 @@ def test_a_tables_file_that_is_missing_is_named(tmp_path):
         ("tables: {1: {}}", "tables: expected a table name, found 1"),
         ("table: {}", "did you mean 'tables'?"),
         ("defaults: {batch_rows: true}", "expected a whole number of 1 or more, found True"),
+        ("defaults: {max_delete_rows: -1}", "expected a whole number of 0 or more, found -1"),
         ("tables: {orders: {on_schema_change: maybe}}", "expected evolve or freeze, found 'maybe'"),
         ("defaults: {null_watermarks: skip}", "expected read or refuse, found 'skip'"),
         ("defaults: {lookback_seconds: -1}", "expected a number of seconds, 0 or more, found -1"),
