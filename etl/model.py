@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 RAW_SCHEMA = "raw"
+OWN_SCHEMA = "etl"  # of the ledger, and of tables in the making
 OWN_PREFIX = "_etl_"
 META_COLUMNS = ("_etl_run_id", "_etl_synced_at", "_etl_deleted_at")
 
