@@ -12,7 +12,8 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import TableError
 from etl.ledger import runs
-from etl.ledger.progress import read_built_run, save_counters, save_partial_progress
+from etl.ledger.builds import read_built_run
+from etl.ledger.progress import save_counters, save_partial_progress
 from etl.model import Counts, Progress, Snapshot, Table
 from etl.policy.deletes import Counters
 from etl.policy.schema_changes import Fit, fit_new_table
