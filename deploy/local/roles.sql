@@ -1,6 +1,8 @@
 -- Schemas and grants of the warehouse, run as superuser; can be repeated. The roles and their passwords exist already.
 revoke all on schema public from public;
 revoke temporary on database warehouse from public;
+-- Without this, a schema named like a role, which transformer may create, would give that role its functions.
+alter database warehouse set search_path = public;
 revoke execute on function lo_create(oid), lo_creat(integer), lo_from_bytea(oid, bytea) from public;
 grant connect, create, temporary on database warehouse to loader;
 grant connect, create, temporary on database warehouse to transformer;

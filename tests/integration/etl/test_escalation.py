@@ -1,4 +1,4 @@
-"""Roles that own less never act as loader, the superuser or monitor: nothing that these run or read is theirs to replace.
+"""Roles that own less never act as loader, a superuser or monitor: what these run and read is not theirs to replace.
 
 Each attack plants a function that writes into a table of loader, and swallows the refusal it gets as anybody else.
 """
@@ -13,6 +13,7 @@ import etl
 from deploy.local import databases, provision
 from deploy.local.servers import SUPERUSER, Server
 from etl.ledger.builds import read_built_run
+from etl.model import RunOptions
 from tests.integration.operations.conftest import blocks
 
 MAKE_EVIL = """
@@ -107,7 +108,9 @@ def urls(servers_home, free_port):
         server.start()
         found = dict(databases.provision_target(server))
         found["SUPERUSER"] = server.url(provision.TARGET_NAME)
-        execute(found["SUPERUSER"], "create role monitor login password 'm'")
+        execute(found["SUPERUSER"], "create role monitor login password 'm'", "drop extension plpgsql")
+        # It stands for all trusted extensions: embedded servers have no other one.
+        execute(found["TRANSFORMER_DATABASE_URL"], "create extension plpgsql")
         found["MONITOR"] = server.url(provision.TARGET_NAME, "monitor", "m")
         yield found
     finally:
@@ -180,7 +183,8 @@ def test_expressions_on_notes_are_not_planned_as_loader(attacked, urls, statemen
     assert ids(attacked) == {2}
 
 
-def test_notes_are_locked_while_they_are_read(attacked, urls):
+@pytest.mark.usefixtures("attacked")
+def test_notes_are_locked_while_they_are_read(urls):
     with closing(psycopg2.connect(urls["TARGET_DATABASE_URL"])) as loader, loader.cursor() as cursor:
         assert read_built_run(cursor) == 1000
         with pytest.raises(psycopg2.errors.LockNotAvailable):
@@ -188,3 +192,89 @@ def test_notes_are_locked_while_they_are_read(attacked, urls):
                 urls["TRANSFORMER_DATABASE_URL"],
                 "set lock_timeout = '50ms'; alter table intermediate.dbt_builds enable row level security",
             )
+
+
+FOREIGN_TYPE = """
+    create schema app;
+    create type app.code as range (subtype = text);
+    create function app.act(app.code) returns text language sql as 'select staging.act(''cast'')::text';
+    create cast (app.code as text) with function app.act(app.code);
+    alter extension plpgsql add type app.code;
+    grant usage on schema app to public
+"""
+
+
+def test_type_of_another_role_is_not_used_as_that_of_an_extension(attacked, urls):
+    """Who may create in the database may own a trusted extension, and add types and casts of its own to it."""
+    attacked.on_source("create extension vector; create schema app; create type app.code as range (subtype = text)")
+    attacked.on_source("alter extension vector add type app.code")
+    attacked.on_source("create table codes (k app.code primary key, note text, updated_at timestamptz default now())")
+    attacked.on_source("insert into codes values ('[a,b)'), ('[c,d)')")
+    execute(urls["TRANSFORMER_DATABASE_URL"], FOREIGN_TYPE)
+    try:
+        attacked.run_one("codes")
+        attacked.on_target("delete from raw.codes where note is null")
+        verified = etl.verify(attacked.settings, ["codes"])
+        kinds = attacked.on_target(
+            "select format_type(atttypid, null) from pg_attribute where attrelid = 'raw.codes'::regclass and attnum = 1"
+        )
+
+        assert_unharmed(attacked)
+        assert [found.error for found in verified] == [None]
+        assert kinds == [("text",)]
+    finally:
+        attacked.on_target("drop table if exists raw.codes")
+        execute(urls["TRANSFORMER_DATABASE_URL"], "alter extension plpgsql drop type app.code; drop schema app cascade")
+
+
+COUNT = """
+    create schema {schema};
+    grant usage on schema {schema} to public;
+    create function {schema}.add(state bigint, value text) returns bigint language sql
+        as 'select staging.act(''count'')';
+    create aggregate {schema}.count(text) (sfunc = {schema}.add, stype = bigint, initcond = '0')
+"""
+
+
+@pytest.mark.parametrize("role", ["monitor", "loader", SUPERUSER])
+def test_schema_named_like_a_role_gives_it_no_functions(attacked, urls, role):
+    """Queries of the page name functions without a schema, and people type them so; "$user" would find these first."""
+    (query,) = blocks("What did the last runs do?")
+    url = {"monitor": urls["MONITOR"], "loader": urls["TARGET_DATABASE_URL"], SUPERUSER: urls["SUPERUSER"]}[role]
+    execute(
+        urls["SUPERUSER"], "grant usage on schema etl to monitor; grant select on all tables in schema etl to monitor"
+    )
+    execute(urls["SUPERUSER"], "grant insert on etl.canary to monitor")
+    execute(urls["TRANSFORMER_DATABASE_URL"], COUNT.format(schema=role))
+    try:
+        assert len(execute(url, query)) > 0
+        assert_unharmed(attacked)
+    finally:
+        execute(urls["TRANSFORMER_DATABASE_URL"], f"drop schema {role} cascade")
+
+
+VIEWS = """
+    create domain staging.checked as text check (staging.act_when_planned(value) > 0);
+    create view staging.seen as
+        select id, note, staging.act_when_planned('view') as number, 'constant'::staging.checked as text
+        from raw.{table};
+    create view staging.seen_again as select * from staging.seen where staging.act(note) > 0
+"""
+
+
+def test_recreated_views_run_nothing_as_loader(attacked, urls):
+    """Functions in views run for their readers; loader drops and recreates views, and reads none."""
+    attacked.on_source(f"alter table {attacked.table} alter note type varchar(9)")
+    attacked.run_one(attacked.table, options=RunOptions(full_refresh=True))
+    execute(urls["TRANSFORMER_DATABASE_URL"], VIEWS.format(table=attacked.table))
+    try:
+        attacked.on_source(f"alter table {attacked.table} alter note type text")
+        attacked.run_one(attacked.table)
+        attacked.run_one(attacked.table, options=RunOptions(full_refresh=True))
+
+        assert_unharmed(attacked)
+        assert len(execute(urls["TRANSFORMER_DATABASE_URL"], "select id from staging.seen_again")) > 0
+    finally:
+        execute(
+            urls["TRANSFORMER_DATABASE_URL"], "drop view staging.seen_again, staging.seen; drop domain staging.checked"
+        )
