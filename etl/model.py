@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
+
+from etl.text import quote_word
 
 RAW_SCHEMA = "raw"
 OWN_SCHEMA = "etl"  # of the ledger, and of tables in the making
@@ -100,7 +101,7 @@ class Table:
     @property
     def argument(self) -> str:
         """The table's name, quoted for a shell: for commands in messages."""
-        return shlex.quote(self.name)
+        return quote_word(self.name)
 
     @property
     def is_binary(self) -> bool:

@@ -48,7 +48,14 @@ LIST_TABLES = f"""
 LIST_COLUMNS = f"""
     select
         a.attrelid, a.attname, a.attnum, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), not a.attnotnull,
-        s.seqcache, s.seqincrement, s.seqrelid::regclass::text, s.seqrelid,
+        s.seqcache, s.seqincrement,
+        (
+            select array[n.nspname, q.relname]::text[]
+            from pg_catalog.pg_class as q
+            join pg_catalog.pg_namespace as n on n.oid = q.relnamespace
+            where q.oid = s.seqrelid
+        ),
+        s.seqrelid,
         {LEADS_AN_INDEX}
     from pg_catalog.pg_attribute as a
     left join lateral ({OWN_SEQUENCE}) as s on true
@@ -94,7 +101,7 @@ class _Attribute:
     is_nullable: bool
     sequence_cache: int | None
     sequence_increment: int | None
-    sequence: str | None
+    sequence: list[str] | None  # its schema and name
     sequence_oid: int | None
     has_index: bool
 
@@ -212,7 +219,7 @@ def _refuse_watermark(name: str, label: str, attributes: Sequence[_Attribute], c
         found, remedy = "no sequence of its own", "name another column"
     else:
         found = f"a sequence with cache {column.sequence_cache} and increment {column.sequence_increment}"
-        remedy = f"run on the source: alter sequence {column.sequence} cache 1 increment by 1"
+        remedy = f"run on the source: alter sequence {quote_name(*column.sequence)} cache 1 increment by 1"
     return (
         f'column "{column.name}" of {label} has {found}: an integer watermark needs numbers handed out in order; '
         f"{remedy}; or declare in tables.yml how far they can be out of order (lookback_rows), or watermark: null"

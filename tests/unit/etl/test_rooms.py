@@ -9,6 +9,7 @@ import etl
 FOLDER = Path(etl.__file__).parent
 # A room imports rooms of the lines above it, and its own modules. Rooms of one line do not know each other.
 ORDER = (
+    {"text"},
     {"errors", "model"},
     {"database_url", "display"},
     {"config"},
