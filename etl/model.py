@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from etl.text import quote_word
+from etl.type_names import check_type_name
 
 RAW_SCHEMA = "raw"
 OWN_SCHEMA = "etl"  # of the ledger, and of tables in the making
@@ -74,6 +75,11 @@ class Column:
     is_binary: bool  # its binary COPY form means the same on both sides
     remark: str = ""  # why `raw` has another type, if people should know
     has_own_cast: bool = False  # its cast to text is user-defined
+
+    def __post_init__(self) -> None:
+        """Refuse a type that is not the name of one: statements contain it as it is."""
+        check_type_name(self.source_type)
+        check_type_name(self.raw_type)
 
 
 @dataclass(frozen=True, kw_only=True)

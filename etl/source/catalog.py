@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from psycopg2.extensions import cursor as Cursor
 
 from etl.config import TablesConfig
-from etl.errors import ConfigurationError
+from etl.errors import ConfigurationError, TableError
 from etl.model import OWN_PREFIX, Column, Table, WatermarkKind
 from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_type
 from etl.postgres.catalog_sql import LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
@@ -128,7 +128,11 @@ def read_catalog(cursor: Cursor, config: TablesConfig, target: TargetTypes, name
         own = attributes.get(relation.oid, [])
         reason = _refuse(relation, own, config)
         if reason is None:
-            tables.append(_describe(relation, own, types, target, config))
+            try:
+                tables.append(_describe(relation, own, types, target, config))
+            except TableError as error:
+                refusals[relation.name] = f"{config.schema}.{relation.name}: {error}"
+                continue
             notices += _notices(tables[-1], relation, own)
         elif relation.name in config.tables or relation.name in names:
             refusals[relation.name] = reason

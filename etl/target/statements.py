@@ -33,7 +33,7 @@ def copy_in(table: Table, into: sql.Composable, *, freeze: bool) -> sql.Composab
 
 def create_raw(table: Table, into: sql.Identifier) -> sql.Composable:
     """Create a raw table without key and metadata: both are cheaper to add once it is filled."""
-    # raw_type is what format_type() wrote: a type expression with its identifiers quoted by the server.
+    # raw_type is the name of a type and nothing else: the model refuses any other text.
     columns = comma(
         sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.raw_type)) for column in table.columns
     )
