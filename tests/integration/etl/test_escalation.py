@@ -12,7 +12,9 @@ import pytest
 import etl
 from deploy.local import databases, provision
 from deploy.local.servers import SUPERUSER, Server
+from etl.errors import LockHeldError
 from etl.ledger.builds import read_built_run
+from etl.ledger.locks import RUN_LOCK_KEY
 from etl.model import RunOptions
 from tests.integration.operations.conftest import blocks
 
@@ -278,3 +280,38 @@ def test_recreated_views_run_nothing_as_loader(attacked, urls):
         execute(
             urls["TRANSFORMER_DATABASE_URL"], "drop view staging.seen_again, staging.seen; drop domain staging.checked"
         )
+
+
+LOCKS = """
+    select oid::regproc::text || case pronargs when 1 then '(%s)' else '(%s, 1)' end
+    from pg_proc where proname ~ '^pg_(try_)?advisory_(xact_)?lock'
+"""
+
+
+def test_analyst_and_monitor_cannot_take_the_run_lock(urls):
+    calls = [row[0] for row in execute(urls["SUPERUSER"], LOCKS)]
+
+    assert len(calls) == 16
+    for url in (urls["ANALYST_DATABASE_URL"], urls["MONITOR"]):
+        for call in calls:
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                execute(url, f"select {call % RUN_LOCK_KEY}")
+
+
+def test_holder_of_the_run_lock_that_is_no_run_is_named(attacked, urls):
+    holder = psycopg2.connect(urls["TRANSFORMER_DATABASE_URL"], application_name="notebook\n")
+    with closing(holder), holder.cursor() as cursor:
+        cursor.execute("select pg_advisory_lock(%s)", (RUN_LOCK_KEY,))
+        with pytest.raises(LockHeldError) as refused:
+            attacked.run(attacked.table, lock_wait_seconds=0.1)
+        pid = holder.info.backend_pid
+        (query,) = blocks("Who holds the run lock?")
+        shown = execute(urls["MONITOR"], query)
+
+    told = str(refused.value)
+    assert told.startswith(
+        "a session of another role holds the run lock of this target "
+        f"(pid {pid}, user transformer, application notebook"
+    )
+    assert f"select pg_terminate_backend({pid})" in told
+    assert [row[:2] for row in shown] == [(pid, "transformer")]
