@@ -28,7 +28,7 @@ WITHOUT_LENGTH = {"bpchar": "character", '"bit"': "bit"}
 def check_type_name(text: str) -> None:
     """Raise TableError when a text is anything but the name of a type, as format_type() writes it."""
     if TYPE_NAME.fullmatch(text) is None:
-        raise TableError(_describe(text))
+        raise _refusal(text)
 
 
 def is_of_type(formatted: str, name: str) -> bool:
@@ -42,14 +42,14 @@ def is_of_type(formatted: str, name: str) -> bool:
     return base + (found["brackets"] or "") == name
 
 
-def _describe(text: str) -> str:
-    return (
-        f"expected the name of a type from the source's catalog, found {text!r}: nothing of it was executed; find out "
-        "who changed format_type() on the source, or skip the table"
-    )
-
-
 def require_type(formatted: str, name: str) -> None:
     """Raise TableError when the type of a column, written with its modifier, is not the type of this name."""
     if not is_of_type(formatted, name):
-        raise TableError(f"{_describe(formatted)}; the catalog calls the type {name}")
+        raise _refusal(formatted)
+
+
+def _refusal(text: str) -> TableError:
+    return TableError(
+        f"expected the name of a type from the source's catalog, found {text!r}: nothing of it was executed; find out "
+        "who changed format_type() on the source, or skip the table"
+    )
