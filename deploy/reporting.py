@@ -8,6 +8,7 @@ from collections.abc import Callable
 import psycopg2
 
 from etl.errors import EtlError
+from etl.text import printable
 
 UNAVAILABLE, INTERRUPTED = 3, 130
 
@@ -21,7 +22,9 @@ def run_reported(name: str, command: Callable[[], int]) -> int:
             print(f"{name}: {line}", file=sys.stderr)
         return error.exit_code
     except psycopg2.OperationalError as error:
-        print(f"{name}: {' '.join(str(error).split())}; check the servers with `make status`", file=sys.stderr)
+        print(
+            f"{name}: {printable(' '.join(str(error).split()))}; check the servers with `make status`", file=sys.stderr
+        )
         return UNAVAILABLE
     except KeyboardInterrupt:
         return INTERRUPTED

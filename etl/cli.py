@@ -27,6 +27,7 @@ from etl.config import Settings, load_settings, load_source_settings
 from etl.display import LogFormat, choose_progress, print_aligned, result_record
 from etl.errors import EtlError
 from etl.model import ROW_VERSIONS, RunOptions, RunResult
+from etl.text import printable
 
 INTERRUPTED = 130  # the exit code that shells report after SIGINT
 WHERE = {
@@ -166,11 +167,11 @@ def _status(arguments: argparse.Namespace) -> int:
     print_aligned(header, [_status_row(table) for table in tables])
     for table in tables:
         if table.error and _has_failed(table):
-            print(f"{table.table_name}: {table.error}")
+            print(printable(f"{table.table_name}: {table.error}"))
         elif table.refusal:
-            print(f"{table.table_name}: the next run refuses it: {table.refusal}")
+            print(printable(f"{table.table_name}: the next run refuses it: {table.refusal}"))
         if table.source_change:
-            print(f"{table.table_name}: {table.source_change}")
+            print(printable(f"{table.table_name}: {table.source_change}"))
     return 0
 
 
@@ -217,7 +218,7 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
         for example in found.examples:
             key = ", ".join(f"{name} = {value}" for name, value in example.key.items())
             columns = f": {', '.join(example.columns)}" if example.columns else ""
-            print(f"{found.table_name}: {key} is {WHERE[example.kind]}{columns}")
+            print(printable(f"{found.table_name}: {key} is {WHERE[example.kind]}{columns}"))
 
 
 def _discover(arguments: argparse.Namespace) -> int:
@@ -229,7 +230,7 @@ def _discover(arguments: argparse.Namespace) -> int:
         print(render_tables(proposals, settings), end="")
     if arguments.dbt:
         for path in write_staging(arguments.dbt, proposals):
-            print(f"wrote {path}", file=sys.stderr)
+            print(printable(f"wrote {path}"), file=sys.stderr)
         for proposal in proposals:
             if is_beyond_dbt(proposal.name):
                 print(

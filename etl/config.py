@@ -112,7 +112,7 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
             "or more, because one session holds the snapshot and another reads"
         )
     if faults:
-        raise ConfigurationError("\n".join(faults))
+        raise ConfigurationError(*faults)
     return Settings(source_url=source_url, target_url=target_url, tables=tables, **numbers)
 
 

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from etl.model import Event, TableResult
+from etl.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -75,7 +76,7 @@ class BarProgress(AbstractContextManager["BarProgress"]):
     def __call__(self, event: Event) -> None:
         name = event.table_name
         if name and event.kind == "table_started":
-            self._tasks[name] = self._progress.add_task(name, total=event.estimated_rows)
+            self._tasks[name] = self._progress.add_task(printable(name), total=event.estimated_rows)
         elif name and event.kind == "batch_committed" and event.counts:
             self._progress.advance(self._tasks[name], event.counts.read)
         else:
@@ -108,6 +109,10 @@ def is_news(event: Event, continued: set[str | None]) -> bool:
 
 def describe(event: Event) -> str:
     """Return the line that shows an event; it is empty for events that only move a bar."""
+    return printable(_describe(event))
+
+
+def _describe(event: Event) -> str:
     if event.kind == "notice":
         return f"note: {event.message}"
     if event.kind == "table_retried":
@@ -167,6 +172,7 @@ def result_record(result: TableResult) -> dict[str, Any]:
 
 def print_aligned(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, numbers_from: int | None = None) -> None:
     """Print a table; columns from `numbers_from` on are numbers, aligned right."""
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(len(row[place]) for row in (header, *rows)) for place in range(len(header))]
     for row in (header, *rows):
         cells = [

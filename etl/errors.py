@@ -17,12 +17,23 @@ Messages say what was expected, what was found, where, and the next step; they n
 
 from __future__ import annotations
 
+from etl.text import printable
+
 
 class EtlError(Exception):
-    """The base class of every failure that the command line reports without a traceback."""
+    """The base class of every failure that the command line reports without a traceback.
+
+    Each argument is a line of the message; a name or value in it adds no other line.
+    """
 
     exit_code = 1
     is_transient = False
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, self.args))
 
 
 class ConfigurationError(EtlError):
@@ -36,8 +47,8 @@ class UnavailableError(EtlError):
 
     exit_code = 3
 
-    def __init__(self, message: str, *, is_transient: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, *lines: str, is_transient: bool = False) -> None:
+        super().__init__(*lines)
         self.is_transient = is_transient
 
 

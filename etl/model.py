@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from etl.text import quote_word
+from etl.type_names import check_type_name
+
 RAW_SCHEMA = "raw"
+OWN_SCHEMA = "etl"  # of the ledger, and of tables in the making
 OWN_PREFIX = "_etl_"
 ROW_VERSIONS = "xmin"  # in place of a watermark column: each row version tells which transaction wrote it
 META_COLUMNS = ("_etl_run_id", "_etl_synced_at", "_etl_deleted_at")
@@ -77,6 +80,11 @@ class Column:
     remark: str = ""  # why `raw` has another type, if people should know
     has_own_cast: bool = False  # its cast to text is user-defined
 
+    def __post_init__(self) -> None:
+        """Refuse a type that is not the name of one: statements contain it as it is."""
+        check_type_name(self.source_type)
+        check_type_name(self.raw_type)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -104,7 +112,7 @@ class Table:
     @property
     def argument(self) -> str:
         """The table's name, quoted for a shell: for commands in messages."""
-        return shlex.quote(self.name)
+        return quote_word(self.name)
 
     @property
     def is_binary(self) -> bool:

@@ -1,7 +1,23 @@
 -- Schemas and grants of the warehouse, run as superuser; can be repeated. The roles and their passwords exist already.
 revoke all on schema public from public;
 revoke temporary on database warehouse from public;
+-- Without this, a schema named like a role, which transformer may create, would give that role its functions.
+alter database warehouse set search_path = public;
 revoke execute on function lo_create(oid), lo_creat(integer), lo_from_bytea(oid, bytea) from public;
+-- Advisory locks are known by their numbers alone: others could hold that of the runs. dbt commands take one, too.
+do $$
+declare
+    lock regprocedure;
+begin
+    for lock in
+        select oid from pg_catalog.pg_proc
+        where pronamespace = 'pg_catalog'::regnamespace and proname ~ '^pg_(try_)?advisory_(xact_)?lock'
+    loop
+        execute format('revoke execute on function %s from public', lock);
+        execute format('grant execute on function %s to loader, transformer', lock);
+    end loop;
+end
+$$;
 grant connect, create, temporary on database warehouse to loader;
 grant connect, create, temporary on database warehouse to transformer;
 grant connect on database warehouse to analyst;

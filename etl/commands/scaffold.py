@@ -18,9 +18,9 @@ from etl.config import Settings
 from etl.errors import ConfigurationError
 from etl.model import ROW_VERSIONS
 from etl.postgres.sql import PLAIN_NAME, quote_name
+from etl.text import escape_in_quotes, printable
 
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
-UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # to YAML; includes line breaks
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 UNIT = 1024
 # dbt renders every text in its files as a template, and quotes names without doubling the quotes in them.
@@ -31,7 +31,7 @@ RUN_DESCRIPTION = "The run that last wrote the row; incremental models use it to
 def render_tables(proposals: Sequence[Proposal], settings: Settings) -> str:
     """Return the text of a tables.yml, with the reasons as comments."""
     lines = [
-        f"# Proposed by `etl discover` for {settings.source_url.address}.",
+        f"# Proposed by `etl discover` for {printable(settings.source_url.address)}.",
         "# Read the reasons, change what you know better, save this as a file, and set ETL_TABLES to its path.",
         f"schema: {_scalar(settings.tables.schema)}",
         "discover: true  # tables that are created later are replicated too",
@@ -48,7 +48,7 @@ def _render_table(proposal: Proposal) -> list[str]:
     about += [f"left out: {proposal.skipped}"] if proposal.skipped else ["; ".join(proposal.reasons)]
     for fault, statement in proposal.remedies:
         about += [f"{fault}: run on the source: {statement};"]
-    lines = [f"  # {' '.join(line.split())}" for line in about] + [f"  {_scalar(proposal.name)}:"]
+    lines = [f"  # {printable(line)}" for line in about] + [f"  {_scalar(proposal.name)}:"]
     if proposal.skipped:
         return [*lines, "    skip: true"]
     lines.append(f"    watermark: {_scalar(proposal.watermark) if proposal.watermark else ROW_VERSIONS}")
@@ -59,11 +59,11 @@ def _render_table(proposal: Proposal) -> list[str]:
 
 def _scalar(text: str) -> str:
     is_plain = PLAIN_NAME.fullmatch(text) is not None and text not in YAML_WORDS
-    return text if is_plain else UNPRINTABLE.sub(_escape, json.dumps(text, ensure_ascii=False))
+    return text if is_plain else _in_quotes(text)
 
 
-def _escape(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
+def _in_quotes(text: str) -> str:
+    return escape_in_quotes(json.dumps(text, ensure_ascii=False))
 
 
 def _size(count: int) -> str:
@@ -178,7 +178,7 @@ def _quoted(name: str) -> str:
 
 def _jinja(name: str) -> str:
     """Return a name as a Jinja string literal, which may be written like one of Python."""
-    return f"'{name}'" if PLAIN_NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+    return f"'{name}'" if PLAIN_NAME.fullmatch(name) else _in_quotes(name)
 
 
 def _flag_name(table: Proposal) -> str:

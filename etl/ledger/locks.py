@@ -29,6 +29,7 @@ class _Lock:
     """An advisory lock: one number, or two, which are another space ("Advisory Lock Functions" of the manual)."""
 
     what: str  # the message when another session holds it
+    name: str
     key: tuple[int, ...]
 
     @property
@@ -38,15 +39,23 @@ class _Lock:
         return first, last % 2**32, len(self.key)
 
 
-RUN_LOCK = _Lock(what="another run is in progress on this target", key=(RUN_LOCK_KEY,))
-WAREHOUSE_LOCK = _Lock(what="another process is upgrading the ledger of this target", key=(WAREHOUSE_LOCK_KEY,))
+RUN_LOCK = _Lock(what="another run is in progress on this target", name="the run lock", key=(RUN_LOCK_KEY,))
+WAREHOUSE_LOCK = _Lock(
+    what="another process is upgrading the ledger of this target",
+    name="the lock of the warehouse",
+    key=(WAREHOUSE_LOCK_KEY,),
+)
+# Other roles see neither the address nor the start of a session.
 NAME_LOCK_HOLDERS = """
-    select a.pid, a.usename, coalesce(host(a.client_addr), 'local'), a.backend_start
+    select
+        a.pid, a.usename, a.application_name,
+        case when a.backend_start is not null then coalesce(host(a.client_addr), 'local') end,
+        a.backend_start, a.usename = current_user
     from pg_catalog.pg_locks as l
     join pg_catalog.pg_stat_activity as a on a.pid = l.pid
     where l.locktype = 'advisory' and l.granted and l.classid = %s and l.objid::bigint = %s and l.objsubid = %s
         and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
-    order by a.backend_start
+    order by a.usename = current_user, a.backend_start
 """
 
 
@@ -91,7 +100,8 @@ def lock_table(connection: Connection, table_name: str, wait_seconds: float) -> 
     with errors_of("target", f"taking the lock on {table_name}"), connection.cursor() as cursor:
         cursor.execute("select pg_catalog.hashtext(%s)", (table_name,))
         key = (RUN_LOCK_KEY, int(single(cursor)))
-        lock = _Lock(what=f"another process of this run is working on {table_name}", key=key)
+        what = f"another process of this run is working on {table_name}"
+        lock = _Lock(what=what, name=f"the lock of {table_name}", key=key)
         _take_lock(cursor, "pg_advisory_lock(%s, %s)", lock, wait_seconds)
 
 
@@ -103,18 +113,25 @@ def _take_lock(cursor: Cursor, call: str, lock: _Lock, wait_seconds: float) -> N
     try:
         cursor.execute(f"select pg_catalog.{call}", lock.key)
     except psycopg2.errors.LockNotAvailable as error:
-        raise LockHeldError(
-            f"{lock.what} ({_describe_holders(cursor, lock)}); waited {wait_seconds:g} s: "
-            "run again once it has ended, or wait longer with ETL_LOCK_WAIT_SECONDS"
-        ) from error
+        raise LockHeldError(_describe_wait(cursor, lock, wait_seconds)) from error
     cursor.execute("select pg_catalog.set_config('lock_timeout', %s, false)", usual)
 
 
-def _describe_holders(cursor: Cursor, lock: _Lock) -> str:
+def _describe_wait(cursor: Cursor, lock: _Lock, wait_seconds: float) -> str:
+    """Return the message that names who holds a lock; whoever may connect to a database can take any number."""
     cursor.execute(NAME_LOCK_HOLDERS, lock.parts)
     rows = cursor.fetchall()
+    again = "run again once it has ended, or wait longer with ETL_LOCK_WAIT_SECONDS"
     if not rows:
-        return "one that has just ended"
-    pid, user, address, since = rows[0]
-    others = f", and {len(rows) - 1} more" if len(rows) > 1 else ""
-    return f"pid {pid}, user {user}, from {address}, connected since {since:%Y-%m-%d %H:%M:%S %Z}{others}"
+        return f"{lock.what} (one that has just ended); waited {wait_seconds:g} s: {again}"
+    pid, user, application, address, since, is_own_role = rows[0]
+    parts = [f"pid {pid}", f"user {user}", f"application {application or 'unknown'}"]
+    parts += [f"from {address}", f"connected since {since:%Y-%m-%d %H:%M:%S %Z}"] if since else []
+    parts += [f"and {len(rows) - 1} more"] if len(rows) > 1 else []
+    who = ", ".join(parts)
+    if is_own_role:
+        return f"{lock.what} ({who}); waited {wait_seconds:g} s: {again}"
+    return (
+        f"a session of another role holds {lock.name} of this target ({who}), which no run of this role does; waited "
+        f"{wait_seconds:g} s: {again}; or, as {user} or a superuser, end it: select pg_terminate_backend({pid})"
+    )

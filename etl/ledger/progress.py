@@ -12,13 +12,11 @@ from typing import Any
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from etl.errors import TableError
 from etl.ledger import runs
 from etl.model import LoadState, Mark, Point, Progress, SourceIdentity, Table
 from etl.policy.deletes import Counters
 from etl.postgres.error_translation import errors_of
 from etl.postgres.sql import compose_upsert
-from etl.postgres.transactions import single
 
 SOURCE_COLUMNS = ("system_identifier", "database_oid", "database_name", "schema_name", "timeline")
 SAVE_PROGRESS = compose_upsert(
@@ -63,13 +61,6 @@ SAVE_COUNTERS = compose_upsert(
         "run_id",
     ),
 )
-# to_regclass() fails without the privilege on the schema.
-MAY_READ_BUILDS = """
-    select pg_catalog.has_schema_privilege(n.oid, 'usage') and pg_catalog.has_table_privilege(c.oid, 'select')
-    from pg_catalog.pg_class as c
-    join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
-    where n.nspname = 'intermediate' and c.relname = 'dbt_builds'
-"""
 
 
 def read_progress(connection: Connection) -> dict[str, Progress]:
@@ -232,26 +223,6 @@ def read_counters(connection: Connection) -> dict[str, Counters]:
             )
             for name, inserted, updated, deleted, filenodes, stats_reset, server_started_at, listed_at in cursor
         }
-
-
-def read_built_run(cursor: Cursor) -> int | None:
-    """Return the newest run that every incremental dbt model has read; None before the first build.
-
-    Raises TableError when this role may not see that.
-    """
-    cursor.execute(MAY_READ_BUILDS)
-    row = cursor.fetchone()
-    if row is None:
-        return None
-    if row != (True,):
-        raise TableError(
-            "tombstones cannot be purged, because this role may not read intermediate.dbt_builds, which shows the ones "
-            "that dbt has read: run on the target: grant usage on schema intermediate, and select on "
-            "intermediate.dbt_builds, to the role of TARGET_DATABASE_URL; or set tombstone_days: null in tables.yml"
-        )
-    cursor.execute("select min(run_id) from intermediate.dbt_builds")
-    built: int | None = single(cursor)
-    return built
 
 
 def forget_table(cursor: Cursor, table_name: str) -> None:

@@ -18,6 +18,8 @@ from email.message import EmailMessage
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from etl.text import printable
+
 log = logging.getLogger("tidemark")
 
 ENDED = ("success", "failed")
@@ -48,6 +50,7 @@ async def tell_lateness(**kwargs: Any) -> None:
 
 def tell(subject: str, text: str, environment: Mapping[str, str] = os.environ) -> None:
     """Log a message, and send it by each means that the environment configures."""
+    subject, text = printable(subject), "\n".join(map(printable, text.split("\n")))
     log.error("%s: %s", subject, text)
     for variable, send in WAYS.items():
         if environment.get(variable):

@@ -39,7 +39,7 @@ def read_environment() -> dict[str, str]:
                 missing.append(name)
     if missing:
         raise ConfigurationError(
-            "\n".join(
+            *(
                 f"the connection {name} is not defined: set AIRFLOW_CONN_{name.upper()} to "
                 "postgresql://user:password@host:5432/database, or add it in Airflow"
                 for name in missing

@@ -14,6 +14,7 @@ from etl.config import load_settings
 from etl.errors import ConfigurationError, TableError
 from etl.orchestration.failures import UnfinishedTablesError, final_errors
 from etl.orchestration.steps import describe_tables, log_event
+from etl.text import printable
 
 log = logging.getLogger("tidemark")
 
@@ -47,7 +48,7 @@ def begin_run(environment: Mapping[str, str], shared_by: str) -> tuple[int, list
     """Begin a run; return its id and the names of the tables, each before those that it references."""
     with final_errors():
         run = shared_run.begin(load_settings(environment), shared_by=shared_by, observe=log_event)
-        log.info("run %s: %s tables: %s", run.run_id, len(run.table_names), ", ".join(run.table_names))
+        log.info("run %s: %s tables: %s", run.run_id, len(run.table_names), printable(", ".join(run.table_names)))
         return run.run_id, list(run.table_names)
 
 
@@ -75,5 +76,5 @@ def end_run(environment: Mapping[str, str], run_id: int) -> dict[str, Any]:
         records = describe_tables(settings, ended.caught_up) if ended.caught_up else []
         failed = [f"{record['table']}: {record['error']}" for record in records if record["error"]]
         if failed:
-            raise TableError(f"run {run_id} has ended, but not all of its tables agree\n" + "\n".join(failed))
+            raise TableError(f"run {run_id} has ended, but not all of its tables agree", *failed)
         return {"run_id": run_id, "caught_up": records}

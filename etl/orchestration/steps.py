@@ -28,6 +28,7 @@ from etl.display import describe, result_record
 from etl.errors import ConfigurationError, EtlError, TableError, UnavailableError
 from etl.model import Event, RunOptions, RunResult
 from etl.orchestration.failures import DifferenceError, final_errors
+from etl.text import printable
 from etl.transform.lock import Build, close_build, part_lock
 from etl.transform.project import BrokenRuleError, BuildError, find_url, profile_variables
 
@@ -57,9 +58,7 @@ def extract_and_load(
         log.info("run %s: %s tables in %.1f s", result.run_id, len(records), result.seconds)
         failed = [f"{record['table']}: {record['error']}" for record in records if record["status"] != "succeeded"]
         if failed:
-            raise TableError(
-                f"run {result.run_id}: {len(failed)} of {len(records)} tables failed\n" + "\n".join(failed)
-            )
+            raise TableError(f"run {result.run_id}: {len(failed)} of {len(records)} tables failed", *failed)
         return {"run_id": result.run_id, "seconds": round(result.seconds, 3), "tables": records}
 
 
@@ -69,7 +68,8 @@ def describe_tables(settings: Settings, result: RunResult) -> list[dict[str, Any
     records = [{**result_record(table), "held_back_by": held_back.get(table.table_name, [])} for table in result.tables]
     for record in records:
         holders = "; ".join(record["held_back_by"]) or "nothing"
-        log.info("%s: watermark %s, held back by %s", record["table"], record["watermark"] or "none", holders)
+        line = f"{record['table']}: watermark {record['watermark'] or 'none'}, held back by {holders}"
+        log.info("%s", printable(line))
     return records
 
 
@@ -94,12 +94,12 @@ def compare(environment: Mapping[str, str], tables: Sequence[str] = (), *, is_re
         verdicts = verify(load_settings(environment), tables, observe=log_event, is_repair=is_repair)
         uncompared = [f"{verdict.table_name}: {verdict.error}" for verdict in verdicts if verdict.error]
         if uncompared:
-            raise UnavailableError("\n".join(uncompared))
+            raise UnavailableError(*uncompared)
         different = [
             f"{verdict.table_name}: {describe_verdict(verdict)}" for verdict in verdicts if not verdict.is_equal
         ]
         if different:
-            raise DifferenceError(f"{len(different)} of {len(verdicts)} tables differ\n" + "\n".join(different))
+            raise DifferenceError(f"{len(different)} of {len(verdicts)} tables differ", *different)
         return {"tables": {verdict.table_name: describe_verdict(verdict) for verdict in verdicts}}
 
 
@@ -114,9 +114,9 @@ def vacuum(environment: Mapping[str, str]) -> dict[str, Any]:
         ]
         for table in found:
             if table.is_locked:
-                log.warning("%s: skipped, because another session has it locked", table.table_name)
+                log.warning("%s: skipped, because another session has it locked", printable(table.table_name))
             else:
-                log.info("%s: vacuumed and analyzed in %.1f s", table.table_name, table.seconds)
+                log.info("%s: vacuumed and analyzed in %.1f s", printable(table.table_name), table.seconds)
         return {
             "tables": {table.table_name: round(table.seconds, 3) for table in found if not table.is_locked},
             "locked": [table.table_name for table in found if table.is_locked],
@@ -195,11 +195,12 @@ def _transform(environment: Mapping[str, str], command: str, arguments: Sequence
         outcome: dict[str, Any] = json.loads(path.read_text())
         if "error" not in outcome:
             for line in outcome.get("lines", []):
-                log.info(line)
+                log.info("%s", printable(line))
             return outcome
+        lines = outcome["error"].split("\n")
         if exit_code == ConfigurationError.exit_code:
-            raise ConfigurationError(outcome["error"])
-        raise (BuildError if outcome["is_transient"] or exit_code != 1 else BrokenRuleError)(outcome["error"])
+            raise ConfigurationError(*lines)
+        raise (BuildError if outcome["is_transient"] or exit_code != 1 else BrokenRuleError)(*lines)
 
 
 def _run(environment: Mapping[str, str], arguments: Sequence[str]) -> int:
@@ -216,7 +217,7 @@ def _run(environment: Mapping[str, str], arguments: Sequence[str]) -> int:
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            log.info(line.rstrip())
+            log.info("%s", printable(line.rstrip()))
         return process.wait()
     finally:
         _stop(process)
@@ -249,4 +250,4 @@ def log_event(event: Event) -> None:
     """Log an event if it matters to a person who watches the run."""
     line = describe(event)
     if line:
-        log.info(line)
+        log.info("%s", line)

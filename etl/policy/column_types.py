@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
+from etl.type_names import require_type
+
 # The first oid that initdb does not assign (FirstNormalObjectId): types with smaller oids are the same on every server.
 FIRST_USER_OID = 16384
 TEXT = "text"
@@ -68,8 +70,12 @@ class RawType:
 
 
 def map_type(oid: int, formatted: str, types: Mapping[int, SourceType], target: TargetTypes) -> RawType:
-    """Return the raw type of a column; `formatted` is its type with its modifier, as format_type() writes it."""
+    """Return the raw type of a column; `formatted` is its type with its modifier, as format_type() writes it.
+
+    Raises TableError when that is not the name of this type.
+    """
     found = types[oid]
+    require_type(formatted, found.name)
     if found.kind == "d":
         return replace(map_type(found.base_oid, found.base_name, types, target), is_cast=True)
     if found.is_array:

@@ -9,6 +9,7 @@ from importlib import resources
 from psycopg2 import sql
 
 from etl.model import Table
+from etl.text import escape_identifier
 
 SECONDS_PER_DAY = 86_400
 PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
@@ -30,7 +31,13 @@ RESERVED = frozenset([
 
 def quote_name(*names: str) -> str:
     """Return a qualified name for statements that people paste, with quotes only where they are needed."""
-    return ".".join(name if is_plain(name) else '"{}"'.format(name.replace('"', '""')) for name in names)
+    return ".".join(map(_quote, names))
+
+
+def _quote(name: str) -> str:
+    if is_plain(name):
+        return name
+    return '"{}"'.format(name.replace('"', '""')) if name.isprintable() else escape_identifier(name)
 
 
 def is_plain(name: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from psycopg2.extensions import cursor as Cursor
 
 from etl.config import TablesConfig
-from etl.errors import ConfigurationError
+from etl.errors import ConfigurationError, TableError
 from etl.model import MAX_SOURCE_COLUMNS, OWN_PREFIX, ROW_VERSIONS, Column, Table, WatermarkKind
 from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_type
 from etl.policy.schema_changes import KnownTable
@@ -57,7 +57,14 @@ LIST_TABLES = f"""
 LIST_COLUMNS = f"""
     select
         a.attrelid, a.attname, a.attnum, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), not a.attnotnull,
-        s.seqcache, s.seqincrement, s.seqrelid::regclass::text, s.seqrelid,
+        s.seqcache, s.seqincrement,
+        (
+            select array[n.nspname, q.relname]::text[]
+            from pg_catalog.pg_class as q
+            join pg_catalog.pg_namespace as n on n.oid = q.relnamespace
+            where q.oid = s.seqrelid
+        ),
+        s.seqrelid,
         {LEADS_AN_INDEX}
     from pg_catalog.pg_attribute as a
     left join lateral ({DEFAULT_SEQUENCE}) as s on true
@@ -107,7 +114,7 @@ class _Attribute:
     is_nullable: bool
     sequence_cache: int | None
     sequence_increment: int | None
-    sequence: str | None
+    sequence: list[str] | None  # its schema and name
     sequence_oid: int | None
     has_index: bool
 
@@ -149,7 +156,11 @@ def read_catalog(
         own = attributes.get(relation.oid, [])
         reason = _refuse(relation, own, config)
         if reason is None:
-            described = _describe(relation, own, types, target, config)
+            try:
+                described = _describe(relation, own, types, target, config)
+            except TableError as error:
+                refusals[relation.name] = f"{config.schema}.{relation.name}: {error}"
+                continue
             tables.append(replace(described, contents=contents.get(relation.oid, {})))
             notices += _notices(tables[-1], relation, own)
         elif relation.name in config.tables or relation.name in names or relation.name in known:
@@ -269,7 +280,7 @@ def _refuse_watermark(name: str, label: str, attributes: Sequence[_Attribute], c
         found, remedy = "no sequence of its own", "name another column"
     else:
         found = f"a sequence with cache {column.sequence_cache} and increment {column.sequence_increment}"
-        remedy = f"run on the source: alter sequence {column.sequence} cache 1 increment by 1"
+        remedy = f"run on the source: alter sequence {quote_name(*column.sequence)} cache 1 increment by 1"
     return (
         f'column "{column.name}" of {label} has {found}: an integer watermark needs numbers handed out in order; '
         f"{remedy}; or declare in tables.yml how far they can be out of order (lookback_rows), or watermark: xmin"

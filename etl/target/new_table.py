@@ -1,4 +1,4 @@
-"""Creates a raw table: in one transaction, or in ranges under a hidden name until it is complete.
+"""Creates a raw table: in one transaction, or in ranges in schema `etl` until it is complete.
 
 The new table may replace one of the same name, in one transaction: readers see the old rows until then.
 Begin at `RawLoad`.
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import TableError, TargetChangedError
@@ -28,9 +29,9 @@ from etl.policy.deletes import check_fraction
 from etl.policy.schema_changes import is_widened
 from etl.postgres.copy_pipe import CopyOut, copy_in, stream
 from etl.postgres.sql import read_sql
-from etl.postgres.transactions import single
 from etl.target import raw_tables, statements
 from etl.target.batch import copy_rows
+from etl.target.own_names import has_loading_table, loading_table, make_room, move_to_raw, name_index
 from etl.target.views import check_views, detached_views, give_extras, read_extras
 from etl.target.writer import Writer
 
@@ -56,9 +57,10 @@ class RawLoad:
         """Create the raw table with its rows, key and metadata, and store the progress, in one transaction."""
         table, into = self.table, statements.raw_table(self.table.name)
         with self._writer.transaction() as cursor:
+            make_room(cursor, table.name)
             cursor.execute(statements.create_raw(table, into))
             rows, size = copy_rows(cursor, table, copy_out, into=into, freeze=True)
-            cursor.execute(statements.complete_raw(table, into, self._writer.run_id))
+            self._complete(cursor, into)
             cursor.execute(statements.analyze_raw(table))
             counts = Counts(read=rows, inserted=rows, bytes=size)
             forget_table(cursor, table.name)
@@ -83,24 +85,30 @@ class RawLoad:
             else:
                 forget_table(cursor, self.table.name)
                 runs.record_change(cursor, self._writer.run_id, self.table.name, "table_loaded", "loaded")
+                make_room(cursor, self.table.name)
                 cursor.execute(statements.create_raw(self.table, into))
-                cursor.execute(statements.complete_raw(self.table, into, self._writer.run_id))
+                self._complete(cursor, into)
             save_partial_progress(cursor, self._writer.run_id, self.table, begun)
 
     def read_state(self) -> LoadState | None:
-        """Return how far a load in ranges has come; None if there is none, or somebody has dropped its table."""
-        with self._writer.session() as cursor:
-            return read_load(cursor, self.table.name) if self._has_loading_table(cursor) else None
+        """Return how far a load in ranges has come; None if there is none, or its table is lost."""
+        with self._writer.transaction() as cursor:
+            load = read_load(cursor, self.table.name)
+            if load is None or has_loading_table(cursor, self.table.name):
+                return load
+            delete_load(cursor, self.table.name)
+        return None
 
     def discard(self) -> None:
         """Drop the table and the stored state of a load in ranges."""
         with self._writer.transaction() as cursor:
-            cursor.execute(statements.drop_loading(self.table))
+            if has_loading_table(cursor, self.table.name):
+                cursor.execute(statements.drop_loading(self.table))
             delete_load(cursor, self.table.name)
 
     def add_range(self, copy_out: CopyOut, load: LoadState, *, is_first: bool) -> Counts:
         """Add the rows of a range to the table being loaded, and store the state of the load, in one transaction."""
-        table, into = self.table, statements.loading_table(self.table)
+        table, into = self.table, loading_table(self.table.name)
         with self._loading_transaction(is_there=not is_first) as cursor:
             if is_first:
                 cursor.execute(statements.drop_loading(table))
@@ -118,7 +126,7 @@ class RawLoad:
         `copy_out_written` the rows that were. A loaded row without a kept key was changed, moved or deleted on the
         source: it is deleted before the written rows are added.
         """
-        table, into = self.table, statements.loading_table(self.table)
+        table, into = self.table, loading_table(self.table.name)
         with self._loading_transaction() as cursor:
             cursor.execute(statements.create_keys(table))
             with stream(copy_out_kept_keys) as keys:
@@ -156,21 +164,20 @@ class RawLoad:
         unless `allow_deletes`.
         """
         table, published = self.table, Publication()
-        raw, loading = statements.raw_table(table.name), statements.loading_table(table)
+        raw, loading = statements.raw_table(table.name), loading_table(table.name)
         with self._loading_transaction() as cursor:
             types = raw_tables.read_column_types(cursor, table.name)
+            self._complete(cursor, loading)
             if types:
-                cursor.execute(statements.complete_raw(table, loading, self._writer.run_id))
                 published = self._carry_tombstones(cursor, types, allow_deletes=allow_deletes)
-                extras = read_extras(cursor, raw)
-                with detached_views(cursor, raw, f"raw.{table.name}"):
-                    cursor.execute(statements.drop_raw(table))
-                    cursor.execute(statements.publish_raw(table))
-                    cursor.execute(statements.rename_key(table))
-                    give_extras(cursor, raw, extras, [column.name for column in table.columns])
             else:
-                cursor.execute(statements.publish_raw(table))
-                cursor.execute(statements.complete_raw(table, raw, self._writer.run_id))
+                make_room(cursor, table.name)
+                cursor.execute(statements.create_empty(table))
+            extras = read_extras(cursor, raw)
+            with detached_views(cursor, raw, f"raw.{table.name}"):
+                cursor.execute(statements.drop_raw(table))
+                cursor.execute(move_to_raw(table.name))
+                give_extras(cursor, raw, extras, [column.name for column in table.columns])
             cursor.execute(statements.analyze_raw(table))
             forget_table(cursor, table.name)
             runs.record_change(
@@ -184,17 +191,20 @@ class RawLoad:
     def _loading_transaction(self, *, is_there: bool = True) -> Iterator[Cursor]:
         """Open a transaction; raise TargetChangedError when the table being loaded should be there, and is not."""
         with self._writer.transaction() as cursor:
-            if is_there and not self._has_loading_table(cursor):
+            if is_there and not has_loading_table(cursor, self.table.name):
                 raise TargetChangedError(
                     f"the table that raw.{self.table.name} is loaded into was dropped or renamed by another session "
                     "meanwhile: run again, which starts the load over"
                 )
             yield cursor
 
-    def _has_loading_table(self, cursor: Cursor) -> bool:
-        name = statements.loading_table(self.table).as_string(cursor)
-        cursor.execute("select pg_catalog.to_regclass(%s) is not null", (name,))
-        return bool(single(cursor))
+    def _complete(self, cursor: Cursor, into: sql.Identifier) -> None:
+        """Add metadata, key and index to a table that was just filled."""
+        name = self.table.name
+        key_name, index_name = name_index(cursor, "key", name), name_index(cursor, "run", name)
+        cursor.execute(
+            statements.complete_raw(self.table, into, self._writer.run_id, key_name=key_name, index_name=index_name)
+        )
 
     def _carry_tombstones(self, cursor: Cursor, types: Mapping[str, str], *, allow_deletes: bool) -> Publication:
         """Copy the raw table's tombstones, and its rows that the source has deleted, into the table being loaded.

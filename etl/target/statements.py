@@ -5,34 +5,21 @@ As in `etl.source.statements`, identifiers are composed with psycopg2.sql and va
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 from psycopg2 import sql
 
 from etl.model import RAW_SCHEMA, Table
 from etl.postgres.sql import SECONDS_PER_DAY, comma, copy_format, same_key
+from etl.target.own_names import loading_table
 
 # Temporary tables of the session: the rows of the current batch, and the keys that a load keeps.
 BATCH = sql.Identifier("pg_temp", "etl_batch")
 KEYS = sql.Identifier("pg_temp", "etl_keys")
-MAX_NAME_BYTES = 63
 
 
 def raw_table(table_name: str) -> sql.Identifier:
     return sql.Identifier(RAW_SCHEMA, table_name)
-
-
-def loading_table(table: Table) -> sql.Identifier:
-    """Name the table that a load in ranges fills, hidden until it is complete.
-
-    The name depends only on that of the table, so that a load is also found after the table was recreated.
-    """
-    return sql.Identifier(RAW_SCHEMA, _loading_name(table))
-
-
-def _loading_name(table: Table) -> str:
-    return f"_etl_loading_{hashlib.sha256(table.name.encode()).hexdigest()[:32]}"
 
 
 def copy_in(table: Table, into: sql.Composable, *, freeze: bool) -> sql.Composable:
@@ -46,14 +33,14 @@ def copy_in(table: Table, into: sql.Composable, *, freeze: bool) -> sql.Composab
 
 def create_raw(table: Table, into: sql.Identifier) -> sql.Composable:
     """Create a raw table without key and metadata: both are cheaper to add once it is filled."""
-    # raw_type is what format_type() wrote: a type expression with its identifiers quoted by the server.
+    # raw_type is the name of a type and nothing else: the model refuses any other text.
     columns = comma(
         sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.raw_type)) for column in table.columns
     )
     return sql.SQL("create table {} ({})").format(into, columns)
 
 
-def complete_raw(table: Table, into: sql.Identifier, run_id: int) -> sql.Composable:
+def complete_raw(table: Table, into: sql.Identifier, run_id: int, *, key_name: str, index_name: str) -> sql.Composable:
     """Add metadata, key and index to a raw table that was just filled.
 
     A constant default of a new column is stored once, not per row (ALTER TABLE, Notes, in the manual). The index is
@@ -64,12 +51,18 @@ def complete_raw(table: Table, into: sql.Identifier, run_id: int) -> sql.Composa
         " add column _etl_run_id bigint default {run_id},"
         " add column _etl_synced_at timestamptz default transaction_timestamp(),"
         " add column _etl_deleted_at timestamptz,"
-        " add primary key ({key});"
+        " add constraint {key_name} primary key ({key});"
         " alter table {raw}"
         " alter column _etl_run_id drop default,"
         " alter column _etl_synced_at drop default;"
-        " create index on {raw} (_etl_run_id) where _etl_run_id > {run_id}"
-    ).format(raw=into, run_id=sql.Literal(run_id), key=comma(map(sql.Identifier, table.key)))
+        " create index {index_name} on {raw} (_etl_run_id) where _etl_run_id > {run_id}"
+    ).format(
+        raw=into,
+        run_id=sql.Literal(run_id),
+        key_name=sql.Identifier(key_name),
+        key=comma(map(sql.Identifier, table.key)),
+        index_name=sql.Identifier(index_name),
+    )
 
 
 def add_column(table: Table, name: str) -> sql.Composable:
@@ -86,23 +79,13 @@ def widen_column(table: Table, name: str) -> sql.Composable:
     )
 
 
-def publish_raw(table: Table) -> sql.Composable:
-    """Give a table loaded in ranges its name."""
-    return sql.SQL("alter table {} rename to {}").format(loading_table(table), sql.Identifier(table.name))
+def create_empty(table: Table) -> sql.Composable:
+    """Create a raw table without columns, which gets what default privileges grant on a table of schema raw."""
+    return sql.SQL("create table {} ()").format(raw_table(table.name))
 
 
 def drop_raw(table: Table) -> sql.Composable:
     return sql.SQL("drop table {}").format(raw_table(table.name))
-
-
-def rename_key(table: Table) -> sql.Composable:
-    """Rename the key of a published table to the name that Postgres gives by default, unless that is too long."""
-    key = f"{table.name}_pkey"
-    if len(key.encode()) > MAX_NAME_BYTES:
-        return sql.SQL("select 1")
-    return sql.SQL("alter index {} rename to {}").format(
-        sql.Identifier(RAW_SCHEMA, f"{_loading_name(table)}_pkey"), sql.Identifier(key)
-    )
 
 
 def carry_rows(table: Table, names: Sequence[str], run_id: int, *, as_tombstones: bool) -> sql.Composable:
@@ -124,7 +107,7 @@ def carry_rows(table: Table, names: Sequence[str], run_id: int, *, as_tombstones
         " select (select count(*) from carried where _etl_synced_at = transaction_timestamp()),"
         " (select count(*) from {raw} where _etl_deleted_at is null)"
     ).format(
-        loading=loading_table(table),
+        loading=loading_table(table.name),
         raw=raw_table(table.name),
         names=comma(map(sql.Identifier, names)),
         values=comma(sql.Identifier("r", name) for name in names),
@@ -138,7 +121,7 @@ def count_loaded(table: Table, *, has_tombstones: bool) -> sql.Composable:
     """Return one row: how many rows the table being loaded has, and how many live rows the raw table has."""
     is_live = sql.SQL("_etl_deleted_at is null" if has_tombstones else "true")
     return sql.SQL("select (select count(*) from {}), (select count(*) from {} where {})").format(
-        loading_table(table), raw_table(table.name), is_live
+        loading_table(table.name), raw_table(table.name), is_live
     )
 
 
@@ -147,12 +130,12 @@ def analyze_raw(table: Table) -> sql.Composable:
 
 
 def drop_loading(table: Table) -> sql.Composable:
-    return sql.SQL("drop table if exists {}").format(loading_table(table))
+    return sql.SQL("drop table if exists {}").format(loading_table(table.name))
 
 
 def create_keys(table: Table) -> sql.Composable:
     return sql.SQL("create temporary table etl_keys on commit drop as select {} from {} with no data").format(
-        comma(map(sql.Identifier, table.key)), loading_table(table)
+        comma(map(sql.Identifier, table.key)), loading_table(table.name)
     )
 
 
@@ -167,7 +150,7 @@ def analyze_keys() -> sql.Composable:
 def drop_other_keys(table: Table) -> sql.Composable:
     """Delete the rows of the table being loaded whose keys are not in etl_keys."""
     return sql.SQL("delete from {} as r where not exists (select from {} as k where {})").format(
-        loading_table(table), KEYS, same_key(table, "k", "r")
+        loading_table(table.name), KEYS, same_key(table, "k", "r")
     )
 
 

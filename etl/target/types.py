@@ -9,7 +9,9 @@ from psycopg2.extensions import cursor as Cursor
 from etl.policy.column_types import FIRST_USER_OID, TargetTypes
 from etl.postgres.error_translation import errors_of
 
-# Built-in types and those of extensions: a user-defined type may differ from one of the same name on the source.
+# Built-in types and those of extensions: a user-defined type may differ from one of the same name on the source. The
+# owner of a type can give it casts, which would run as this role, and the owner of an extension can add types to it: a
+# type counts only if it belongs to a superuser, to the owner of the database or to this role.
 LIST_TYPES = """
     select pg_catalog.format_type(t.oid, null)
     from pg_catalog.pg_type as t
@@ -19,6 +21,12 @@ LIST_TYPES = """
             or exists (
                 select from pg_catalog.pg_depend as d
                 where d.classid = 'pg_catalog.pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
+            ) and (
+                t.typowner = current_user::regrole
+                or t.typowner in (select r.oid from pg_catalog.pg_roles as r where r.rolsuper)
+                or t.typowner in (
+                    select b.datdba from pg_catalog.pg_database as b where b.datname = pg_catalog.current_database()
+                )
             )
         )
 """

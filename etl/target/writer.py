@@ -12,8 +12,9 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.errors import TableError, TargetChangedError, TargetError
 from etl.ledger import runs
+from etl.ledger.builds import read_built_run
 from etl.ledger.net_scans import renew_scans
-from etl.ledger.progress import read_built_run, save_counters, save_partial_progress, save_progress, save_refusal
+from etl.ledger.progress import save_counters, save_partial_progress, save_progress, save_refusal
 from etl.model import META_COLUMNS, Counts, Progress, Snapshot, Table
 from etl.policy.deletes import Counters
 from etl.policy.net import Slice

@@ -16,6 +16,7 @@ from typing import Any
 
 from etl.database_url import TLS_VARIABLES, read_url
 from etl.errors import EtlError
+from etl.text import printable
 from etl.transform import rules
 from etl.transform.lock import Build, build_lock, open_build
 from etl.transform.manifest import FINGERPRINT_VARIABLE, PROJECT, fingerprint, manifest_path
@@ -73,9 +74,9 @@ def check_freshness(environment: Mapping[str, str]) -> list[str]:
     results = getattr(outcome.result, "results", None) or []  # includes hooks of the project
     lines = [rules.describe_freshness(result) for result in results if result.node.resource_type == "source"]
     if not lines or any(result.status == "runtime error" for result in results):
-        raise BuildError("\n".join(lines or [_reason(outcome)]))
+        raise BuildError(*(lines or [_reason(outcome)]))
     if not outcome.success:
-        raise StaleError("\n".join(lines))
+        raise StaleError(*lines)
     return lines
 
 
@@ -132,7 +133,7 @@ def _execute(
     def show(event: Any) -> None:
         if event.info.name in shown:
             # One write per line, because models end in several threads.
-            sys.stderr.write(f"{_label(event.data)}: {event.data.status.lower()}\n")
+            sys.stderr.write(f"{printable(_label(event.data))}: {event.data.status.lower()}\n")
         if event.info.name in ("LogTestResult", "LogUnitTestResult"):
             counted["checks"] += 1
 
@@ -143,9 +144,9 @@ def _execute(
     where = [f"{ROWS_PLACE}: {program}"] if rules.has_rows_to_see(results) else []
     if not outcome.success:
         kind = BrokenRuleError if rules.is_broken_by_rows_alone(results) else BuildError
-        raise kind("\n".join([*warnings, *(failures or [_reason(outcome)]), *where]))
+        raise kind(*warnings, *(failures or [_reason(outcome)]), *where)
     for line in [*warnings, *where]:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     if counted["checks"]:
         passed = counted["checks"] - len(warnings)
         print(f"{passed} tests passed" + (f", {len(warnings)} warned" if warnings else ""), file=sys.stderr)

@@ -11,7 +11,7 @@ from etl.commands.verify import verify
 from etl.compare import differences
 from etl.compare.buckets import MIN_BLOCK_BITS
 from etl.errors import TableError
-from etl.ledger.progress import read_built_run
+from etl.ledger.builds import read_built_run
 from etl.model import RunOptions
 from tests.results import pick, statuses
 
@@ -543,7 +543,7 @@ def test_purge_without_access_to_builds_names_the_grant(items):
     items.on_target(f"grant usage on schema raw, etl to {role}")
     try:
         with items.target.cursor() as cursor:
-            cursor.execute(f"set role {role}")
+            cursor.execute(f"begin; set role {role}")
             with pytest.raises(TableError, match="grant usage on schema intermediate"):
                 read_built_run(cursor)
             cursor.execute("reset role")
@@ -551,7 +551,7 @@ def test_purge_without_access_to_builds_names_the_grant(items):
             cursor.execute(f"grant select on intermediate.dbt_builds to {role}")
             cursor.execute(f"set role {role}")
             assert read_built_run(cursor) == 1000
-            cursor.execute("reset role")
+            cursor.execute("reset role; commit")
     finally:
         items.on_target(f"reset role; drop owned by {role}; drop role {role}")
 

@@ -491,7 +491,8 @@ def test_runs_beside_a_long_run_name_it_and_exit_3(shop, wait_until):
 
     assert [other.returncode for other in others] == [3, 3]
     for refusal in refusals:
-        assert f"etl: another run is in progress on this target (pid {holder}, user postgres, from {address}" in refusal
+        assert f"etl: another run is in progress on this target (pid {holder}, user postgres, " in refusal
+        assert f", application tidemark, from {address}" in refusal
         assert "run again once it has ended, or wait longer with ETL_LOCK_WAIT_SECONDS" in refusal
     assert first.returncode == 0, stderr
     assert shop.on_target("select run_id, status from etl.runs order by run_id") == [(1, "succeeded"), (2, "succeeded")]

@@ -154,7 +154,7 @@ def break_load(replication: Any, batches: int = 3, **changes: Any) -> None:
     ((name,),) = replication.on_target(
         "select relname from pg_class where relname like '%%loading%%' and relkind = 'r'"
     )
-    assert replication.on_target(f"select count(*) > 0 from raw.{name}") == [(True,)]
+    assert replication.on_target(f"select count(*) > 0 from etl.{name}") == [(True,)]
 
 
 @pytest.mark.parametrize("is_partitioned", [False, True], ids=["plain", "partitioned"])
@@ -661,7 +661,7 @@ def start_anew(replication: Any, *, is_partitioned: bool) -> None:
             "drop table if exists raw.items; delete from etl.loads; delete from etl.watermarks; "
             "do $$ declare name text; begin "
             "for name in select relname from pg_class where relname like '%%loading%%' and relkind = 'r' loop "
-            "execute format('drop table raw.%%I', name); end loop; end $$"
+            "execute format('drop table etl.%%I', name); end loop; end $$"
         )
 
 

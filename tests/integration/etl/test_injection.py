@@ -218,3 +218,53 @@ def test_proposed_statements_work_for_any_name(guarded):
     command = told[told.index("`etl reset ") + 1 : told.rindex("`")]
     assert shlex.split(command) == ["etl", "reset", attack]
     assert_unharmed(guarded)
+
+
+# A source's superuser can replace what describes its types.
+FORGE = """
+    create function pg_catalog.true_format_type(oid, integer) returns text language internal stable as 'format_type';
+    create or replace function pg_catalog.format_type(oid, integer) returns text language sql stable as
+        $$ select case when $1 = {oid} and $2 is not null then {text} else pg_catalog.true_format_type($1, $2) end $$
+"""
+FORGED_TYPES = {
+    "a statement": f"point); {DROP}; create table public.mine (a int",
+    "another column": "point, mine int",
+    "a default": "point default '(1,2)'",
+    "a check": "point check (false)",
+    "a type by its short name": "bigserial",
+    "an array": "point[]",
+}
+
+
+@pytest.mark.parametrize("kind", FORGED_TYPES)
+def test_forged_types_of_a_source_are_refused(guarded, kind):
+    guarded.on_source("create table places (a int primary key, place point, updated_at timestamptz)")
+    guarded.on_source("create table others (a int primary key, updated_at timestamptz)")
+    guarded.on_source("insert into places values (1, '(1,2)', now())")
+    guarded.run("others")
+    ((oid,),) = guarded.on_source("select 'point'::regtype::oid")
+    guarded.on_source(FORGE.format(oid=oid, text="'{}'".format(FORGED_TYPES[kind].replace("'", "''"))))
+
+    results = {result.table_name: result for result in guarded.run().tables}
+
+    assert_unharmed(guarded)
+    assert guarded.on_target("select to_regclass('raw.places'), to_regclass('public.mine')") == [(None, None)]
+    assert results["places"].status == "failed"
+    assert "expected the name of a type" in results["places"].error
+    assert results["others"].status == "succeeded"
+
+
+def test_forged_type_of_an_added_column_is_refused(guarded):
+    guarded.on_source("create table places (a int primary key, updated_at timestamptz)")
+    guarded.run("places")
+    guarded.on_source("alter table places add place point")
+    ((oid,),) = guarded.on_source("select 'point'::regtype::oid")
+    guarded.on_source(FORGE.format(oid=oid, text=f"'point; {DROP}'"))
+
+    (result,) = guarded.run("places").tables
+
+    assert_unharmed(guarded)
+    assert result.status == "failed"
+    assert guarded.on_target(
+        "select count(*) from pg_attribute where attrelid = 'raw.places'::regclass and attname = 'place'"
+    ) == [(0,)]
