@@ -163,8 +163,11 @@ class _Verification:
             error: str | None = "interrupted"
             try:
                 first = self.compare(table_names, _Work(run_id=run_id, is_repair=is_repair, is_adoption=is_adoption))
-                repaired = {found.table_name: found for found in first if not found.is_equal and not found.error}
-                repaired |= {found.table_name: found for found in first if found.repaired}
+                repaired = {
+                    found.table_name: found
+                    for found in first
+                    if found.repaired or (is_repair and not found.is_equal and not found.error)
+                }
                 again = self.compare(tuple(repaired), _Work()) if repaired else ()
                 failed = [found for found in first if found.error]
                 for found in failed:
