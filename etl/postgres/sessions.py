@@ -1,4 +1,4 @@
-"""Opens, limits and pools the sessions of both sides, and refuses poolers in transaction mode.
+"""Opens, limits and pools the sessions of both sides, and refuses poolers that share sessions.
 
 Every session pins the settings that decide how values are written as text, so that text COPY is exact.
 Begin at `connect_source` and `connect_target`.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -19,8 +20,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from etl.errors import EtlError, UnavailableError
 from etl.model import Side
-from etl.postgres import tls
-from etl.postgres.error_translation import errors_of, one_line
+from etl.postgres import stalls, tls
+from etl.postgres.error_translation import one_line
 from etl.postgres.transactions import single
 
 if TYPE_CHECKING:
@@ -48,9 +49,11 @@ PINNED: Mapping[str, str] = {
 }
 # Timeouts that would end a session between two of its statements or in a long load, and the version that has each.
 UNLIMITED: Mapping[str, int] = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}
+SINCE: Mapping[str, int] = {**UNLIMITED, "client_connection_check_interval": 140_000}
 # Set in every session of this process: a session without it has lost the settings above as well.
 MARK_NAME = "tidemark.session"
 MARK = secrets.token_hex(8)
+POOLER_PROBES = 5
 # Words in the answer of a server that is running, but not ready or out of connections.
 NOT_READY = ("starting up", "shutting down", "recovery", "too many", "remaining connection slots")
 
@@ -70,51 +73,15 @@ def connect_target(settings: Settings) -> Connection:
 
     The server checks twice a second whether its client still exists, so that a killed run frees its locks.
     """
-    connection = _connect(settings.target_url, "target", settings, _bounds(settings, None))
-    if connection.server_version >= 140000:
-        with connection.cursor() as cursor:
-            cursor.execute("set client_connection_check_interval = '500ms'")
-    return connection
-
-
-def refuse_transaction_pooler(connection: Connection, side: Side, connect: Callable[[], Connection]) -> None:
-    """Raise UnavailableError when a pooler runs the transactions of this session in different server sessions.
-
-    A pooler shows in the process id, because it reports one of its own to its clients. To find its mode, a second
-    session, opened with `connect`, starts a transaction: only in session mode does this session then keep its server
-    session, with its settings.
-    """
-    with errors_of(side, "looking for a pooler"), connection.cursor() as cursor:
-        first = _server_pid(cursor)
-        if first == connection.info.backend_pid:
-            return
-        if _server_pid(cursor) != first:  # a pool that uses its server sessions in turn
-            raise _transaction_pooler(side)
-        with contextlib.closing(connect()) as other, other.cursor() as holding:
-            holding.execute("begin")
-            holding.execute("select 1")
-            if _server_pid(cursor) != first:
-                raise _transaction_pooler(side)
-            check_session(cursor, side)
+    session = _bounds(settings, None) | {"client_connection_check_interval": "500ms"}
+    return _connect(settings.target_url, "target", settings, session)
 
 
 def check_session(cursor: Cursor, side: Side) -> None:
     """Raise UnavailableError when the server session is not the one that was set up."""
     cursor.execute("select pg_catalog.current_setting(%s, true)", (MARK_NAME,))
     if cursor.fetchone() != (MARK,):
-        raise _transaction_pooler(side)
-
-
-def _server_pid(cursor: Cursor) -> int:
-    cursor.execute("select pg_catalog.pg_backend_pid()")
-    return int(single(cursor))
-
-
-def _transaction_pooler(side: Side) -> UnavailableError:
-    return UnavailableError(
-        f"the {side} is reached through a pooler in transaction mode, which loses a session's settings and locks "
-        f"between transactions: point {side.upper()}_DATABASE_URL at the server itself, or at a pool in session mode"
-    )
+        raise _unsuitable_pooler(side)
 
 
 class Sessions:
@@ -154,6 +121,11 @@ def _bounds(settings: Settings, idle_seconds: float | None) -> dict[str, str]:
     }
 
 
+def _limit(timeout_seconds: float) -> float:
+    """Return how long the client waits for a statement that the server ends after this timeout; 0 means never."""
+    return timeout_seconds + stalls.GRACE_SECONDS if timeout_seconds else float("inf")
+
+
 def _milliseconds(seconds: float) -> str:
     return f"{min(int(seconds * 1000), MAX_TIMEOUT_MILLISECONDS)}ms"
 
@@ -169,29 +141,113 @@ def _connect(url: DatabaseUrl, side: Side, settings: Settings, session: Mapping[
 
 
 def _connect_once(url: DatabaseUrl, side: Side, settings: Settings, session: Mapping[str, str]) -> Connection:
-    connection: Connection | None = None
+    connection: stalls.Session | None = None
     try:
-        connection = psycopg2.connect(
-            str(url),
-            application_name="tidemark",
-            connect_timeout=settings.connect_timeout_seconds,
-            client_encoding="UTF8",
-            keepalives=1,
-            keepalives_idle=KEEPALIVE_IDLE_SECONDS,
-            keepalives_interval=KEEPALIVE_INTERVAL_SECONDS,
-            keepalives_count=KEEPALIVE_COUNT,
+        connection = _open(url, side, settings)
+        connection.group = settings
+        if not _set_up(connection, session, only_in=connection.info.backend_pid):
+            _require_session_pooler(connection, side, partial(_open, url, side, settings))
+            connection.is_pooled = _set_up(connection, session)
+        connection.limits = stalls.Limits(
+            statement_seconds=_limit(settings.statement_timeout_seconds), stall_seconds=settings.stall_timeout_seconds
         )
-        connection.autocommit = True
-        unlimited = {name: "0" for name, version in UNLIMITED.items() if connection.server_version >= version}
-        pinned = {**PINNED, **unlimited, **session, MARK_NAME: MARK}
-        with connection.cursor() as cursor:
-            calls = ", ".join(["set_config(%s, %s, false)"] * len(pinned))
-            cursor.execute(f"select {calls}", [item for pair in pinned.items() for item in pair])
-    except psycopg2.Error as error:
+        connection.terminate = partial(_terminate, url, side, settings)
+    except BaseException as error:
         if connection is not None:
             connection.close()
-        raise _away(url, side, one_line(str(error))) from error
+        if isinstance(error, psycopg2.Error):
+            raise _away(url, side, one_line(str(error))) from error
+        raise
     return connection
+
+
+def _open(url: DatabaseUrl, side: Side, settings: Settings) -> stalls.Session:
+    """Open a session that has made no setting yet; a pooler may share it with others."""
+    connection: stalls.Session = psycopg2.connect(
+        str(url),
+        connection_factory=stalls.Session,
+        cursor_factory=stalls.WatchedCursor,
+        application_name="tidemark",
+        connect_timeout=settings.connect_timeout_seconds,
+        client_encoding="UTF8",
+        keepalives=1,
+        keepalives_idle=KEEPALIVE_IDLE_SECONDS,
+        keepalives_interval=KEEPALIVE_INTERVAL_SECONDS,
+        keepalives_count=KEEPALIVE_COUNT,
+        tcp_user_timeout=_unacknowledged_milliseconds(side, settings),
+    )
+    seconds = float(settings.connect_timeout_seconds)
+    connection.limits = stalls.Limits(statement_seconds=seconds, stall_seconds=seconds)
+    connection.autocommit = True
+    return connection
+
+
+def _unacknowledged_milliseconds(side: Side, settings: Settings) -> int:
+    """Return how long what was sent may stay unacknowledged, which includes data for which the peer has no room.
+
+    A target that is slow to take rows is not dead; sources are sent nothing but statements.
+    """
+    seconds = float(KEEPALIVE_IDLE_SECONDS + KEEPALIVE_INTERVAL_SECONDS * KEEPALIVE_COUNT)
+    if side == "target":
+        seconds = max(seconds, settings.stall_timeout_seconds)
+    return min(int(seconds * 1000), MAX_TIMEOUT_MILLISECONDS)
+
+
+def _set_up(connection: stalls.Session, session: Mapping[str, str], *, only_in: int | None = None) -> bool:
+    """Make the settings of a session; with `only_in`, only in the server session of this process id.
+
+    Return whether they were made. A pooler reports a process id of its own to its clients: then nothing is set.
+    """
+    wanted = {**PINNED, **dict.fromkeys(UNLIMITED, "0"), **session, MARK_NAME: MARK}
+    version = connection.server_version
+    pinned = {name: value for name, value in wanted.items() if version >= SINCE.get(name, 0)}
+    calls = ", ".join(["pg_catalog.set_config(%s, %s, false)"] * len(pinned))
+    condition = "" if only_in is None else f" where pg_catalog.pg_backend_pid() = {only_in:d}"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"select pg_catalog.pg_backend_pid(), {calls}{condition}",
+            [item for pair in pinned.items() for item in pair],
+        )
+        row = cursor.fetchone()
+    if row:
+        connection.server_pid = row[0]
+    return row is not None
+
+
+def _require_session_pooler(connection: Connection, side: Side, connect: Callable[[], Connection]) -> None:
+    """Raise UnavailableError when a pooler gives the server session of this connection to others while it is idle.
+
+    Nothing is set, and each question is a transaction of its own. A pool that uses its server sessions in turn shows
+    between two questions; one that uses the last one again gives it to a second connection.
+    """
+    with contextlib.closing(connect()) as other, connection.cursor() as mine, other.cursor() as theirs:
+        first = _server_pid(mine)
+        for _ in range(POOLER_PROBES):
+            if _server_pid(mine) != first or _server_pid(theirs) == first:
+                raise _unsuitable_pooler(side)
+
+
+def _server_pid(cursor: Cursor) -> int:
+    cursor.execute("select pg_catalog.pg_backend_pid()")
+    return int(single(cursor))
+
+
+def _unsuitable_pooler(side: Side) -> UnavailableError:
+    return UnavailableError(
+        f"the {side} is reached through a pooler in transaction or statement mode, which loses a session's settings "
+        f"and locks between transactions: point {side.upper()}_DATABASE_URL at the server itself, or at a pool in "
+        "session mode"
+    )
+
+
+def _terminate(url: DatabaseUrl, side: Side, settings: Settings, server_pid: int) -> None:
+    """End a session that does not answer, if the server still takes connections."""
+    with (
+        contextlib.suppress(psycopg2.Error),
+        contextlib.closing(_open(url, side, settings)) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(stalls.TERMINATE, (server_pid,))
 
 
 def _away(url: DatabaseUrl, side: Side, text: str) -> UnavailableError:

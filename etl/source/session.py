@@ -76,7 +76,6 @@ class Source:
         self._settings = settings
         self._connection = self._connect()
         try:
-            sessions.refuse_transaction_pooler(self._connection, "source", self._connect)
             with errors_of("source", "opening the run"), self._connection.cursor() as cursor:
                 self.system_identifier, self.is_standby, self.may_see_all, encoding = _identify(cursor)
             if encoding == "SQL_ASCII":
