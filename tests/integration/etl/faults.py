@@ -137,10 +137,13 @@ class Link:
     def __init__(self, client, server):
         self.client, self.server = client, server
         self.is_cut = False
+        self.flows = threading.Event()  # cleared: it is open, and passes nothing on
+        self.flows.set()
 
     def cut(self, *, resets):
         """Close both sockets, with a reset or in order; what was on its way is lost with a reset."""
         self.is_cut = True
+        self.flows.set()
         for end in (self.client, self.server):
             with suppress(OSError):
                 if resets:
@@ -213,6 +216,7 @@ class Proxy:
                     self.has_acted.set()
                     self._act(link)
                 self.flows.wait()
+                link.flows.wait()
                 writes.sendall(chunk[head or 0 :])
             writes.shutdown(socket.SHUT_WR)
         except OSError:
