@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -54,6 +55,7 @@ SINCE: Mapping[str, int] = {**UNLIMITED, "client_connection_check_interval": 140
 MARK_NAME = "tidemark.session"
 MARK = secrets.token_hex(8)
 POOLER_PROBES = 5
+ANSWER_SECONDS = 1.0  # after which an answer that was on its way has arrived
 # Words in the answer of a server that is running, but not ready or out of connections.
 NOT_READY = ("starting up", "shutting down", "recovery", "too many", "remaining connection slots")
 
@@ -152,6 +154,7 @@ def _connect_once(url: DatabaseUrl, side: Side, settings: Settings, session: Map
             statement_seconds=_limit(settings.statement_timeout_seconds), stall_seconds=settings.stall_timeout_seconds
         )
         connection.terminate = partial(_terminate, url, side, settings)
+        connection.has_statement = partial(_has_statement, url, side, settings)
     except BaseException as error:
         if connection is not None:
             connection.close()
@@ -248,6 +251,24 @@ def _terminate(url: DatabaseUrl, side: Side, settings: Settings, server_pid: int
         connection.cursor() as cursor,
     ):
         cursor.execute(stalls.TERMINATE, (server_pid,))
+
+
+def _has_statement(url: DatabaseUrl, side: Side, settings: Settings, server_pid: int) -> bool:
+    """Return whether a session has a statement in progress; also if the server answers, but refuses a connection.
+
+    The server is asked twice, because an answer may just be on its way.
+    """
+    for _ in range(2):
+        try:
+            with contextlib.closing(_open(url, side, settings)) as connection, connection.cursor() as cursor:
+                cursor.execute(stalls.IS_IN_PROGRESS, (server_pid,))
+                if single(cursor):
+                    return True
+        except psycopg2.Error as error:
+            if "FATAL" in str(error):
+                return True
+        time.sleep(ANSWER_SECONDS)
+    return False
 
 
 def _away(url: DatabaseUrl, side: Side, text: str) -> UnavailableError:

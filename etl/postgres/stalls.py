@@ -26,6 +26,10 @@ POLL_SECONDS = 0.25
 # The server ends a statement at the statement timeout; only if it does not, the client ends it, this much later.
 GRACE_SECONDS = 10.0
 LOCK_LOST = "the run has lost its lock"
+# A slow statement goes on; one that is not in progress has been answered, and the answer was lost.
+IS_IN_PROGRESS = """
+    select exists (select from pg_catalog.pg_stat_activity where pid = %s and state not like 'idle%%')
+"""
 TERMINATE = """
     select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity
     where pid = %s and usename = current_user and application_name = 'tidemark'
@@ -45,7 +49,7 @@ class Limits:
     """How long the calls of a session may take; infinity for no limit."""
 
     statement_seconds: float  # for the answer to a statement, and for the first byte of COPY
-    stall_seconds: float  # for each further byte of COPY
+    stall_seconds: float  # for each further byte of COPY; before that, until the server is asked whether it still works
 
 
 class Session(Connection):
@@ -56,6 +60,7 @@ class Session(Connection):
     server_pid: int | None = None
     is_pooled = False
     terminate: Callable[[int], None] | None = None  # ends a session of the server by its process id
+    has_statement: Callable[[int], bool] | None = None  # asks the server whether such a session has one in progress
 
     def close(self) -> None:
         """Close the connection; in a pool, first remove what the session has set, even if the pool would keep it."""
@@ -85,6 +90,7 @@ class Call:
         self._measured = 0
         self._has_moved = False
         self._deadline = time.monotonic() + self._limits.statement_seconds
+        self.ask_at = time.monotonic() + self._limits.stall_seconds if session.has_statement else float("inf")
         self._descriptor = os.dup(session.fileno())  # stays ours, whatever the driver does with its own
 
     @contextlib.contextmanager
@@ -113,11 +119,32 @@ class Call:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._descriptor)) as end:
                 end.shutdown(socket.SHUT_RDWR)
 
+    def ask(self) -> bool:
+        """Ask the server, in another session, whether the statement is in progress."""
+        session = self.session
+        return not session.has_statement or not session.server_pid or session.has_statement(session.server_pid)
+
+    def take_answer(self, is_in_progress: bool) -> None:
+        """Go on waiting for a statement in progress, or end the call."""
+        if self._has_moved:
+            return
+        seconds = self._limits.stall_seconds
+        if is_in_progress:
+            self.ask_at = time.monotonic() + seconds
+            return
+        self.end(
+            StalledError(
+                f"no answer came for {seconds:g} s (ETL_STALL_TIMEOUT_SECONDS), and the server takes no connection or "
+                "has answered"
+            )
+        )
+
     def close(self) -> None:
         os.close(self._descriptor)
 
     def _move(self) -> None:
         self._has_moved = True
+        self.ask_at = float("inf")
         self._deadline = time.monotonic() + self._limits.stall_seconds
 
     def _describe(self) -> str:
@@ -184,9 +211,18 @@ class _Watchdog:
                 now = time.monotonic()
                 for call in self._calls:
                     call.check(now)
+                    if now >= call.ask_at:
+                        call.ask_at = float("inf")
+                        threading.Thread(target=self._ask, args=(call,), name="watchdog-asks", daemon=True).start()
                 for session, on_loss in list(self._held.values()):
                     self._check_held(session, on_loss)
             time.sleep(POLL_SECONDS)
+
+    def _ask(self, call: Call) -> None:
+        is_in_progress = call.ask()
+        with self._changed:
+            if call in self._calls:
+                call.take_answer(is_in_progress)
 
     def _check_held(self, session: Session, on_loss: Callable[[str], None]) -> None:
         """End the session's group when its connection is lost, which an idle connection shows by being readable."""

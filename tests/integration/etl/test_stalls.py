@@ -224,13 +224,49 @@ def stopped(connection):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.usefixtures("short_grace")
-def test_query_that_is_not_answered_is_ended(orders, side, wait_until):
+def test_query_of_a_stopped_process_is_ended(orders, side, wait_until):
+    """It counts as busy, so it has the time of a slow statement."""
     query = orders.on_source if side == "source" else orders.on_target
-    with closing(CONNECT[side](orders.settings_with(**BOUNDS))) as connection, stopped(connection) as pid:
-        with pytest.raises(stalls.StalledError, match="no answer came within 4 s"), connection.cursor() as cursor:
-            cursor.execute("select 1")
-        assert connection.closed
+    is_active = "select count(*) from pg_stat_activity where pid = %s and query like 'select pg_sleep%%'"
+    with (
+        closing(CONNECT[side](orders.settings_with(**BOUNDS))) as connection,
+        connection.cursor() as cursor,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        pid = connection.info.backend_pid
+        future = pool.submit(cursor.execute, "select pg_sleep(30)")
+        wait_until(lambda: query(is_active, pid) == [(1,)])
+        with stopped(connection):
+            with pytest.raises(stalls.StalledError, match="no answer came within 4 s"):
+                future.result(30)
+            assert connection.closed
     wait_until(lambda: query("select count(*) from pg_stat_activity where pid = %s", pid) == [(0,)])
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_query_that_a_stopped_process_never_reads_is_ended(orders, side):
+    settings = orders.settings_with(**BOUNDS | {"statement_timeout_seconds": 600.0})
+    with (
+        closing(CONNECT[side](settings)) as connection,
+        connection.cursor() as cursor,
+        stopped(connection),
+        pytest.raises(stalls.StalledError, match="no answer came for 1 s"),
+    ):
+        cursor.execute("select 1")
+
+
+@pytest.mark.parametrize("stops", ["the link", "the network"])
+@pytest.mark.parametrize("side", SIDES)
+def test_query_whose_answer_is_lost_is_ended(orders, side, stops):
+    """Long before its timeout: the server is asked, in another session, whether it is in progress."""
+    url = orders.source_url if side == "source" else orders.target_url
+    with closing(Proxy(port_of(url), 1 << 40, lambda _: None, from_clients=True)) as proxy:
+        changes = {f"{side}_url": DatabaseUrl(through(proxy, url)), **BOUNDS, "statement_timeout_seconds": 600.0}
+        with closing(CONNECT[side](orders.settings_with(**changes))) as connection, connection.cursor() as cursor:
+            (proxy.links[-1].flows if stops == "the link" else proxy.flows).clear()
+
+            with pytest.raises(stalls.StalledError, match="no answer came for 1 s"):
+                cursor.execute("select 1")
 
 
 @pytest.mark.usefixtures("short_grace")
@@ -255,7 +291,7 @@ def test_server_that_accepts_and_says_nothing_is_away(orders):
 
 @pytest.mark.parametrize("side", SIDES)
 def test_slow_statement_within_its_timeout_is_not_ended(orders, side):
-    """Neither is a slow first byte of COPY, as that of a sort, nor a wait for a lock."""
+    """Neither is a slow first byte of COPY, as that of a sort: the server says that it is in progress."""
     settings = orders.settings_with(stall_timeout_seconds=0.5)
     with closing(CONNECT[side](settings)) as connection, connection.cursor() as cursor:
         cursor.execute("select pg_sleep(1.5)")
