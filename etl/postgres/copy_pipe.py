@@ -63,7 +63,7 @@ def stream(write: CopyOut) -> Iterator[Stream]:
 
 def copy_in(cursor: Cursor, statement: Composable, rows: Stream) -> int:
     """Run a COPY FROM STDIN that reads the rest of a stream; return the number of rows."""
-    with stalls.watch(cursor.connection) as call:
+    with stalls.watch(cursor.connection) as call, call.patient() if call else contextlib.nullcontext():
         rows.call = call
         # copy_expert() calls read(), never readline().
         cursor.copy_expert(statement, rows, CHUNK_BYTES)  # type: ignore[arg-type]

@@ -34,6 +34,8 @@ CONNECT_ATTEMPTS = 3
 KEEPALIVE_IDLE_SECONDS = 30
 KEEPALIVE_INTERVAL_SECONDS = 10
 KEEPALIVE_COUNT = 3
+# The same while data that were sent are not acknowledged; the kernel's own limit is a quarter of an hour.
+UNACKNOWLEDGED_SECONDS = KEEPALIVE_IDLE_SECONDS + KEEPALIVE_INTERVAL_SECONDS * KEEPALIVE_COUNT
 MAX_TIMEOUT_MILLISECONDS = 2**31 - 1  # the largest value that the server accepts
 # Both sides must write and read values in the same way (https://www.postgresql.org/docs/current/runtime-config-client.html).
 PINNED: Mapping[str, str] = {
@@ -145,16 +147,17 @@ def _connect(url: DatabaseUrl, side: Side, settings: Settings, session: Mapping[
 def _connect_once(url: DatabaseUrl, side: Side, settings: Settings, session: Mapping[str, str]) -> Connection:
     connection: stalls.Session | None = None
     try:
-        connection = _open(url, side, settings)
+        connection = _open(url, settings)
         connection.group = settings
         if not _set_up(connection, session, only_in=connection.info.backend_pid):
-            _require_session_pooler(connection, side, partial(_open, url, side, settings))
+            _require_session_pooler(connection, side, partial(_open, url, settings))
             connection.is_pooled = _set_up(connection, session)
         connection.limits = stalls.Limits(
-            statement_seconds=_limit(settings.statement_timeout_seconds), stall_seconds=settings.stall_timeout_seconds
+            statement_seconds=_limit(settings.statement_timeout_seconds),
+            stall_seconds=settings.stall_timeout_seconds or float("inf"),
         )
-        connection.terminate = partial(_terminate, url, side, settings)
-        connection.has_statement = partial(_has_statement, url, side, settings)
+        connection.terminate = partial(_terminate, url, settings)
+        connection.has_statement = partial(_has_statement, url, settings)
     except BaseException as error:
         if connection is not None:
             connection.close()
@@ -164,7 +167,7 @@ def _connect_once(url: DatabaseUrl, side: Side, settings: Settings, session: Map
     return connection
 
 
-def _open(url: DatabaseUrl, side: Side, settings: Settings) -> stalls.Session:
+def _open(url: DatabaseUrl, settings: Settings) -> stalls.Session:
     """Open a session that has made no setting yet; a pooler may share it with others."""
     connection: stalls.Session = psycopg2.connect(
         str(url),
@@ -177,23 +180,12 @@ def _open(url: DatabaseUrl, side: Side, settings: Settings) -> stalls.Session:
         keepalives_idle=KEEPALIVE_IDLE_SECONDS,
         keepalives_interval=KEEPALIVE_INTERVAL_SECONDS,
         keepalives_count=KEEPALIVE_COUNT,
-        tcp_user_timeout=_unacknowledged_milliseconds(side, settings),
+        tcp_user_timeout=UNACKNOWLEDGED_SECONDS * 1000,
     )
     seconds = float(settings.connect_timeout_seconds)
     connection.limits = stalls.Limits(statement_seconds=seconds, stall_seconds=seconds)
     connection.autocommit = True
     return connection
-
-
-def _unacknowledged_milliseconds(side: Side, settings: Settings) -> int:
-    """Return how long what was sent may stay unacknowledged, which includes data for which the peer has no room.
-
-    A target that is slow to take rows is not dead; sources are sent nothing but statements.
-    """
-    seconds = float(KEEPALIVE_IDLE_SECONDS + KEEPALIVE_INTERVAL_SECONDS * KEEPALIVE_COUNT)
-    if side == "target":
-        seconds = max(seconds, settings.stall_timeout_seconds)
-    return min(int(seconds * 1000), MAX_TIMEOUT_MILLISECONDS)
 
 
 def _set_up(connection: stalls.Session, session: Mapping[str, str], *, only_in: int | None = None) -> bool:
@@ -243,24 +235,24 @@ def _unsuitable_pooler(side: Side) -> UnavailableError:
     )
 
 
-def _terminate(url: DatabaseUrl, side: Side, settings: Settings, server_pid: int) -> None:
+def _terminate(url: DatabaseUrl, settings: Settings, server_pid: int) -> None:
     """End a session that does not answer, if the server still takes connections."""
     with (
         contextlib.suppress(psycopg2.Error),
-        contextlib.closing(_open(url, side, settings)) as connection,
+        contextlib.closing(_open(url, settings)) as connection,
         connection.cursor() as cursor,
     ):
         cursor.execute(stalls.TERMINATE, (server_pid,))
 
 
-def _has_statement(url: DatabaseUrl, side: Side, settings: Settings, server_pid: int) -> bool:
+def _has_statement(url: DatabaseUrl, settings: Settings, server_pid: int) -> bool:
     """Return whether a session has a statement in progress; also if the server answers, but refuses a connection.
 
     The server is asked twice, because an answer may just be on its way.
     """
     for _ in range(2):
         try:
-            with contextlib.closing(_open(url, side, settings)) as connection, connection.cursor() as cursor:
+            with contextlib.closing(_open(url, settings)) as connection, connection.cursor() as cursor:
                 cursor.execute(stalls.IS_IN_PROGRESS, (server_pid,))
                 if single(cursor):
                     return True

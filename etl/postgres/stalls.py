@@ -25,6 +25,7 @@ from psycopg2.extensions import cursor as Cursor
 POLL_SECONDS = 0.25
 # The server ends a statement at the statement timeout; only if it does not, the client ends it, this much later.
 GRACE_SECONDS = 10.0
+MAX_MILLISECONDS = 2**31 - 1  # what a socket option holds
 LOCK_LOST = "the run has lost its lock"
 # A slow statement goes on; one that is not in progress has been answered, and the answer was lost.
 IS_IN_PROGRESS = """
@@ -91,7 +92,7 @@ class Call:
         self._has_moved = False
         self._deadline = time.monotonic() + self._limits.statement_seconds
         self.ask_at = time.monotonic() + self._limits.stall_seconds if session.has_statement else float("inf")
-        self._descriptor = os.dup(session.fileno())  # stays ours, whatever the driver does with its own
+        self._socket = _duplicate(session)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -116,8 +117,9 @@ class Call:
         """Shut down the socket, so that the call fails, with this error."""
         if self.ended_with is None:
             self.ended_with = error
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._descriptor)) as end:
-                end.shutdown(socket.SHUT_RDWR)
+            if self._socket:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
 
     def ask(self) -> bool:
         """Ask the server, in another session, whether the statement is in progress."""
@@ -139,8 +141,24 @@ class Call:
             )
         )
 
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """Let the peer have no room for data as long as COPY may stall; the kernel takes it for dead otherwise."""
+        usual = self._socket and _read_user_timeout(self._socket)
+        if not self._socket or not usual:
+            yield
+            return
+        patience = min(self._limits.stall_seconds * 1000, MAX_MILLISECONDS)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(usual, int(patience)))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, usual)
+
     def close(self) -> None:
-        os.close(self._descriptor)
+        if self._socket:
+            self._socket.close()
 
     def _move(self) -> None:
         self._has_moved = True
@@ -229,9 +247,9 @@ class _Watchdog:
         if any(call.session is session for call in self._calls):
             return
         try:
-            if not session.closed and _is_readable(session.fileno()):
-                session.poll()
-            if not session.closed:
+            if not session.closed and session.fileno() >= 0:
+                if _is_readable(session.fileno()):
+                    session.poll()
                 return
             reason = "its connection is closed"
         except psycopg2.Error as error:
@@ -242,6 +260,24 @@ class _Watchdog:
             if call.session.group is session.group:
                 call.end(LockLostError(LOCK_LOST))
         on_loss(reason)
+
+
+def _duplicate(session: Session) -> socket.socket | None:
+    """Return the session's socket under a descriptor of its own, whatever the driver does with its own."""
+    try:
+        return socket.socket(fileno=os.dup(session.fileno()))
+    except OSError:  # the connection was lost, as the driver will say
+        return None
+
+
+def _read_user_timeout(end: socket.socket) -> int:
+    """Return in milliseconds how long sent data may stay unacknowledged; 0 where the system has no such limit."""
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):
+        return 0
+    try:
+        return end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    except OSError:  # a Unix socket
+        return 0
 
 
 def _is_readable(descriptor: int) -> bool:

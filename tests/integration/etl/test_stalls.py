@@ -330,14 +330,29 @@ def test_pauses_of_our_own_are_no_stall(orders):
             assert copy_in(writing, "copy public.texts from stdin", rows) == 150
 
 
+def read_user_timeout(connection):
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        return end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+
 def test_dead_peer_is_noticed_by_the_kernel(orders):
-    settings = orders.settings_with(stall_timeout_seconds=600.0)
-    found = {}
-    for side in SIDES:
-        with closing(CONNECT[side](settings)) as connection, socket.socket(fileno=os.dup(connection.fileno())) as end:
-            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            found[side] = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-    assert found == {"source": 60_000, "target": 600_000}
+    """A target that has no room for more rows has longer."""
+    orders.on_target("create table texts (t text)")
+    settings, found = orders.settings_with(stall_timeout_seconds=600.0), []
+    with closing(connect_source(settings)) as source, closing(connect_target(settings)) as target:
+        usual = read_user_timeout(source), read_user_timeout(target)
+
+        def write(into):
+            for _ in range(100):  # more than fits into the pipe, so it is being read
+                into.write(b"x" * 9999 + b"\n")
+            found.append(read_user_timeout(target))
+
+        with stream(write) as rows, target.cursor() as cursor:
+            assert copy_in(cursor, "copy public.texts from stdin", rows) == 100
+        after = read_user_timeout(target)
+    assert usual == (60_000, 60_000)
+    assert found == [600_000]
+    assert after == 60_000
 
 
 # --- A run that has lost its lock ---
@@ -347,8 +362,8 @@ def test_dead_peer_is_noticed_by_the_kernel(orders):
 def start_run():
     """A function that starts a run in a thread, and returns its future."""
     with ThreadPoolExecutor(1) as pool:
-        yield lambda replication, observe=lambda _: None, **changes: pool.submit(
-            etl.run, replication.settings_with(**changes), observe=observe
+        yield lambda replication, *table_names, observe=lambda _: None, **changes: pool.submit(
+            etl.run, replication.settings_with(**changes), table_names, observe=observe
         )
 
 
@@ -370,7 +385,7 @@ def test_run_without_its_lock_writes_nothing_beside_another(shop, start_run, wai
             ended.extend(shop.on_target(END_LOCK_SESSION))
             second.append(shop.run())
 
-    assert_lock_is_lost(start_run(shop, end_lock_session))
+    assert_lock_is_lost(start_run(shop, observe=end_lock_session))
 
     assert ended == [(True,)]
     assert [table.error for table in second[0].tables] == [None, None]
@@ -405,7 +420,7 @@ def test_run_without_its_lock_ends_amid_a_lock_wait(shop, start_run, wait_until)
 def test_run_without_its_lock_ends_amid_a_copy(shop, start_run, side, wait_until):
     with stopped_at(shop, side, "network", MARGIN_BYTES) as (_, proxy, through_proxy):
         changes = {name: value for name, value in through_proxy.items() if name not in BOUNDS}
-        future = start_run(shop, **changes)
+        future = start_run(shop, "orders", **changes)
         wait_until(proxy.has_acted.is_set)
 
         assert shop.on_target(END_LOCK_SESSION) == [(True,)]
