@@ -23,6 +23,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 POLL_SECONDS = 0.25
+SLEEPS_AFTER_POLLS = 20  # without a call
 # The server ends a statement at the statement timeout; only if it does not, the client ends it, this much later.
 GRACE_SECONDS = 10.0
 MAX_MILLISECONDS = 2**31 - 1  # what a socket option holds
@@ -92,7 +93,10 @@ class Call:
         self._has_moved = False
         self._deadline = time.monotonic() + self._limits.statement_seconds
         self.ask_at = time.monotonic() + self._limits.stall_seconds if session.has_statement else float("inf")
-        self._socket = _duplicate(session)
+        try:
+            self._descriptor = os.dup(session.fileno())  # stays ours, whatever the driver does with its own
+        except OSError:  # the connection was lost, as the driver will say
+            self._descriptor = -1
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -117,9 +121,8 @@ class Call:
         """Shut down the socket, so that the call fails, with this error."""
         if self.ended_with is None:
             self.ended_with = error
-            if self._socket:
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError), self._open_socket() as end:
+                end.shutdown(socket.SHUT_RDWR)
 
     def ask(self) -> bool:
         """Ask the server, in another session, whether the statement is in progress."""
@@ -144,21 +147,30 @@ class Call:
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
         """Let the peer have no room for data as long as COPY may stall; the kernel takes it for dead otherwise."""
-        usual = self._socket and _read_user_timeout(self._socket)
-        if not self._socket or not usual:
-            yield
-            return
-        patience = min(self._limits.stall_seconds * 1000, MAX_MILLISECONDS)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(usual, int(patience)))
+        usual = self._exchange_user_timeout(int(min(self._limits.stall_seconds * 1000, MAX_MILLISECONDS)))
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, usual)
+            self._exchange_user_timeout(usual)
 
     def close(self) -> None:
-        if self._socket:
-            self._socket.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def _exchange_user_timeout(self, milliseconds: int) -> int:
+        """Set how long sent data may stay unacknowledged, where the system has such a limit; return the old value."""
+        if not milliseconds or not hasattr(socket, "TCP_USER_TIMEOUT"):
+            return 0
+        try:
+            with self._open_socket() as end:
+                usual = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        except OSError:  # a Unix socket, or a lost connection
+            return 0
+        return usual
+
+    def _open_socket(self) -> socket.socket:
+        return socket.socket(fileno=os.dup(self._descriptor))
 
     def _move(self) -> None:
         self._has_moved = True
@@ -183,6 +195,7 @@ class _Watchdog:
         self._calls: set[Call] = set()
         self._held: dict[int, tuple[Session, Callable[[str], None]]] = {}
         self._lost: list[object] = []
+        self._is_asleep = False
         self._thread: threading.Thread | None = None
 
     def begin(self, session: Session) -> Call:
@@ -218,14 +231,18 @@ class _Watchdog:
         if self._thread is None or not self._thread.is_alive():  # the first time, and in a forked process
             self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
             self._thread.start()
-        elif len(self._calls) + len(self._held) == 1:
+        elif self._is_asleep:
             self._changed.notify()
 
     def _run(self) -> None:
+        idle_polls = 0
         while True:
             with self._changed:
-                while not self._calls and not self._held:
-                    self._changed.wait()
+                idle_polls = 0 if self._calls or self._held else idle_polls + 1
+                if idle_polls > SLEEPS_AFTER_POLLS:  # waking up for each statement would cost more than looking
+                    self._is_asleep = True
+                    self._changed.wait_for(lambda: self._calls or self._held)
+                    self._is_asleep = False
                 now = time.monotonic()
                 for call in self._calls:
                     call.check(now)
@@ -260,24 +277,6 @@ class _Watchdog:
             if call.session.group is session.group:
                 call.end(LockLostError(LOCK_LOST))
         on_loss(reason)
-
-
-def _duplicate(session: Session) -> socket.socket | None:
-    """Return the session's socket under a descriptor of its own, whatever the driver does with its own."""
-    try:
-        return socket.socket(fileno=os.dup(session.fileno()))
-    except OSError:  # the connection was lost, as the driver will say
-        return None
-
-
-def _read_user_timeout(end: socket.socket) -> int:
-    """Return in milliseconds how long sent data may stay unacknowledged; 0 where the system has no such limit."""
-    if not hasattr(socket, "TCP_USER_TIMEOUT"):
-        return 0
-    try:
-        return end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-    except OSError:  # a Unix socket
-        return 0
 
 
 def _is_readable(descriptor: int) -> bool:
