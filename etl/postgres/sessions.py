@@ -218,7 +218,15 @@ def _require_session_pooler(connection: Connection, side: Side, connect: Callabl
     with contextlib.closing(connect()) as other, connection.cursor() as mine, other.cursor() as theirs:
         first = _server_pid(mine)
         for _ in range(POOLER_PROBES):
-            if _server_pid(mine) != first or _server_pid(theirs) == first:
+            try:
+                is_shared = _server_pid(mine) != first or _server_pid(theirs) == first
+            except stalls.StalledError as error:
+                raise UnavailableError(
+                    f"the {side} is reached through a pooler that gives no second session: {error}; raise the size of "
+                    f"the pool (default_pool_size in PgBouncer), or point {side.upper()}_DATABASE_URL at the server "
+                    "itself"
+                ) from error
+            if is_shared:
                 raise _unsuitable_pooler(side)
 
 

@@ -161,3 +161,13 @@ def test_session_mode_gets_its_sessions_back_as_they_were(orders, pool, command)
         source, raw = orders.rows("orders")
         assert len(source) == 1001
         assert source == raw
+
+
+def test_pool_without_room_for_a_second_session_is_named(orders, pool):
+    through_pooler = pool("session", "default_pool_size = 1")
+
+    with pytest.raises(UnavailableError, match=r"gives no second session: .* raise the size of the pool") as refusal:
+        orders.run(**through_pooler, connect_timeout_seconds=2)
+
+    assert not refusal.value.is_transient
+    assert orders.on_target("select to_regclass('raw.orders')") == [(None,)]
