@@ -91,6 +91,7 @@ class Call:
         self._limits = session.limits
         self._measured = 0
         self._has_moved = False
+        self._is_paused = False
         self._deadline = time.monotonic() + self._limits.statement_seconds
         self.ask_at = time.monotonic() + self._limits.stall_seconds if session.has_statement else float("inf")
         try:
@@ -101,21 +102,29 @@ class Call:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Do not count the time of the block, in which bytes that have moved are handled on our side."""
-        self._deadline = float("inf")
+        self._is_paused = True
         try:
             yield
         finally:
             self._move()
+            self._is_paused = False
 
     def check(self, now: float) -> None:
         """End the call if it is late."""
-        if self.measure and self._deadline < float("inf"):
+        if self._is_paused:
+            return
+        if self.measure:
             measured = self.measure()
             if measured != self._measured:
                 self._measured = measured
                 self._move()
-        if now >= self._deadline:
+        if now >= self._deadline and not self._is_paused:
             self.end(StalledError(self._describe()))
+
+    def postpone(self, seconds: float) -> None:
+        """Do not count a time in which this process stood still."""
+        self._deadline += seconds
+        self.ask_at += seconds
 
     def end(self, error: psycopg2.Error) -> None:
         """Shut down the socket, so that the call fails, with this error."""
@@ -235,9 +244,12 @@ class _Watchdog:
             self._changed.notify()
 
     def _run(self) -> None:
-        idle_polls = 0
+        idle_polls, due = 0, time.monotonic()
         while True:
             with self._changed:
+                stood_still = time.monotonic() - due
+                for call in self._calls:
+                    call.postpone(stood_still)
                 idle_polls = 0 if self._calls or self._held else idle_polls + 1
                 if idle_polls > SLEEPS_AFTER_POLLS:  # waking up for each statement would cost more than looking
                     self._is_asleep = True
@@ -251,6 +263,7 @@ class _Watchdog:
                         threading.Thread(target=self._ask, args=(call,), name="watchdog-asks", daemon=True).start()
                 for session, on_loss in list(self._held.values()):
                     self._check_held(session, on_loss)
+            due = time.monotonic() + POLL_SECONDS
             time.sleep(POLL_SECONDS)
 
     def _ask(self, call: Call) -> None:
