@@ -62,6 +62,7 @@ class Settings:
     lock_wait_seconds: float = 15.0
     lock_timeout_seconds: float = 10.0
     statement_timeout_seconds: float = 7200.0
+    stall_timeout_seconds: float = 600.0  # of COPY, after its first byte; 0: no limit
     max_snapshot_seconds: float = 1800.0  # then progress is committed, and the run continues at a new snapshot
     load_range_blocks: int = 131_072  # of a first load, per transaction: 1 GB in blocks of 8 kB
     connect_timeout_seconds: int = 10

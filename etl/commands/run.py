@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
 
 from psycopg2.extensions import connection as Connection
 
@@ -76,7 +75,6 @@ def errors_of_run() -> Iterator[None]:
 def open_control(settings: Settings) -> Iterator[Connection]:
     """Open the session that holds the run lock and writes the ledger; close it at the end."""
     with closing(sessions.connect_target(settings)) as control:
-        sessions.refuse_transaction_pooler(control, "target", partial(sessions.connect_target, settings))
         yield control
 
 

@@ -15,7 +15,8 @@ import psycopg2.errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from etl.errors import LockHeldError
+from etl.errors import EtlError, LockHeldError, UnavailableError
+from etl.postgres import stalls
 from etl.postgres.error_translation import errors_of
 from etl.postgres.transactions import single
 
@@ -64,16 +65,26 @@ def run_lock(connection: Connection, wait_seconds: float, *, is_shared: bool = F
     """Hold the lock that lets one run at a time work on a target; the server frees it with the session.
 
     Processes that work in one run share it, and a run that wants it alone waits for them all. Raises LockHeldError,
-    naming the holder, after `wait_seconds`.
+    naming the holder, after `wait_seconds`. When this session is lost, every statement of the run ends with an error,
+    and the block raises UnavailableError: another run may begin.
     """
     kind = "_shared" if is_shared else ""
     with errors_of("target", "taking the run lock"), connection.cursor() as cursor:
         _take_lock(cursor, f"pg_advisory_lock{kind}(%s)", RUN_LOCK, wait_seconds)
-    try:
-        yield
-    finally:
-        with suppress(psycopg2.Error), connection.cursor() as cursor:
-            cursor.execute(f"select pg_catalog.pg_advisory_unlock{kind}(%s)", (RUN_LOCK_KEY,))
+    with stalls.held(connection) as read_loss:
+        try:
+            yield
+        except EtlError as error:
+            loss = read_loss() or ("its connection was lost" if connection.closed else None)
+            if loss is None:
+                raise
+            raise UnavailableError(
+                f"the run has lost its lock, because its session on the target ended ({loss}): what it had committed "
+                "is kept, nothing more was written; run again"
+            ) from error
+        finally:
+            with suppress(psycopg2.Error), connection.cursor() as cursor:
+                cursor.execute(f"select pg_catalog.pg_advisory_unlock{kind}(%s)", (RUN_LOCK_KEY,))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import psycopg2
 
 from etl.errors import EtlError, RowRefusedError, SourceError, TargetError
 from etl.model import Side
+from etl.postgres.stalls import LockLostError, StalledError
 
 # SQLSTATE classes (appendix A of the manual) after which the same statement may succeed later.
 TRANSIENT_CLASSES = ("08", "40", "53")
@@ -45,6 +46,10 @@ def errors_of(side: Side, where: str) -> Iterator[None]:
 
 def translate(error: psycopg2.Error, side: Side, where: str) -> EtlError:
     """Return our error for a driver's error, with its text, its SQLSTATE, and whether a retry may help."""
+    if isinstance(error, StalledError | LockLostError):
+        kind = SourceError if side == "source" else TargetError
+        text = f"the session on the {side} was ended: {error}"
+        return kind(f"{where}: {text}", sqlstate=None, is_transient=is_transient(error))
     state = error.pgcode
     text = "the connection was lost during COPY" if _is_lost_in_copy(error) else one_line(str(error))
     kind = SourceError if side == "source" else TargetError
@@ -63,6 +68,8 @@ def translate(error: psycopg2.Error, side: Side, where: str) -> EtlError:
 
 def is_transient(error: psycopg2.Error) -> bool:
     """Return whether the same statement may succeed later; a lost connection has no SQLSTATE."""
+    if isinstance(error, LockLostError):
+        return False
     state = error.pgcode
     if state is None:
         return _is_lost_in_copy(error) or isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
@@ -72,6 +79,11 @@ def is_transient(error: psycopg2.Error) -> bool:
 def _is_lost_in_copy(error: psycopg2.Error) -> bool:
     """Return whether the connection was lost during COPY: psycopg2 then raises its base class, without SQLSTATE."""
     return error.pgcode is None and type(error) is psycopg2.DatabaseError
+
+
+def refuses_a_row(error: BaseException) -> bool:
+    """Return whether the target refused a row, by the driver's error or ours: the session goes on."""
+    return isinstance(error, RowRefusedError) or (isinstance(error, psycopg2.Error) and _blames_a_row(error.pgcode))
 
 
 def _blames_a_row(state: str | None) -> bool:

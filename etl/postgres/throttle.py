@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections.abc import Callable
-from typing import IO, Any
 
 
 class Throttle:
@@ -32,20 +30,3 @@ class Throttle:
             self._due = max(self._due, now) + size / self._bytes_per_second
             wait = self._due - now
         self._sleep(wait)
-
-    def file(self, into: IO[bytes], chunk_bytes: int) -> io.BufferedWriter:
-        """Return a file that writes to `into` in chunks, at this rate; closing it leaves `into` open."""
-        return io.BufferedWriter(_Slowed(into, self), chunk_bytes)
-
-
-class _Slowed(io.RawIOBase):
-    def __init__(self, into: IO[bytes], throttle: Throttle) -> None:
-        self._into = into
-        self._throttle = throttle
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, chunk: Any) -> int:
-        self._throttle.take(len(chunk))
-        return self._into.write(chunk)

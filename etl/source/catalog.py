@@ -25,7 +25,7 @@ from etl.source.lost_tables import (
     find_left_out,
     find_out,
 )
-from etl.source.storage import FILENODES
+from etl.source.storage import FILENODES, read_contents
 
 WATERMARK_KINDS = {
     "timestamp with time zone": WatermarkKind.TIMESTAMPTZ,
@@ -72,7 +72,6 @@ LIST_COLUMNS = f"""
     order by a.attrelid, a.attnum
 """
 LIST_TYPES = read_sql(__package__, "list_types")
-LIST_CONTENTS = read_sql(__package__, "list_contents")
 KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
 
@@ -140,7 +139,7 @@ def read_catalog(
     relations = [found[name] for name in chosen if name in found]
     attributes = _read_attributes(cursor, [relation.oid for relation in relations])
     types = _read_types(cursor, attributes)
-    contents = _read_contents(cursor, [relation.oid for relation in relations])
+    contents = read_contents(cursor, [relation.oid for relation in relations])
     lost = [name for name in chosen if name not in found]
     refusals, absent = find_out(cursor, config.schema, known, lost)
     configured = {name for name in lost if name in config.tables or name in names}
@@ -221,14 +220,6 @@ def _read_types(cursor: Cursor, attributes: Mapping[int, Sequence[_Attribute]]) 
         )
         for oid, name, kind, is_array, element, base, base_name, has_binary, is_extension, has_text_cast in cursor
     }
-
-
-def _read_contents(cursor: Cursor, oids: Sequence[int]) -> dict[int, dict[str, str]]:
-    cursor.execute(LIST_CONTENTS, {"oids": list(oids)})
-    contents: dict[int, dict[str, str]] = {}
-    for oid, name, content in cursor:
-        contents.setdefault(oid, {})[name] = content
-    return contents
 
 
 def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: TablesConfig) -> str | None:

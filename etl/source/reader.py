@@ -14,7 +14,7 @@ from psycopg2.sql import Composable
 
 from etl.errors import SourceChangedError
 from etl.model import Snapshot, Table
-from etl.postgres.copy_pipe import CHUNK_BYTES
+from etl.postgres import copy_pipe
 from etl.postgres.error_translation import errors_of
 from etl.postgres.throttle import Throttle
 from etl.source import statements, storage
@@ -105,11 +105,7 @@ class Reader:
     def copy(self, statement: Composable, into: IO[bytes]) -> None:
         """Write the output of a COPY statement to a file, no faster than the throttle allows."""
         with self._session() as cursor:
-            if self._throttle is None:
-                cursor.copy_expert(statement, into)
-                return
-            with self._throttle.file(into, CHUNK_BYTES) as file:
-                cursor.copy_expert(statement, file)
+            copy_pipe.copy_out(cursor, statement, into, self._throttle)
 
     @contextmanager
     def _session(self) -> Iterator[Cursor]:

@@ -78,7 +78,6 @@ class Source:
         self._settings = settings
         self._connection = self._connect()
         try:
-            sessions.refuse_transaction_pooler(self._connection, "source", self._connect)
             with errors_of("source", "opening the run"), self._connection.cursor() as cursor:
                 self.is_standby, self.may_see_all, encoding = _describe(cursor)
                 self.identity = identity.read_identity(cursor, settings.tables.schema, is_standby=self.is_standby)

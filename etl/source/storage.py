@@ -1,4 +1,4 @@
-"""Reads what the source shows about a table's files: their identity, their size, and the counters of changes."""
+"""Reads what the source shows about how a table is stored: its files, their size, its counters, its contents."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from psycopg2.extensions import cursor as Cursor
 from etl.model import Table
 from etl.policy.deletes import Counters
 from etl.postgres.catalog_sql import LEAVES
+from etl.postgres.sql import read_sql
 
 FILENODES = f"""
     select coalesce(string_agg(l.oid || ':' || pg_catalog.pg_relation_filenode(l.oid), ',' order by l.oid), '')
     from ({LEAVES}) as l
 """
+LIST_CONTENTS = read_sql(__package__, "list_contents")
 READ_COUNTERS = f"""
     select t.oid, sum(pg_catalog.pg_stat_get_tuples_inserted(l.oid)), sum(pg_catalog.pg_stat_get_tuples_updated(l.oid)),
         sum(pg_catalog.pg_stat_get_tuples_deleted(l.oid)),
@@ -69,3 +71,12 @@ def read_counters(cursor: Cursor, tables: Sequence[Table]) -> dict[str, Counters
             found[table.oid]
         ]
     }
+
+
+def read_contents(cursor: Cursor, oids: Sequence[int]) -> dict[int, dict[str, str]]:
+    """Return, for each of these tables, a hash for each column of what gives its stored values."""
+    cursor.execute(LIST_CONTENTS, {"oids": list(oids)})
+    contents: dict[int, dict[str, str]] = {}
+    for oid, name, content in cursor:
+        contents.setdefault(oid, {})[name] = content
+    return contents

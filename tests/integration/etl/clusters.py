@@ -1,13 +1,12 @@
 """Servers of a test's own, that others can follow, be copied from, or be promoted."""
 
-import os
-import pwd
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from deploy.local.servers import SUPERUSER, UNPRIVILEGED_USER, Server, find_binaries, make_private_folder
+from deploy.local.servers import SUPERUSER, Server, find_binaries, make_private_folder
+from tests.integration.etl.faults import open_as_nobody
 
 MAJOR = 16
 # wal_level logical serves physical and logical walsenders alike.
@@ -35,20 +34,6 @@ def open_program(server: Server, program: str, *arguments: str) -> Iterator[subp
     binary = find_binaries(server.major, server.folder.parent) / "bin" / program
     with open_as_nobody([str(binary), *arguments]) as process:
         yield process
-
-
-@contextmanager
-def open_as_nobody(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    user = pwd.getpwnam(UNPRIVILEGED_USER) if os.getuid() == 0 else None
-    identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
-    process = subprocess.Popen(
-        command, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **identity
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def beside(server: Server, name: str, port: int) -> Server:

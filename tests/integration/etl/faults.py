@@ -2,15 +2,20 @@
 
 import itertools
 import os
+import pwd
 import re
 import signal
 import socket
 import struct
+import subprocess
 import threading
 from collections import Counter
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 
 import psycopg2
+
+from deploy.local.servers import UNPRIVILEGED_USER
 
 CHUNK_BYTES = 1 << 16
 # Rows of `orders` in the shop, and what they weigh on the way; all else that a run says is less than the margin.
@@ -47,6 +52,20 @@ def execute(connection, statement, *parameters):
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters or None)
         return cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def open_as_nobody(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    user = pwd.getpwnam(UNPRIVILEGED_USER) if os.getuid() == 0 else None
+    identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
+    process = subprocess.Popen(
+        command, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **identity
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def stock(replication, insert_orders):
@@ -118,10 +137,13 @@ class Link:
     def __init__(self, client, server):
         self.client, self.server = client, server
         self.is_cut = False
+        self.flows = threading.Event()  # cleared: it is open, and passes nothing on
+        self.flows.set()
 
     def cut(self, *, resets):
         """Close both sockets, with a reset or in order; what was on its way is lost with a reset."""
         self.is_cut = True
+        self.flows.set()
         for end in (self.client, self.server):
             with suppress(OSError):
                 if resets:
@@ -194,6 +216,7 @@ class Proxy:
                     self.has_acted.set()
                     self._act(link)
                 self.flows.wait()
+                link.flows.wait()
                 writes.sendall(chunk[head or 0 :])
             writes.shutdown(socket.SHUT_WR)
         except OSError:

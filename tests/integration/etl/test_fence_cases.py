@@ -5,29 +5,24 @@ import itertools
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import psycopg2
 import pytest
 from psycopg2 import sql
 
-from deploy.local.servers import HOST, SUPERUSER, Server, make_private_folder
-from etl.database_url import DatabaseUrl
-from etl.errors import UnavailableError
+from deploy.local.servers import Server, make_private_folder
 from etl.model import WatermarkKind
 from etl.policy import fence
 from etl.postgres.sql import quote_name
 from etl.source import open_transactions
 from etl.source.session import POINT_EXPRESSIONS, REPEATED_HOUR_SECONDS
-from tests.integration.etl.clusters import MAJOR, SERVER_SETTINGS, copy_running, open_as_nobody, open_program, serve
+from tests.integration.etl.clusters import MAJOR, SERVER_SETTINGS, copy_running, open_program, serve
 from tests.integration.etl.faults import crash, create_database, stop_fast
 from tests.results import pick
-from tests.servers import DatabaseServer
 
 LOOKBACK = {"lookback_seconds": 60}
 
@@ -1037,110 +1032,3 @@ def test_another_source_cluster_stops_its_tables_before_writing(
     assert after == before
     assert has_gone_on, "expected that the run on the old source goes on, found that it stopped"
     assert_equal(other, "orders")
-
-
-# --- Poolers ---
-
-
-@contextmanager
-def open_pooler(server: DatabaseServer, folder: Path, port: int, pool_mode: str, *more: str) -> Iterator[None]:
-    """Run PgBouncer in front of a server, with the server's own password; its files are in a folder that it reaches."""
-    program = shutil.which("pgbouncer")
-    if program is None:
-        pytest.skip(
-            "pgbouncer is not installed (apt-get install pgbouncer): not tested is that a pool in session mode serves "
-            "a run, and that one in transaction mode is refused"
-        )
-    users = folder / f"pgbouncer_{port}.txt"
-    users.write_text(f'"{SUPERUSER}" "{server.password()}"\n')
-    settings = folder / f"pgbouncer_{port}.ini"
-    lines = [
-        "[databases]",
-        f"* = host={HOST} port={server.port}",
-        "[pgbouncer]",
-        f"listen_addr = {HOST}",
-        f"listen_port = {port}",
-        "unix_socket_dir =",
-        "auth_type = scram-sha-256",
-        f"auth_file = {users}",
-        f"pool_mode = {pool_mode}",
-        *more,
-    ]
-    settings.write_text("\n".join(lines) + "\n")
-    with open_as_nobody([program, str(settings)]):
-        yield
-
-
-@pytest.fixture(params=["source", "target"])
-def pool(request, orders, source_server, target_server, servers_home, free_port, wait_until):
-    """A function that puts a pooler of some mode before one side of the orders, and returns the change of settings."""
-    side = request.param
-    server = {"source": source_server, "target": target_server}[side]
-    direct = {"source": orders.source_url, "target": orders.target_url}[side]
-
-    def is_ready(url):
-        try:
-            psycopg2.connect(url).close()
-        except psycopg2.OperationalError:
-            return False
-        return True
-
-    with ExitStack() as poolers:
-
-        def put_pooler_before(pool_mode, *more):
-            port = free_port()
-            poolers.enter_context(open_pooler(server, servers_home, port, pool_mode, *more))
-            url = direct.replace(f":{server.port}/", f":{port}/")
-            wait_until(lambda: is_ready(url))
-            return {f"{side}_url": DatabaseUrl(url)}
-
-        yield put_pooler_before
-
-
-def test_transaction_mode_pooler_is_rejected_with_the_reason(orders, pool):
-    through_pooler = pool("transaction")
-    (side,) = (name.removesuffix("_url") for name in through_pooler)
-
-    errors = []
-    for _ in range(3):  # the pool keeps the sessions of the attempts before
-        with pytest.raises(UnavailableError) as refusal:
-            orders.run(**through_pooler)
-        errors.append(refusal.value)
-
-    assert {str(error) for error in errors} == {
-        f"the {side} is reached through a pooler in transaction mode, which loses a session's settings and locks "
-        f"between transactions: point {side.upper()}_DATABASE_URL at the server itself, or at a pool in session mode"
-    }
-    assert [error for error in errors if error.is_transient] == []
-    assert orders.on_target("select to_regclass('raw.orders')") == [(None,)]
-    orders.run_one("orders")
-    assert_equal(orders, "orders")
-
-
-@pytest.mark.parametrize("sessions", range(2, 7))
-def test_round_robin_pooler_is_rejected_with_any_session_count(orders, pool, sessions):
-    through_pooler = pool("transaction", "server_round_robin = 1")
-    (url,) = through_pooler.values()
-    with ExitStack() as opened:
-        clients = [opened.enter_context(closing(psycopg2.connect(url))) for _ in range(sessions)]
-        for client in clients:
-            execute_all(client, ["select 1"])
-        for client in clients:
-            client.commit()
-
-    with pytest.raises(UnavailableError, match="a pooler in transaction mode"):
-        orders.run(**through_pooler)
-
-    assert orders.on_target("select to_regclass('raw.orders')") == [(None,)]
-
-
-def test_session_mode_pooler_works(orders, pool):
-    through_pooler = pool("session")
-
-    orders.run_one("orders", **through_pooler)
-    add_order(orders.source, "another")
-    orders.run_one("orders", **through_pooler)
-
-    assert has_order(orders, "another")
-    assert watermarks_of(orders)[2] == []
-    assert_equal(orders, "orders")

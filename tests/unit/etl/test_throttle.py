@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etl.postgres.copy_pipe import Outlet
 from etl.postgres.throttle import Throttle
 
 RATE = 1000.0  # bytes a second
@@ -59,9 +60,11 @@ def test_data_is_passed_on_and_the_underlying_file_stays_open(chunks, chunk_byte
     clock = make_clock()
     into = io.BytesIO()
 
-    with Throttle(RATE, clock=clock.read, sleep=clock.sleep).file(into, chunk_bytes) as file:
-        for chunk in chunks:
+    throttle = Throttle(RATE, clock=clock.read, sleep=clock.sleep)
+    with io.BufferedWriter(Outlet(into, None, throttle), chunk_bytes) as file:
+        for number, chunk in enumerate(chunks, 1):
             file.write(chunk)
+            assert file.tell() == sum(map(len, chunks[:number]))
 
     assert into.getvalue() == b"".join(chunks)
     assert clock.now == pytest.approx(100.0 + len(into.getvalue()) / RATE)
