@@ -60,6 +60,23 @@ class TableConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QualifiedName:
+    """The name of an operator or collation, with its schema."""
+
+    schema: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyOrder:
+    """How the source compares the values of a key column: as the operator class of the key's index does."""
+
+    operators: tuple[QualifiedName, ...] | None  # <, <=, =, >= and >; None: compared as records of one column
+    operand_type: str | None = None  # the type that the operators take, if the column has another one
+    collation: QualifiedName | None = None  # of the key's index, if the column's type has another one
+
+
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """One column: as it is on the source, and as it is in `raw`."""
 
@@ -72,6 +89,8 @@ class Column:
     is_binary: bool  # its binary COPY form means the same on both sides
     remark: str = ""  # why `raw` has another type, if people should know
     has_own_cast: bool = False  # its cast to text is user-defined
+    key_order: KeyOrder | None = None  # of a key; None: pg_catalog's operators compare it as the key's index does
+    raw_equality: QualifiedName | None = None  # the operator that compares it in `raw`; None: the `=` of pg_catalog
 
 
 @dataclass(frozen=True, kw_only=True)

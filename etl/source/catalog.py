@@ -14,9 +14,10 @@ from psycopg2.extensions import cursor as Cursor
 from etl.config import TablesConfig
 from etl.errors import ConfigurationError
 from etl.model import OWN_PREFIX, Column, Table, WatermarkKind
-from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_type
+from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_key_type, map_type
 from etl.postgres.catalog_sql import LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
 from etl.postgres.sql import quote_name, read_sql
+from etl.source.key_orders import KeyOrders, read_key_orders
 from etl.source.storage import FILENODES
 
 WATERMARK_KINDS = {
@@ -108,7 +109,8 @@ def read_catalog(cursor: Cursor, config: TablesConfig, target: TargetTypes, name
     found = {row[1]: _Relation(*row) for row in cursor.fetchall()}
     chosen = _choose(found, config, names)
     relations = [found[name] for name in chosen if name in found]
-    attributes = _read_attributes(cursor, [relation.oid for relation in relations])
+    oids = [relation.oid for relation in relations]
+    attributes, orders = _read_attributes(cursor, oids), read_key_orders(cursor, oids)
     types = _read_types(cursor, attributes)
     refusals = {
         name: f"expected a table {config.schema}.{name} on the source, found none: correct its name in tables.yml, "
@@ -118,10 +120,10 @@ def read_catalog(cursor: Cursor, config: TablesConfig, target: TargetTypes, name
     }
     tables, notices = [], []
     for relation in relations:
-        own = attributes.get(relation.oid, [])
-        reason = _refuse(relation, own, config)
+        own, order = attributes.get(relation.oid, []), orders.get(relation.oid, KeyOrders())
+        reason = _refuse(relation, own, order, config)
         if reason is None:
-            tables.append(_describe(relation, own, types, target, config))
+            tables.append(_describe(relation, own, types, target, config, orders=order))
             notices += _notices(tables[-1], relation, own)
         elif relation.name in config.tables or relation.name in names:
             refusals[relation.name] = reason
@@ -153,7 +155,7 @@ def _read_attributes(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[_Att
 
 def _read_types(cursor: Cursor, attributes: Mapping[int, Sequence[_Attribute]]) -> dict[int, SourceType]:
     oids = sorted({attribute.type_oid for own in attributes.values() for attribute in own})
-    cursor.execute(LIST_TYPES, {"oids": oids})
+    cursor.execute(LIST_TYPES, {"oids": oids, "first_user_oid": FIRST_USER_OID})
     return {
         oid: SourceType(
             oid=oid,
@@ -165,13 +167,15 @@ def _read_types(cursor: Cursor, attributes: Mapping[int, Sequence[_Attribute]]) 
             base_name=base_name or "",
             has_binary=has_binary,
             is_extension=is_extension,
-            has_own_cast=has_text_cast and oid >= FIRST_USER_OID,
+            has_own_cast=has_own_cast,
         )
-        for oid, name, kind, is_array, element, base, base_name, has_binary, is_extension, has_text_cast in cursor
+        for oid, name, kind, is_array, element, base, base_name, has_binary, is_extension, has_own_cast in cursor
     }
 
 
-def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: TablesConfig) -> str | None:
+def _refuse(
+    relation: _Relation, attributes: Sequence[_Attribute], orders: KeyOrders, config: TablesConfig
+) -> str | None:
     """Return why a relation cannot be replicated, with the next step; None when it can."""
     label, name = f"{config.schema}.{relation.name}", quote_name(config.schema, relation.name)
     if relation.kind in KINDS:
@@ -182,6 +186,12 @@ def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: Table
         return (
             f"{label} has no primary key, which merging its rows requires: run on the source: "
             f"alter table {name} add primary key (...); or skip it in tables.yml"
+        )
+    for column, class_name in orders.incomplete.items():
+        return (
+            f'column "{column}" of {label} is in the primary key, and its operator class {class_name} lacks some of '
+            "the operators <, <=, =, >= and >, by which rows are sorted and found: add them to its operator family "
+            "(alter operator family ... using btree add operator ...), or give the table another key"
         )
     taken = [attribute.name for attribute in attributes if attribute.name.startswith(OWN_PREFIX)]
     if taken:
@@ -231,15 +241,20 @@ def _describe(
     types: Mapping[int, SourceType],
     target: TargetTypes,
     config: TablesConfig,
+    *,
+    orders: KeyOrders,
 ) -> Table:
     own = config.table(relation.name)
+    key = tuple(relation.key or ())
     watermark = next((attribute for attribute in attributes if attribute.name == own.watermark), None)
     return Table(
         schema=config.schema,
         name=relation.name,
         oid=relation.oid,
-        columns=tuple(_describe_column(attribute, types, target) for attribute in attributes),
-        key=tuple(relation.key or ()),
+        columns=tuple(
+            _describe_column(attribute, types, orders, target, is_key=attribute.name in key) for attribute in attributes
+        ),
+        key=key,
         watermark=watermark.name if watermark else None,
         watermark_kind=WATERMARK_KINDS[base_type(watermark.formatted)] if watermark else None,
         watermark_sequence=watermark.sequence_oid if watermark else None,
@@ -251,8 +266,15 @@ def _describe(
     )
 
 
-def _describe_column(attribute: _Attribute, types: Mapping[int, SourceType], target: TargetTypes) -> Column:
-    raw = map_type(attribute.type_oid, attribute.formatted, types, target)
+def _describe_column(
+    attribute: _Attribute,
+    types: Mapping[int, SourceType],
+    orders: KeyOrders,
+    target: TargetTypes,
+    *,
+    is_key: bool,
+) -> Column:
+    raw = (map_key_type if is_key else map_type)(attribute.type_oid, attribute.formatted, types, target)
     return Column(
         name=attribute.name,
         number=attribute.number,
@@ -263,6 +285,8 @@ def _describe_column(attribute: _Attribute, types: Mapping[int, SourceType], tar
         is_binary=raw.is_binary,
         remark=raw.remark,
         has_own_cast=raw.has_own_cast,
+        key_order=orders.by_column.get(attribute.name),
+        raw_equality=raw.equality,
     )
 
 
