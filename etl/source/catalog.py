@@ -187,12 +187,8 @@ def _refuse(
             f"{label} has no primary key, which merging its rows requires: run on the source: "
             f"alter table {name} add primary key (...); or skip it in tables.yml"
         )
-    for column, class_name in orders.incomplete.items():
-        return (
-            f'column "{column}" of {label} is in the primary key, and its operator class {class_name} lacks some of '
-            "the operators <, <=, =, >= and >, by which rows are sorted and found: add them to its operator family "
-            "(alter operator family ... using btree add operator ...), or give the table another key"
-        )
+    for column, fault in orders.faults.items():
+        return f'column "{column}" of {label} is part of the primary key, and {fault}'
     taken = [attribute.name for attribute in attributes if attribute.name.startswith(OWN_PREFIX)]
     if taken:
         return (

@@ -14,7 +14,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.model import KeyOrder, QualifiedName
 from etl.policy.column_types import FIRST_USER_OID
-from etl.postgres.sql import read_sql
+from etl.postgres.sql import quote_name, read_sql
 
 LIST_KEY_ORDERS = read_sql(__package__, "list_key_orders")
 COMPARISONS = ("<", "<=", "=", ">=", ">")  # by strategy ("B-Tree Strategies" in the manual)
@@ -26,22 +26,30 @@ class KeyOrders:
     """The key columns of one table whose order is not that of pg_catalog's operators."""
 
     by_column: Mapping[str, KeyOrder] = field(default_factory=dict)
-    incomplete: Mapping[str, str] = field(default_factory=dict)  # operator class by column: operators are missing
+    faults: Mapping[str, str] = field(default_factory=dict)  # by column: why its values cannot be compared
 
 
 def read_key_orders(cursor: Cursor, oids: Sequence[int]) -> dict[int, KeyOrders]:
     """Return, by table, the orders of key columns; those that pg_catalog's operators compare alike are left out."""
     cursor.execute(LIST_KEY_ORDERS, {"oids": list(oids), "first_user_oid": FIRST_USER_OID})
     found: dict[int, tuple[dict[str, KeyOrder], dict[str, str]]] = {}
-    for oid, column, class_name, schemas, names, is_record, operand_type, collation_schema, collation in cursor:
-        orders, incomplete = found.setdefault(oid, ({}, {}))
+    for oid, column, class_name, schemas, names, hidden_schema, is_record, operand_type, *collation in cursor:
+        orders, faults = found.setdefault(oid, ({}, {}))
         if len(names) != len(COMPARISONS) or not all(map(OPERATOR_NAME.fullmatch, names)):
-            incomplete[column] = class_name
-            continue
+            faults[column] = (
+                f"its operator class {class_name} lacks some of the operators <, <=, =, >= and >, by which rows are "
+                "sorted and found: add them on the source (alter operator family ... using btree add operator ...), or "
+                "give the table another key"
+            )
+        elif hidden_schema is not None:
+            faults[column] = (
+                f"the operators that compare it are in schema {hidden_schema}: run on the source: grant usage on "
+                f"schema {quote_name(hidden_schema)} to the role of SOURCE_DATABASE_URL"
+            )
         operators = tuple(QualifiedName(schema=s, name=n) for s, n in zip(schemas, names, strict=True))
         orders[column] = KeyOrder(
             operators=None if is_record else operators,
             operand_type=operand_type,
-            collation=QualifiedName(schema=collation_schema, name=collation) if collation else None,
+            collation=None if collation == [None, None] else QualifiedName(schema=collation[0], name=collation[1]),
         )
-    return {oid: KeyOrders(by_column=orders, incomplete=incomplete) for oid, (orders, incomplete) in found.items()}
+    return {oid: KeyOrders(by_column=orders, faults=faults) for oid, (orders, faults) in found.items()}

@@ -9,6 +9,8 @@ with recursive key_columns as (
     from pg_catalog.pg_index as i
     cross join lateral pg_catalog.generate_series(0, i.indnkeyatts - 1) as p (place)
     inner join pg_catalog.pg_attribute as a on i.indrelid = a.attrelid and a.attnum = i.indkey[p.place]
+    inner join pg_catalog.pg_class as x on i.indexrelid = x.oid
+    inner join pg_catalog.pg_am as m on x.relam = m.oid and m.amname = 'btree'  -- not that of WITHOUT OVERLAPS
     where i.indrelid = any(%(oids)s) and i.indisprimary
 ),
 
@@ -54,12 +56,16 @@ key_orders as (
         k.*,
         f.schemas,
         f.names,
+        f.hidden_schema,
         f.names = '{<,<=,=,>=,>}' and f.are_built_in as are_usual
     from key_classes as k
     cross join lateral (
         select
             coalesce(array_agg(n.nspname::text order by m.amopstrategy), '{}') as schemas,
             coalesce(array_agg(p.oprname::text order by m.amopstrategy), '{}') as names,
+            min(n.nspname::text) filter (
+                where not pg_catalog.has_schema_privilege(n.oid, 'usage')
+            ) as hidden_schema,
             bool_and(p.oid < %(first_user_oid)s) as are_built_in
         from pg_catalog.pg_amop as m
         inner join pg_catalog.pg_operator as p on m.amopopr = p.oid
@@ -78,6 +84,7 @@ select
     k.class_name,
     k.schemas,
     k.names,
+    k.hidden_schema,
     k.is_polymorphic and k.has_implicit_cast as is_compared_as_record,
     case when not k.is_polymorphic and k.operand_oid <> k.type_oid
         then pg_catalog.format_type(k.operand_oid, null)

@@ -45,10 +45,11 @@ SNAPSHOT_HAS_ENDED = (
 )
 # Clocks are set back by up to one hour in autumn; a local time in that hour happens twice.
 REPEATED_HOUR_SECONDS = 3600.0
+# concat() uses the output function of the type, also where a user defined its cast to text.
 POINT_EXPRESSIONS = {
-    WatermarkKind.TIMESTAMPTZ: "%(instant)s::timestamptz::text",
-    WatermarkKind.TIMESTAMP: "(%(repeated)s::timestamptz at time zone %(zone)s)::text",
-    WatermarkKind.DATE: "((%(repeated)s::timestamptz at time zone %(zone)s)::date)::text",
+    WatermarkKind.TIMESTAMPTZ: "pg_catalog.concat(%(instant)s::timestamptz)",
+    WatermarkKind.TIMESTAMP: "pg_catalog.concat(%(repeated)s::timestamptz at time zone %(zone)s)",
+    WatermarkKind.DATE: "pg_catalog.concat((%(repeated)s::timestamptz at time zone %(zone)s)::date)",
 }
 
 
