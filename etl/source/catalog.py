@@ -15,7 +15,7 @@ from etl.config import TablesConfig
 from etl.errors import ConfigurationError
 from etl.model import OWN_PREFIX, Column, Table, WatermarkKind
 from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_key_type, map_type
-from etl.postgres.catalog_sql import LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
+from etl.postgres.catalog_sql import HAVE_KEY_ORDERS, LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
 from etl.postgres.sql import quote_name, read_sql
 from etl.source.key_orders import KeyOrders, read_key_orders
 from etl.source.storage import FILENODES
@@ -40,7 +40,8 @@ LIST_TABLES = f"""
             select coalesce(bool_and(coalesce(m.amname = 'heap', false)), true)
             from ({LEAVES.format(oid="c.oid")}) as l
             left join pg_catalog.pg_am as m on m.oid = l.relam
-        )
+        ),
+        c.oid in ({HAVE_KEY_ORDERS.format(first_user_oid=FIRST_USER_OID)})
     from pg_catalog.pg_class as c
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition
@@ -82,6 +83,7 @@ class _Relation:
     is_readable: bool
     filenodes: str
     has_blocks: bool
+    has_key_order: bool
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ def read_catalog(cursor: Cursor, config: TablesConfig, target: TargetTypes, name
     found = {row[1]: _Relation(*row) for row in cursor.fetchall()}
     chosen = _choose(found, config, names)
     relations = [found[name] for name in chosen if name in found]
-    oids = [relation.oid for relation in relations]
-    attributes, orders = _read_attributes(cursor, oids), read_key_orders(cursor, oids)
+    attributes = _read_attributes(cursor, [relation.oid for relation in relations])
+    orders = read_key_orders(cursor, [relation.oid for relation in relations if relation.has_key_order])
     types = _read_types(cursor, attributes)
     refusals = {
         name: f"expected a table {config.schema}.{name} on the source, found none: correct its name in tables.yml, "

@@ -31,6 +31,8 @@ class KeyOrders:
 
 def read_key_orders(cursor: Cursor, oids: Sequence[int]) -> dict[int, KeyOrders]:
     """Return, by table, the orders of key columns; those that pg_catalog's operators compare alike are left out."""
+    if not oids:
+        return {}
     cursor.execute(LIST_KEY_ORDERS, {"oids": list(oids), "first_user_oid": FIRST_USER_OID})
     found: dict[int, tuple[dict[str, KeyOrder], dict[str, str]]] = {}
     for oid, column, class_name, schemas, names, hidden_schema, is_record, operand_type, *collation in cursor:

@@ -24,50 +24,37 @@ with classes as (
         and l.lanname <> 'sql'  -- the planner puts its text in the operator's place, which cannot be joined on
 ),
 
-types as (
+own_classes as (
     select
-        t.oid,
-        pg_catalog.format_type(t.oid, null) as name,
-        case
-            when t.typtype = 'r' then 'pg_catalog.anyrange'::regtype::oid
-            when t.typtype = 'm' then pg_catalog.to_regtype('pg_catalog.anymultirange')::oid
-            when t.typcategory = 'A' and t.typlen = -1 then 'pg_catalog.anyarray'::regtype::oid
-        end as polymorphic_oid
-    from pg_catalog.pg_type as t
-    where
-        t.typtype in ('b', 'r', 'm')
-        and (
-            t.oid < %(first_user_oid)s
-            or exists (
-                select from pg_catalog.pg_depend as d
-                where d.classid = 'pg_catalog.pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
-            )
-        )
+        c.type_oid,
+        array[c.operator_schema, c.operator_name] as operator
+    from classes as c
+    where c.operator_oid >= %(first_user_oid)s
 ),
 
--- Such as varchar, which has the operator class of text. Of types of extensions, only those with their own count.
+-- Such as varchar, which has the operator class of text.
 coercible as (
-    select
-        c.castsource as type_oid,
-        c.casttarget as class_oid
+    select c.castsource as type_oid
     from pg_catalog.pg_cast as c
-    where c.castmethod = 'b' and c.castcontext = 'i' and c.castsource < %(first_user_oid)s
+    inner join classes as k on c.casttarget = k.type_oid
+    where c.castmethod = 'b' and c.castcontext = 'i' and c.castsource < %(first_user_oid)s  -- noqa: RF02
 )
 
 select
-    t.name,
-    coalesce(
-        own.type_oid is not null
-        or t.polymorphic_oid is not null
-        or exists(
-            select from coercible as b
-            inner join classes as k on b.class_oid = k.type_oid
-            where b.type_oid = t.oid
-        ),
-        false
-    ) as can_be_key,
-    own.operator_schema,
-    own.operator_name,
-    own.operator_oid >= %(first_user_oid)s as has_own_operator
-from types as t
-left join classes as own on t.oid = own.type_oid
+    pg_catalog.format_type(t.oid, null) as name,
+    t.typtype <> 'b'
+    or (t.typcategory = 'A' and t.typlen = -1)
+    or t.oid in (select c.type_oid from classes as c)
+    or t.oid in (select c.type_oid from coercible as c) as can_be_key,
+    o.operator as own_equality
+from pg_catalog.pg_type as t
+left join own_classes as o on t.oid = o.type_oid
+where
+    t.typtype in ('b', 'r', 'm')
+    and (
+        t.oid < %(first_user_oid)s  -- noqa: RF02
+        or exists (
+            select from pg_catalog.pg_depend as d
+            where d.classid = 'pg_catalog.pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
+        )
+    )

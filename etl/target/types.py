@@ -25,11 +25,11 @@ def read_types(connection: Connection) -> TargetTypes:
     return TargetTypes(
         names=frozenset(names),
         major=connection.server_version // 10_000,
-        unfit_for_keys=frozenset(name for name, can_be_key, *_ in found if not can_be_key),
+        unfit_for_keys=frozenset(name for name, can_be_key, _ in found if not can_be_key),
         equalities={
-            name: QualifiedName(schema=schema, name=operator)
-            for name, _, schema, operator, has_own_operator in found
-            if has_own_operator
+            name: QualifiedName(schema=own_equality[0], name=own_equality[1])
+            for name, _, own_equality in found
+            if own_equality
         },
     )
 
