@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from psycopg2 import sql
 
+from etl.keys.comparisons import as_text, is_among, same_key, source_column, typed
 from etl.model import Column, Table
 from etl.policy.column_types import MODIFIER
-from etl.postgres.sql import comma, same_key
-from etl.source.comparisons import as_text, is_among, source_column, typed
+from etl.postgres.sql import comma
 from etl.source.statements import cast, source_table
 from etl.target.statements import raw_table
 

@@ -8,7 +8,7 @@ from importlib import resources
 
 from psycopg2 import sql
 
-from etl.model import Column, QualifiedName, Table
+from etl.model import Table
 
 SECONDS_PER_DAY = 86_400
 PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
@@ -46,24 +46,6 @@ def read_sql(package: str, name: str) -> str:
 def copy_format(table: Table) -> sql.SQL:
     """Return the COPY format of a table: binary where every column allows it."""
     return sql.SQL("binary" if table.is_binary else "text")
-
-
-def operator(name: QualifiedName) -> sql.Composable:
-    """Name an operator with its schema; its name consists of operator characters."""
-    return sql.SQL("operator({}.{})").format(sql.Identifier(name.schema), sql.SQL(name.name))
-
-
-def equal(column: Column, one: sql.Composable, other: sql.Composable) -> sql.Composable:
-    """Compose the condition that two values of a raw key column are equal, as the key's index compares them."""
-    equality = sql.SQL("=") if column.raw_equality is None else operator(column.raw_equality)
-    return sql.SQL("{} {} {}").format(one, equality, other)
-
-
-def same_key(table: Table, one: str, other: str) -> sql.Composable:
-    """Compose the condition that the rows of two aliases have the same key, on the target."""
-    return sql.SQL(" and ").join(
-        equal(table.column(name), sql.Identifier(one, name), sql.Identifier(other, name)) for name in table.key
-    )
 
 
 def comma(parts: Iterable[sql.Composable]) -> sql.Composed:

@@ -13,11 +13,11 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.config import TablesConfig
 from etl.errors import ConfigurationError
+from etl.keys.orders import KeyOrders, read_key_orders
 from etl.model import OWN_PREFIX, Column, Table, WatermarkKind
 from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_key_type, map_type
 from etl.postgres.catalog_sql import HAVE_KEY_ORDERS, LEADS_AN_INDEX, LEAVES, OWN_SEQUENCE, PRIMARY_KEY
 from etl.postgres.sql import quote_name, read_sql
-from etl.source.key_orders import KeyOrders, read_key_orders
 from etl.source.storage import FILENODES
 
 WATERMARK_KINDS = {

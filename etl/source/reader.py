@@ -88,6 +88,10 @@ class Reader:
         """Return the key, as text, of the last row of a full window."""
         return self._row(statements.last_key(self._table, window))
 
+    def keys_among(self, keys: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """Return the keys, as text, of the rows whose key equals one of these, as the source compares them."""
+        return self.query(statements.keys_among(self._table, keys))
+
     def lesser_watermark(self, one: str, other: str) -> str:
         """Return the lesser of two values of the watermark column, as text."""
         return str(self._row(statements.lesser_watermark(self._table, one, other))[0])

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from psycopg2 import sql
 
+from etl.keys.comparisons import are_equal, as_text, follows, is_among, ordered, source_column, typed
 from etl.model import Column, Table, WatermarkKind
 from etl.postgres.sql import SECONDS_PER_DAY, comma, copy_format
-from etl.source.comparisons import are_equal, as_text, follows, is_among, ordered, source_column, typed
 
 TEXTS = ("text", "text[]")
 
@@ -100,6 +100,13 @@ def has_built_in_order(table: Table, window: Window) -> bool:
 def last_key(table: Table, window: Window) -> sql.Composable:
     """Read the key, as text, of the last row of a full window."""
     return _last_of(table, window, _as_texts(table, table.key))
+
+
+def keys_among(table: Table, keys: Sequence[tuple[str, ...]]) -> sql.Composable:
+    """Read the keys, as text, of the rows whose key equals one of these."""
+    return sql.SQL("select {} from {} as s where {}").format(
+        comma(_as_texts(table, table.key)), source_table(table), is_among(table, keys)
+    )
 
 
 def lesser_watermark(table: Table, one: str, other: str) -> sql.Composable:

@@ -392,3 +392,24 @@ def test_key_whose_operators_may_not_be_used_is_refused(folded, read_as_role):
     assert result.status == "failed"
     assert "grant usage on schema apart to the role of SOURCE_DATABASE_URL" in str(result.error)
     assert folded.on_target("select to_regclass('raw.items')") == [(None,)]
+
+
+@pytest.mark.parametrize("batch_rows", [1, 100], ids=["in two batches", "in one batch"])
+def test_keys_that_only_raw_takes_for_equal_fail(replication, batch_rows):
+    replication.configure({"defaults": {"batch_rows": batch_rows}})
+    exact = FOLDED.format(fold="pg_catalog.btrim", operators=operators("folded"))
+    replication.on_source(f"{exact}; alter extension plpgsql add type folded")
+    replication.on_target(EXTENSION_TYPE)
+    replication.on_source(
+        "create table items (k folded primary key, note text, updated_at timestamptz not null default now());"
+        "insert into items values ('k', 'first')"
+    )
+    replication.run_one("items")
+    replication.on_source("insert into items values ('X', 'second'), ('x', 'third'), ('K', 'fourth')")
+
+    (result,) = replication.run("items").tables
+
+    assert result.status == "failed"
+    found = {1: "create the target's database with the locale of the source's", 100: "equal in raw: compare the types"}
+    assert found[batch_rows] in str(result.error)
+    assert replication.on_target("select note from raw.items where k::text = 'k'") == [("first",)]

@@ -13,6 +13,7 @@ ORDER = (
     {"database_url", "display"},
     {"config"},
     {"policy", "postgres"},
+    {"keys"},
     {"ledger", "source"},
     {"target"},
     {"compare"},

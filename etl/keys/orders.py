@@ -16,7 +16,7 @@ from etl.model import KeyOrder, QualifiedName
 from etl.policy.column_types import FIRST_USER_OID
 from etl.postgres.sql import quote_name, read_sql
 
-LIST_KEY_ORDERS = read_sql(__package__, "list_key_orders")
+LIST_ORDERS = read_sql(__package__, "list_orders")
 COMPARISONS = ("<", "<=", "=", ">=", ">")  # by strategy ("B-Tree Strategies" in the manual)
 OPERATOR_NAME = re.compile(r"[-+*/<>=~!@#%^&|`?]+")
 
@@ -33,7 +33,7 @@ def read_key_orders(cursor: Cursor, oids: Sequence[int]) -> dict[int, KeyOrders]
     """Return, by table, the orders of key columns; those that pg_catalog's operators compare alike are left out."""
     if not oids:
         return {}
-    cursor.execute(LIST_KEY_ORDERS, {"oids": list(oids), "first_user_oid": FIRST_USER_OID})
+    cursor.execute(LIST_ORDERS, {"oids": list(oids), "first_user_oid": FIRST_USER_OID})
     found: dict[int, tuple[dict[str, KeyOrder], dict[str, str]]] = {}
     for oid, column, class_name, schemas, names, hidden_schema, is_record, operand_type, *collation in cursor:
         orders, faults = found.setdefault(oid, ({}, {}))

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from psycopg2 import sql
 
-from etl.model import Column, Table
-from etl.postgres.sql import comma, equal, operator
-from etl.source.key_orders import COMPARISONS
+from etl.keys.orders import COMPARISONS
+from etl.model import Column, QualifiedName, Table
+from etl.postgres.sql import comma
 
 
 def source_column(name: str) -> sql.Identifier:
@@ -81,6 +81,13 @@ def is_among(table: Table, keys: Sequence[tuple[str, ...]], *, is_source: bool =
     return sql.SQL("({}) in (select * from unnest({}))").format(names, arrays)
 
 
+def same_key(table: Table, one: str, other: str) -> sql.Composable:
+    """Compose the condition that the rows of two aliases have the same key, on the target."""
+    return sql.SQL(" and ").join(
+        _equal(table.column(name), sql.Identifier(one, name), sql.Identifier(other, name)) for name in table.key
+    )
+
+
 def _is_among_values(
     columns: Sequence[Column], types: Sequence[str], keys: Sequence[tuple[str, ...]], *, is_source: bool
 ) -> sql.Composable:
@@ -93,7 +100,7 @@ def _is_among_values(
         _listed(types, keys),
         comma(map(sql.Identifier, aliases)),
         sql.SQL(" and ").join(
-            _compare(column, one, "=", other) if is_source else equal(column, one, other)
+            _compare(column, one, "=", other) if is_source else _equal(column, one, other)
             for column, one, other in pairs
         ),
     )
@@ -128,7 +135,7 @@ def _compare(column: Column, one: sql.Composable, name: str, other: sql.Composab
         return sql.SQL("{} {} {}").format(one, sql.SQL(name), other)
     if order.operators is None:
         return sql.SQL("row({})::record operator(pg_catalog.{}) row({})::record").format(one, sql.SQL(name), other)
-    found = operator(order.operators[COMPARISONS.index(name)])
+    found = _operator(order.operators[COMPARISONS.index(name)])
     return sql.SQL("{} {} {}").format(_operand(column, one), found, _operand(column, other))
 
 
@@ -146,4 +153,15 @@ def _sorted(column: Column) -> sql.Composable:
     order, name = column.key_order, source_column(column.name)
     if order is None or order.operators is None:
         return name
-    return sql.SQL("{} using {}").format(_operand(column, name), operator(order.operators[0]))
+    return sql.SQL("{} using {}").format(_operand(column, name), _operator(order.operators[0]))
+
+
+def _equal(column: Column, one: sql.Composable, other: sql.Composable) -> sql.Composable:
+    """Compose the condition that two values of a raw key column are equal, as the key's index compares them."""
+    equality = sql.SQL("=") if column.raw_equality is None else _operator(column.raw_equality)
+    return sql.SQL("{} {} {}").format(one, equality, other)
+
+
+def _operator(name: QualifiedName) -> sql.Composable:
+    """Name an operator with its schema; its name consists of operator characters."""
+    return sql.SQL("operator({}.{})").format(sql.Identifier(name.schema), sql.SQL(name.name))
