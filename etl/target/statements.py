@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from psycopg2 import sql
 
-from etl.keys.comparisons import same_key
+from etl.keys.comparisons import as_text, same_key
 from etl.model import RAW_SCHEMA, Table
 from etl.postgres.sql import SECONDS_PER_DAY, comma, copy_format
 
@@ -185,7 +185,7 @@ def respelled_keys(table: Table) -> sql.Composable:
         "select {texts} from {batch} as b join {raw} as r on {same_key} where r._etl_deleted_at is null"
         " and row({batch_key})::record operator(pg_catalog.*<>) row({raw_key})::record"
     ).format(
-        texts=comma(sql.SQL("pg_catalog.concat({})").format(sql.Identifier("r", name)) for name in table.key),
+        texts=comma(as_text(table.column(name), sql.Identifier("r", name), is_source=False) for name in table.key),
         batch=BATCH,
         raw=raw_table(table.name),
         same_key=same_key(table, "b", "r"),
