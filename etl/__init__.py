@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from etl.compare.verdict import Verdict
     from etl.config import Settings, load_settings, load_source_settings
     from etl.errors import ConfigurationError, EtlError, LockHeldError, TableError, UnavailableError
-    from etl.model import Event, RunOptions, RunResult, TableResult
+    from etl.model import RunOptions
+    from etl.results import Event, RunResult, TableResult
 
 __all__ = [
     "ConfigurationError",
@@ -56,7 +57,8 @@ _MODULES = {
     "compare.verdict": ("Verdict",),
     "config": ("Settings", "load_settings", "load_source_settings"),
     "errors": ("ConfigurationError", "EtlError", "LockHeldError", "TableError", "UnavailableError"),
-    "model": ("Event", "RunOptions", "RunResult", "TableResult"),
+    "model": ("RunOptions",),
+    "results": ("Event", "RunResult", "TableResult"),
 }
 _HOMES = {name: f"etl.{module}" for module, names in _MODULES.items() for name in names}
 

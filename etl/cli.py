@@ -26,7 +26,8 @@ from etl.compare.verdict import Verdict, describe
 from etl.config import Settings, load_settings, load_source_settings
 from etl.display import LogFormat, choose_progress, print_aligned, result_record
 from etl.errors import EtlError
-from etl.model import ROW_VERSIONS, RunOptions, RunResult
+from etl.model import ROW_VERSIONS, RunOptions
+from etl.results import RunResult
 from etl.text import printable
 
 INTERRUPTED = 130  # the exit code that shells report after SIGINT

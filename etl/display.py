@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
-from etl.model import Event, TableResult
+from etl.results import Event, TableResult
 from etl.text import printable
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,17 +24,7 @@ MAX_SOURCE_COLUMNS = MAX_RAW_COLUMNS - len(META_COLUMNS)
 NullWatermarks = Literal["read", "refuse"]
 Deletes = Literal["reconcile", "none"]
 OnSchemaChange = Literal["evolve", "freeze"]
-TableStatus = Literal["succeeded", "failed"]
 Side = Literal["source", "target"]
-EventKind = Literal[
-    "notice",
-    "table_started",
-    "batch_committed",
-    "table_continued",
-    "table_retried",
-    "table_finished",
-    "table_compared",
-]
 
 
 class WatermarkKind(enum.Enum):
@@ -67,6 +57,23 @@ class TableConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QualifiedName:
+    """The name of an operator or collation, with its schema."""
+
+    schema: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyOrder:
+    """How the source compares the values of a key column: as the operator class of the key's index does."""
+
+    operators: tuple[QualifiedName, ...] | None  # <, <=, =, >= and >; None: compared as records of one column
+    operand_type: str | None = None  # the type that the operators take, if the column has another one
+    collation: QualifiedName | None = None  # of the key's index, if the column's type has another one
+
+
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """One column: as it is on the source, and as it is in `raw`."""
 
@@ -79,6 +86,8 @@ class Column:
     is_binary: bool  # its binary COPY form means the same on both sides
     remark: str = ""  # why `raw` has another type, if people should know
     has_own_cast: bool = False  # its cast to text is user-defined
+    key_order: KeyOrder | None = None  # of a key; None: pg_catalog's operators compare it as the key's index does
+    raw_equality: QualifiedName | None = None  # the operator that compares it in `raw`; None: the `=` of pg_catalog
 
     def __post_init__(self) -> None:
         """Refuse a type that is not the name of one: statements contain it as it is."""
@@ -275,72 +284,3 @@ class Outcome:
     progress: Progress
     is_complete: bool = True
     position: Position | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableResult:
-    """How one table of a run ended."""
-
-    table_name: str
-    status: TableStatus
-    counts: Counts = field(default_factory=Counts)
-    watermark: str | None = None
-    seconds: float = 0.0
-    retries: int = 0
-    error: str | None = None
-
-    @property
-    def rows_read(self) -> int:
-        return self.counts.read
-
-    @property
-    def rows_inserted(self) -> int:
-        return self.counts.inserted
-
-    @property
-    def rows_updated(self) -> int:
-        return self.counts.updated
-
-    @property
-    def rows_unchanged(self) -> int:
-        return self.counts.unchanged
-
-    @property
-    def rows_deleted(self) -> int:
-        return self.counts.deleted
-
-    @property
-    def rows_rejected(self) -> int:
-        return self.counts.rejected
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """How a run ended."""
-
-    run_id: int
-    seconds: float
-    tables: tuple[TableResult, ...]
-
-    @property
-    def has_failures(self) -> bool:
-        return any(table.status != "succeeded" for table in self.tables)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Something that a person watching the run wants to see."""
-
-    kind: EventKind
-    table_name: str | None = None
-    message: str = ""
-    estimated_rows: int | None = None
-    counts: Counts | None = None
-    result: TableResult | None = None
-
-
-Observer = Callable[[Event], None]
-
-
-def ignore(_: Event) -> None:
-    """Ignore an event; this is the default observer."""

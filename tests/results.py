@@ -4,7 +4,7 @@ from collections import namedtuple
 from collections.abc import Mapping
 from typing import Any
 
-from etl.model import RunResult
+from etl.results import RunResult
 
 
 def statuses(result: RunResult) -> dict[str, str]:

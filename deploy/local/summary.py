@@ -9,7 +9,7 @@ from psycopg2 import sql
 
 from deploy.local.databases import Databases
 from etl.display import print_aligned
-from etl.model import RunResult
+from etl.results import RunResult
 
 QUERY = "select order_date, count(*), sum(total_usd) from marts.fct_orders group by 1 order by 1 desc limit 7"
 

@@ -25,13 +25,14 @@ from etl.errors import EtlError, TableError, UnavailableError
 from etl.ledger import locks, runs
 from etl.ledger.net_scans import read_slices
 from etl.ledger.progress import read_counters, read_progress
-from etl.model import Counts, Event, Observer, Outcome, Position, Progress, RunOptions, Snapshot, Table, TableResult
+from etl.model import Counts, Outcome, Position, Progress, RunOptions, Snapshot, Table
 from etl.policy.column_types import TargetTypes
 from etl.policy.deletes import Counters
 from etl.policy.schema_changes import RawTable
 from etl.postgres import sessions
 from etl.replicate.table import replicate_table
 from etl.replicate.task import Task
+from etl.results import Event, Observer, TableResult
 from etl.source.catalog import Catalog
 from etl.source.lost_tables import AbsentTable
 from etl.source.session import Source

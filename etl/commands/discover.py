@@ -19,7 +19,7 @@ from etl.postgres import sessions
 from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, KEY_COLUMNS, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
 from etl.postgres.error_translation import errors_of
 from etl.postgres.sql import quote_name
-from etl.source.catalog import KINDS, WATERMARK_KINDS, base_type
+from etl.source.eligibility import KINDS, WATERMARK_KINDS, base_type
 
 # Common names of such a column, the likeliest first.
 CHANGED_AT = (

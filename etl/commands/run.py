@@ -15,8 +15,9 @@ from etl.commands.attempts import Attempts, Job
 from etl.config import Settings
 from etl.errors import EtlError, LockHeldError, TableError, UnavailableError
 from etl.ledger import locks, runs, versions
-from etl.model import Event, Observer, RunOptions, RunResult, ignore
+from etl.model import RunOptions
 from etl.postgres import sessions
+from etl.results import Event, Observer, RunResult, ignore
 from etl.source.session import Source
 from etl.target.raw_tables import read_known_tables
 from etl.target.types import read_types

@@ -22,8 +22,9 @@ from etl.commands.run import errors_of_run, open_control, run, say_what_is_unsee
 from etl.config import Settings
 from etl.errors import EtlError, TableError
 from etl.ledger import locks, runs, versions
-from etl.model import Event, Observer, RunOptions, RunResult, TableResult
+from etl.model import RunOptions
 from etl.policy.table_order import TableOrder, order_children_first, related_tables
+from etl.results import Event, Observer, RunResult, TableResult
 from etl.source.session import Source
 from etl.target.raw_tables import read_known_tables
 from etl.target.types import read_types

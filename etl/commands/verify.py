@@ -30,7 +30,7 @@ from etl.config import Settings
 from etl.errors import EtlError, TableError, UnavailableError
 from etl.ledger import locks, runs
 from etl.ledger.progress import read_progress
-from etl.model import Activity, Counts, Event, Observer, Progress, Snapshot, Table, TableResult, ignore
+from etl.model import Activity, Counts, Progress, Snapshot, Table
 from etl.policy import net
 from etl.policy.column_types import TargetTypes
 from etl.policy.deletes import Counters, check_fraction
@@ -43,6 +43,7 @@ from etl.replicate.checks import check_source
 from etl.replicate.exchange import Exchange
 from etl.replicate.reconcile import repair
 from etl.replicate.task import advance
+from etl.results import Event, Observer, TableResult, ignore
 from etl.source.reader import Reader
 from etl.source.session import Points, Source
 from etl.target.raw_tables import read_known_tables, read_raw_tables

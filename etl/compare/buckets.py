@@ -7,15 +7,16 @@ function that takes a `Side` works for both. docs/decisions/0008 gives the reaso
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from psycopg2 import sql
 
+from etl.keys.comparisons import as_text, is_among, same_key, source_column, typed
 from etl.model import Column, Table
-from etl.postgres.sql import comma, same_key
-from etl.source.statements import cast, is_since, key_values, source_column, source_table, typed
+from etl.policy.column_types import MODIFIER
+from etl.postgres.sql import comma
+from etl.source.statements import cast, is_since, source_table
 from etl.target.statements import raw_table
 
 # A temporary table, one per session: keys and hashes of the source's rows in the buckets that differ.
@@ -46,7 +47,6 @@ IMAGES: Mapping[str, str] = {
     "timestamp without time zone": "timestamp_send",
     "uuid": "uuid_send",
 }
-MODIFIER = re.compile(r"\([\d,-]+\)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,11 @@ class Side:
         if self.is_source and column.is_cast:
             return sql.SQL("({})").format(cast(column))
         return source_column(column.name)
+
+    def text(self, column: Column) -> sql.Composable:
+        """A value of a column that is never NULL, as text."""
+        value = source_column(column.name) if column.has_own_cast else self.value(column)
+        return as_text(column, value, is_source=self.is_source)
 
     def text_hash(self, columns: Sequence[Column], *, is_same_encoding: bool) -> sql.Composable:
         """A hash of the text of these columns; all versions of PostgreSQL since 11 compute the same one."""
@@ -247,7 +252,7 @@ def list_differences(table: Table, kinds: Sequence[str], after: int, limit: int)
         "select _etl_n, _etl_kind, {} from {} as s"
         " where _etl_kind in ({}) and not _etl_is_pending and _etl_n > {} order by _etl_n limit {}"
     ).format(
-        comma(sql.SQL("{}::text").format(source_column(name)) for name in table.key),
+        comma(as_text(table.column(name), source_column(name), is_source=False) for name in table.key),
         FOUND,
         comma(map(sql.Literal, kinds)),
         sql.Literal(after),
@@ -263,13 +268,11 @@ def extra_keys() -> sql.Composable:
 def column_hashes(side: Side, keys: Sequence[tuple[str, ...]], *, is_same_encoding: bool) -> sql.Composable:
     """Select each of these keys, as text, and a hash of the text of each column of its row."""
     table = side.table
-    columns = [table.column(name) for name in table.key]
-    return sql.SQL("select {keys}, array[{hashes}] from {rows} where ({names}) in ({values}) and {condition}").format(
-        keys=comma(sql.SQL("{}::text").format(side.value(column)) for column in columns),
+    return sql.SQL("select {keys}, array[{hashes}] from {rows} where {is_among} and {condition}").format(
+        keys=comma(side.text(table.column(name)) for name in table.key),
         hashes=comma(side.text_hash([column], is_same_encoding=is_same_encoding) for column in table.columns),
         rows=side.rows,
-        names=comma(map(source_column, table.key)),
-        values=key_values(table, keys, is_source=side.is_source),
+        is_among=is_among(table, keys, is_source=side.is_source),
         condition=side.condition,
     )
 
@@ -278,15 +281,14 @@ def _is_held(comparison: Comparison) -> sql.Composable:
     table, left_out = comparison.table, comparison.left_out
     if not left_out:
         return sql.SQL("")
-    return sql.SQL(" and ({}) not in ({})").format(comma(map(source_column, table.key)), key_values(table, left_out))
+    return sql.SQL(" and not {}").format(is_among(table, left_out))
 
 
 def _is_rejected(comparison: Comparison) -> sql.Composable:
     table, rejected = comparison.table, comparison.rejected
     if not rejected:
         return sql.SQL("false")
-    names = comma(sql.Identifier("k", name) for name in table.key)
-    return sql.SQL("({}) in ({})").format(names, key_values(table, rejected, is_source=False))
+    return is_among(table, rejected, is_source=False, alias="k")
 
 
 def _is_pending(comparison: Comparison) -> sql.Composable:

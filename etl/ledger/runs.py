@@ -13,12 +13,13 @@ from psycopg2.extensions import cursor as Cursor
 from etl.errors import TableError
 from etl.ledger import versions
 from etl.ledger.rejects import as_ascii
-from etl.model import Counts, TableResult
+from etl.model import Counts
 from etl.policy.schema_changes import ChangeKind, SchemaChange, TableChangeKind
 from etl.policy.source_identity import SourceChangeKind
 from etl.postgres.error_translation import errors_of
 from etl.postgres.sql import compose_upsert
 from etl.postgres.transactions import single
+from etl.results import TableResult
 
 LOCK_WAIT_SECONDS = 15.0  # for the lock of the warehouse, where the caller has no settings
 # No wait for the disk: the commit of the first batch makes this row durable too.

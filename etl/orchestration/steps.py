@@ -26,8 +26,9 @@ from etl.compare.verdict import describe as describe_verdict
 from etl.config import Settings, load_settings, load_target_settings
 from etl.display import describe, result_record
 from etl.errors import ConfigurationError, EtlError, TableError, UnavailableError
-from etl.model import Event, RunOptions, RunResult
+from etl.model import RunOptions
 from etl.orchestration.failures import DifferenceError, final_errors
+from etl.results import Event, RunResult
 from etl.text import printable
 from etl.transform.lock import Build, close_build, part_lock
 from etl.transform.project import BrokenRuleError, BuildError, find_url, profile_variables

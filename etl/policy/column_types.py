@@ -6,14 +6,17 @@ Begin at `map_type`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from etl.model import QualifiedName
 from etl.type_names import require_type
 
 # The first oid that initdb does not assign (FirstNormalObjectId): types with smaller oids are the same on every server.
 FIRST_USER_OID = 16384
 TEXT = "text"
+MODIFIER = re.compile(r"\([\d,-]+\)")
 # Values of these types, and of the reg* types, refer to objects of one server, or no input function accepts them.
 BOUND_TO_A_SERVER = frozenset(
     {
@@ -56,6 +59,8 @@ class TargetTypes:
 
     names: Set[str]  # built-in or part of an extension, as format_type() writes them
     major: int  # version of the server
+    unfit_for_keys: Set[str] = frozenset()  # types without a default operator class whose `=` can be joined on
+    equalities: Mapping[str, QualifiedName] = field(default_factory=dict)  # by type, where it is not pg_catalog's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,8 @@ class RawType:
     is_cast: bool
     is_binary: bool
     remark: str = ""  # why it became text, if users should know
-    has_own_cast: bool = False  # a plain cast would not return the value's text
+    has_own_cast: bool = False  # a plain cast to text would not return the value's text
+    equality: QualifiedName | None = None  # the operator that compares keys; None: the `=` of pg_catalog
 
 
 def map_type(oid: int, formatted: str, types: Mapping[int, SourceType], target: TargetTypes) -> RawType:
@@ -81,21 +87,35 @@ def map_type(oid: int, formatted: str, types: Mapping[int, SourceType], target: 
     if found.is_array:
         element = types[found.element_oid]
         if element.oid >= FIRST_USER_OID or element.kind in "cd" or _is_bound(element):
-            return _map_array(element, formatted, types, target)
+            return _map_array(found, element, formatted, types, target)
     remark = _why_text(found, target)
     if remark is not None:
         return RawType(name=TEXT, is_cast=True, is_binary=True, remark=remark, has_own_cast=found.has_own_cast)
     is_binary = found.oid < FIRST_USER_OID and found.has_binary and _is_same(found, target)
-    return RawType(name=formatted, is_cast=False, is_binary=is_binary)
+    return RawType(name=formatted, is_cast=False, is_binary=is_binary, has_own_cast=found.has_own_cast)
 
 
-def _map_array(element: SourceType, formatted: str, types: Mapping[int, SourceType], target: TargetTypes) -> RawType:
+def map_key_type(oid: int, formatted: str, types: Mapping[int, SourceType], target: TargetTypes) -> RawType:
+    """Return the raw type of a key column: text, if the target cannot compare values of the type."""
+    raw = map_type(oid, formatted, types, target)
+    name = MODIFIER.sub("", raw.name)
+    if name.removesuffix("[]") not in target.unfit_for_keys:
+        return replace(raw, equality=target.equalities.get(name))
+    remark = f"the target cannot compare values of {name}, and the column is part of the key"
+    return RawType(name=TEXT, is_cast=True, is_binary=True, remark=remark, has_own_cast=raw.has_own_cast)
+
+
+def _map_array(
+    found: SourceType, element: SourceType, formatted: str, types: Mapping[int, SourceType], target: TargetTypes
+) -> RawType:
     mapped = map_type(element.oid, element.name, types, target)
+    has_own_cast = found.has_own_cast or mapped.has_own_cast
     if mapped.name.endswith("[]"):  # an array of arrays would be one array with more dimensions
-        return RawType(name=TEXT, is_cast=True, is_binary=True, remark="arrays of domains over arrays become text")
+        remark = "arrays of domains over arrays become text"
+        return RawType(name=TEXT, is_cast=True, is_binary=True, remark=remark, has_own_cast=has_own_cast)
     if not mapped.is_cast:
-        return RawType(name=formatted, is_cast=False, is_binary=False)
-    return replace(mapped, name=f"{mapped.name}[]")
+        return RawType(name=formatted, is_cast=False, is_binary=False, has_own_cast=has_own_cast)
+    return replace(mapped, name=f"{mapped.name}[]", has_own_cast=has_own_cast)
 
 
 def _why_text(found: SourceType, target: TargetTypes) -> str | None:

@@ -22,6 +22,15 @@ KEY_COLUMNS = """
     where k.place <= i.indnkeyatts and {condition}
 """
 PRIMARY_KEY = KEY_COLUMNS.format(condition="i.indrelid = {oid} and i.indisprimary")
+# The tables of whose primary key a column has not just the built-in operator class of its type.
+HAVE_KEY_ORDERS = """
+    select i.indrelid
+    from pg_catalog.pg_index as i
+    cross join pg_catalog.generate_series(0, i.indnkeyatts - 1) as p (place)
+    join pg_catalog.pg_attribute as a on a.attrelid = i.indrelid and a.attnum = i.indkey[p.place]
+    join pg_catalog.pg_opclass as k on k.oid = i.indclass[p.place]
+    where i.indisprimary and not (k.opcdefault and k.oid < {first_user_oid} and k.opcintype = a.atttypid)
+"""
 # Whether an index supports a search by the column a alone.
 LEADS_AN_INDEX = """
     exists (

@@ -24,6 +24,7 @@ TRANSIENT_STATES = (
 ROW_CLASSES = ("22", "23", "44", "P0")
 ROW_STATES = ("54000",)  # program_limit_exceeded: a value too large for an index
 HINTS: Mapping[str, str] = {
+    "21000": "keys that differ on the source are equal in raw: compare the types and locales of the key on both sides",
     "42P01": "if it was dropped or renamed meanwhile, run again",
     "42501": "grant the missing privilege to the role (docs/configuration.md)",
     "53100": "free or add disk space on the {side}",

@@ -55,13 +55,6 @@ def copy_format(table: Table) -> sql.SQL:
     return sql.SQL("binary" if table.is_binary else "text")
 
 
-def same_key(table: Table, one: str, other: str) -> sql.Composable:
-    """Compose the condition that the rows of two aliases have the same key."""
-    return sql.SQL(" and ").join(
-        sql.SQL("{} = {}").format(sql.Identifier(one, name), sql.Identifier(other, name)) for name in table.key
-    )
-
-
 def comma(parts: Iterable[sql.Composable]) -> sql.Composed:
     return sql.SQL(", ").join(parts)
 

@@ -7,11 +7,11 @@ Begin at `merge_changes`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from etl.errors import RowRefusedError
+from etl.errors import RowRefusedError, TableError
 from etl.model import Counts, Outcome, Position, Progress, Table
 from etl.policy import net
 from etl.replicate.exchange import Exchange
@@ -20,6 +20,7 @@ from etl.source.statements import BlockRange, Window
 from etl.target.batch import Batch
 
 Keys = tuple[tuple[str, ...], ...]
+MAX_KEYS = 1000  # in one statement
 
 
 def merge_changes(
@@ -68,6 +69,7 @@ def merge_window(
     reader, writer = exchange.reader, exchange.writer
     with writer.open_batch() as batch:
         is_full = _merge(reader, batch, writer.table, window).read == window.limit
+        _check_respelled(reader, writer.table, batch.respelled)
         if not is_full and window.keys is not None:
             batch.clear_rejects(window.keys)
         if not is_full and finish is not None:
@@ -90,6 +92,23 @@ def _merge(reader: Reader, batch: Batch, table: Table, window: Window) -> Counts
         return counts
     rest = replace(window, limit=window.limit - first.limit, after=reader.window_end(first))
     return counts + _merge(reader, batch, table, rest)
+
+
+def _check_respelled(reader: Reader, table: Table, keys: Sequence[tuple[str, ...]]) -> None:
+    """Raise TableError when a row took the place of another row that the source still has.
+
+    Equality of a type like citext depends on the locale of the database, so two keys of the source can be one in `raw`.
+    """
+    for start in range(0, len(keys), MAX_KEYS):
+        chunk = keys[start : start + MAX_KEYS]
+        kept = set(reader.keys_among(chunk)) & set(chunk)
+        if kept:
+            key = ", ".join(f"{name} = {value}" for name, value in zip(table.key, min(kept), strict=True))
+            raise TableError(
+                f"{table.label}: the source has another row beside the one with {key} whose key raw.{table.name} takes "
+                "for the same: create the target's database with the locale of the source's, or change the column's "
+                f"type on the source to text and reload the table with `etl reset {table.argument}`"
+            )
 
 
 def _windows(exchange: Exchange, before: Progress, rejected: Keys, position: Position | None) -> list[Window]:

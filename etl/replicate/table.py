@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from etl.errors import RowRefusedError, TableError
-from etl.model import Counts, Event, Observer, Outcome, Progress, Snapshot
+from etl.model import Counts, Outcome, Progress, Snapshot
 from etl.policy import net
 from etl.policy.schema_changes import Fit, describe_changes, fit_new_table, fit_table, require_table
 from etl.policy.source_identity import Judgement, judge_source
@@ -19,6 +19,7 @@ from etl.replicate.exchange import Exchange
 from etl.replicate.full_load import load_first
 from etl.replicate.net import check_content
 from etl.replicate.task import Task, advance, on_source
+from etl.results import Event, Observer
 from etl.source.session import Source
 from etl.target.new_table import RawLoad
 from etl.target.writer import Writer

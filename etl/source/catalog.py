@@ -13,11 +13,13 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.config import TablesConfig
 from etl.errors import ConfigurationError, TableError
-from etl.model import MAX_SOURCE_COLUMNS, OWN_PREFIX, ROW_VERSIONS, Column, Table, WatermarkKind
-from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_type
+from etl.keys.orders import KeyOrders, read_key_orders
+from etl.model import ROW_VERSIONS, Column, Table
+from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_key_type, map_type
 from etl.policy.schema_changes import KnownTable
-from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
+from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, HAVE_KEY_ORDERS, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
 from etl.postgres.sql import quote_name, read_sql
+from etl.source.eligibility import WATERMARK_KINDS, Attribute, Relation, base_type, find_obstacle
 from etl.source.lost_tables import (
     AbsentTable,
     describe_empty_schema,
@@ -26,15 +28,6 @@ from etl.source.lost_tables import (
     find_out,
 )
 from etl.source.storage import FILENODES, read_contents
-
-WATERMARK_KINDS = {
-    "timestamp with time zone": WatermarkKind.TIMESTAMPTZ,
-    "timestamp without time zone": WatermarkKind.TIMESTAMP,
-    "date": WatermarkKind.DATE,
-    "smallint": WatermarkKind.INTEGER,
-    "integer": WatermarkKind.INTEGER,
-    "bigint": WatermarkKind.INTEGER,
-}
 
 LIST_TABLES = f"""
     select
@@ -48,7 +41,8 @@ LIST_TABLES = f"""
             select coalesce(bool_and(coalesce(m.amname = 'heap', false)), true)
             from ({LEAVES.format(oid="c.oid")}) as l
             left join pg_catalog.pg_am as m on m.oid = l.relam
-        )
+        ),
+        c.oid in ({HAVE_KEY_ORDERS.format(first_user_oid=FIRST_USER_OID)})
     from pg_catalog.pg_class as c
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition
@@ -72,7 +66,6 @@ LIST_COLUMNS = f"""
     order by a.attrelid, a.attnum
 """
 LIST_TYPES = read_sql(__package__, "list_types")
-KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,38 +77,6 @@ class Catalog:
     notices: tuple[str, ...]
     left_out: tuple[str, ...] = ()  # notices of tables that nobody has named and that cannot be replicated
     absent: tuple[AbsentTable, ...] = ()  # replicated before
-
-
-@dataclass(frozen=True)
-class _Relation:
-    """A row of LIST_TABLES."""
-
-    oid: int
-    name: str
-    kind: str
-    estimated_rows: int
-    key: list[str] | None
-    has_descendants_apart: bool
-    is_readable: bool
-    is_in_reach: bool  # the role may use the schema
-    filenodes: str
-    has_blocks: bool
-
-
-@dataclass(frozen=True)
-class _Attribute:
-    """A row of LIST_COLUMNS, without the table."""
-
-    name: str
-    number: int
-    type_oid: int
-    formatted: str
-    is_nullable: bool
-    sequence_cache: int | None
-    sequence_increment: int | None
-    sequence: list[str] | None  # its schema and name
-    sequence_oid: int | None
-    has_index: bool
 
 
 def read_catalog(
@@ -132,12 +93,13 @@ def read_catalog(
     replicate.
     """
     cursor.execute(LIST_TABLES, (config.schema,))
-    found = {row[1]: _Relation(*row) for row in cursor.fetchall()}
+    found = {row[1]: Relation(*row) for row in cursor.fetchall()}
     if not found:
         raise ConfigurationError(describe_empty_schema(cursor, config.schema))
     chosen = _choose(found, config, names, known)
     relations = [found[name] for name in chosen if name in found]
     attributes = _read_attributes(cursor, [relation.oid for relation in relations])
+    orders = read_key_orders(cursor, [relation.oid for relation in relations if relation.has_key_order])
     types = _read_types(cursor, attributes)
     contents = read_contents(cursor, [relation.oid for relation in relations])
     lost = [name for name in chosen if name not in found]
@@ -152,11 +114,11 @@ def read_catalog(
     absent = tuple(table for table in absent if table.name not in configured)
     tables, notices, left_out = [], [], []
     for relation in relations:
-        own = attributes.get(relation.oid, [])
-        reason = _refuse(relation, own, config)
+        own, order = attributes.get(relation.oid, []), orders.get(relation.oid, KeyOrders())
+        reason = find_obstacle(relation, own, order, config)
         if reason is None:
             try:
-                described = _describe(relation, own, types, target, config)
+                described = _describe(relation, own, types, target, config, orders=order)
             except TableError as error:
                 refusals[relation.name] = f"{config.schema}.{relation.name}: {error}"
                 continue
@@ -179,7 +141,7 @@ def read_catalog(
 
 
 def _choose(
-    found: Mapping[str, _Relation], config: TablesConfig, names: Sequence[str], replicated: Mapping[str, KnownTable]
+    found: Mapping[str, Relation], config: TablesConfig, names: Sequence[str], replicated: Mapping[str, KnownTable]
 ) -> list[str]:
     configured = {name for name, table in config.tables.items() if not table.skip}
     skipped = set(config.tables) - configured
@@ -194,17 +156,17 @@ def _choose(
     return sorted(set(names) or known)
 
 
-def _read_attributes(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[_Attribute]]:
+def _read_attributes(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[Attribute]]:
     cursor.execute(LIST_COLUMNS, (list(oids),))
-    attributes: dict[int, list[_Attribute]] = {}
+    attributes: dict[int, list[Attribute]] = {}
     for oid, *rest in cursor:
-        attributes.setdefault(oid, []).append(_Attribute(*rest))
+        attributes.setdefault(oid, []).append(Attribute(*rest))
     return attributes
 
 
-def _read_types(cursor: Cursor, attributes: Mapping[int, Sequence[_Attribute]]) -> dict[int, SourceType]:
+def _read_types(cursor: Cursor, attributes: Mapping[int, Sequence[Attribute]]) -> dict[int, SourceType]:
     oids = sorted({attribute.type_oid for own in attributes.values() for attribute in own})
-    cursor.execute(LIST_TYPES, {"oids": oids})
+    cursor.execute(LIST_TYPES, {"oids": oids, "first_user_oid": FIRST_USER_OID})
     return {
         oid: SourceType(
             oid=oid,
@@ -216,89 +178,32 @@ def _read_types(cursor: Cursor, attributes: Mapping[int, Sequence[_Attribute]]) 
             base_name=base_name or "",
             has_binary=has_binary,
             is_extension=is_extension,
-            has_own_cast=has_text_cast and oid >= FIRST_USER_OID,
+            has_own_cast=has_own_cast,
         )
-        for oid, name, kind, is_array, element, base, base_name, has_binary, is_extension, has_text_cast in cursor
+        for oid, name, kind, is_array, element, base, base_name, has_binary, is_extension, has_own_cast in cursor
     }
 
 
-def _refuse(relation: _Relation, attributes: Sequence[_Attribute], config: TablesConfig) -> str | None:
-    """Return why a relation cannot be replicated, with the next step; None when it can."""
-    label, name = f"{config.schema}.{relation.name}", quote_name(config.schema, relation.name)
-    if relation.kind in KINDS:
-        return f"{label} is {KINDS[relation.kind]}: only tables are replicated; name the tables behind it, or skip it"
-    privileges = [] if relation.is_in_reach else [f"usage on schema {quote_name(config.schema)}"]
-    privileges += [] if relation.is_readable else [f"select on {name}"]
-    if privileges:
-        grants = "; ".join(f"grant {privilege} to the role of SOURCE_DATABASE_URL" for privilege in privileges)
-        return f"{label} cannot be read: run on the source: {grants}"
-    if not relation.key:
-        return (
-            f"{label} has no primary key, which merging its rows requires: run on the source: "
-            f"alter table {name} add primary key (...); or skip it in tables.yml"
-        )
-    taken = [attribute.name for attribute in attributes if attribute.name.startswith(OWN_PREFIX)]
-    if taken:
-        return (
-            f"{label} has a column {taken[0]}, and names that begin with {OWN_PREFIX} are reserved for raw tables: "
-            "rename it, or skip the table"
-        )
-    if len(attributes) > MAX_SOURCE_COLUMNS:
-        return (
-            f"{label} has {len(attributes):,} columns, and raw tables can have {MAX_SOURCE_COLUMNS:,} of them, because "
-            "Tidemark adds its own: drop or move columns on the source, or skip the table in tables.yml"
-        )
-    return _refuse_watermark(relation.name, label, attributes, config)
-
-
-def _refuse_watermark(name: str, label: str, attributes: Sequence[_Attribute], config: TablesConfig) -> str | None:
-    own = config.table(name)
-    column = next((attribute for attribute in attributes if attribute.name == own.watermark), None)
-    if column is None:
-        if name in config.watermarks_by_name:
-            return f"{label} has no column {own.watermark!r}, its watermark in tables.yml: name another column, or xmin"
-        return None
-    kind = WATERMARK_KINDS.get(base_type(column.formatted))
-    if kind is None:
-        return (
-            f'column "{column.name}" of {label} has type {column.formatted}: a watermark column must be a timestamp, '
-            "a date or an integer; name another column in tables.yml, or xmin"
-        )
-    is_in_order = (column.sequence_cache, column.sequence_increment) == (1, 1)
-    if kind is not WatermarkKind.INTEGER or is_in_order or own.lookback_rows:
-        return None
-    if column.sequence is None:
-        found, remedy = "no sequence of its own", "name another column"
-    else:
-        found = f"a sequence with cache {column.sequence_cache} and increment {column.sequence_increment}"
-        remedy = f"run on the source: alter sequence {quote_name(*column.sequence)} cache 1 increment by 1"
-    return (
-        f'column "{column.name}" of {label} has {found}: an integer watermark needs numbers handed out in order; '
-        f"{remedy}; or declare in tables.yml how far they can be out of order (lookback_rows), or watermark: xmin"
-    )
-
-
-def base_type(formatted: str) -> str:
-    """Return a type without its precision: timestamp(3) with time zone is a timestamp with time zone."""
-    head, _, rest = formatted.partition("(")
-    return head + rest.partition(")")[2] if rest else head
-
-
 def _describe(
-    relation: _Relation,
-    attributes: Sequence[_Attribute],
+    relation: Relation,
+    attributes: Sequence[Attribute],
     types: Mapping[int, SourceType],
     target: TargetTypes,
     config: TablesConfig,
+    *,
+    orders: KeyOrders,
 ) -> Table:
     own = config.table(relation.name)
+    key = tuple(relation.key or ())
     watermark = next((attribute for attribute in attributes if attribute.name == own.watermark), None)
     return Table(
         schema=config.schema,
         name=relation.name,
         oid=relation.oid,
-        columns=tuple(_describe_column(attribute, types, target) for attribute in attributes),
-        key=tuple(relation.key or ()),
+        columns=tuple(
+            _describe_column(attribute, types, orders, target, is_key=attribute.name in key) for attribute in attributes
+        ),
+        key=key,
         watermark=watermark.name if watermark else None,
         watermark_kind=WATERMARK_KINDS[base_type(watermark.formatted)] if watermark else None,
         watermark_sequence=watermark.sequence_oid if watermark else None,
@@ -310,8 +215,15 @@ def _describe(
     )
 
 
-def _describe_column(attribute: _Attribute, types: Mapping[int, SourceType], target: TargetTypes) -> Column:
-    raw = map_type(attribute.type_oid, attribute.formatted, types, target)
+def _describe_column(
+    attribute: Attribute,
+    types: Mapping[int, SourceType],
+    orders: KeyOrders,
+    target: TargetTypes,
+    *,
+    is_key: bool,
+) -> Column:
+    raw = (map_key_type if is_key else map_type)(attribute.type_oid, attribute.formatted, types, target)
     return Column(
         name=attribute.name,
         number=attribute.number,
@@ -322,10 +234,12 @@ def _describe_column(attribute: _Attribute, types: Mapping[int, SourceType], tar
         is_binary=raw.is_binary,
         remark=raw.remark,
         has_own_cast=raw.has_own_cast,
+        key_order=orders.by_column.get(attribute.name),
+        raw_equality=raw.equality,
     )
 
 
-def _notices(table: Table, relation: _Relation, attributes: Sequence[_Attribute]) -> list[str]:
+def _notices(table: Table, relation: Relation, attributes: Sequence[Attribute]) -> list[str]:
     if table.watermark is None:
         if not table.has_blocks:
             return [f"{table.label} is not stored in a heap, so its whole content is read and sent each run"]

@@ -24,7 +24,10 @@ select
     ) as is_extension,
     exists(
         select from pg_catalog.pg_cast as c
-        where c.castsource = t.oid and c.casttarget = 'pg_catalog.text'::regtype
-    ) as has_text_cast
+        where
+            c.castsource = t.oid
+            and c.casttarget in ('pg_catalog.text'::regtype, 'pg_catalog.text[]'::regtype)
+            and c.oid >= %(first_user_oid)s  -- noqa: RF02
+    ) as has_own_cast
 from used as u
 inner join pg_catalog.pg_type as t on u.oid = t.oid

@@ -12,7 +12,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.sql import Composable
 
-from etl.errors import SourceChangedError
+from etl.errors import SourceChangedError, TableError
 from etl.model import Snapshot, Table
 from etl.postgres import copy_pipe
 from etl.postgres.error_translation import errors_of
@@ -62,12 +62,34 @@ class Reader:
         return buffer.getvalue()
 
     def window_end(self, window: Window) -> tuple[str, ...]:
-        """Return the sort values, as text, of the last row of a full window."""
-        return self._row(statements.window_end(self._table, window))
+        """Return the sort values, as text, of the last row of a full window.
+
+        Raises TableError when the next window, which begins after them, would not begin after that row: it could leave
+        rows out, or read the same rows for ever.
+        """
+        if statements.has_built_in_order(self._table, window):
+            end = self._row(statements.window_end(self._table, window))
+            is_right = end != window.after
+        else:
+            *values, relation, ctid = self._row(statements.window_end_and_place(self._table, window))
+            end = tuple(values)
+            (is_right,) = self._row(statements.is_end_of(self._table, window, end, (relation, ctid)))
+        if not is_right:
+            raise TableError(
+                f"{self._table.label}: a batch ends with the row ({', '.join(end)}), and these values, read back as "
+                "text, are not those of that row, or are not greater than those of the row before the batch: correct "
+                "the input and output functions or the operator class of the key's types on the source, or give the "
+                "table another key"
+            )
+        return end
 
     def key_of(self, window: Window) -> tuple[str, ...]:
         """Return the key, as text, of the last row of a full window."""
         return self._row(statements.last_key(self._table, window))
+
+    def keys_among(self, keys: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """Return the keys, as text, of the rows whose key equals one of these, as the source compares them."""
+        return self.query(statements.keys_among(self._table, keys))
 
     def lesser_watermark(self, one: str, other: str) -> str:
         """Return the lesser of two values of the watermark column, as text."""

@@ -20,6 +20,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from etl.config import BYTES_PER_MB, Settings
 from etl.errors import EtlError, SourceChangedError, UnavailableError
+from etl.keys import foreign_keys
 from etl.model import Activity, Point, Progress, Snapshot, Table, WatermarkKind
 from etl.policy import fence
 from etl.policy.column_types import TargetTypes
@@ -30,7 +31,7 @@ from etl.postgres import sessions
 from etl.postgres.error_translation import errors_of
 from etl.postgres.throttle import Throttle
 from etl.postgres.transactions import export_snapshot, single
-from etl.source import catalog, foreign_keys, identity, open_transactions, statements, storage
+from etl.source import catalog, identity, open_transactions, statements, storage
 from etl.source.reader import Reader
 
 DRAIN_POLL_SECONDS = 0.02
@@ -47,10 +48,11 @@ SNAPSHOT_HAS_ENDED = (
 )
 # Clocks are set back by up to one hour in autumn; a local time in that hour happens twice.
 REPEATED_HOUR_SECONDS = 3600.0
+# concat() uses the output function of the type, also where a user defined its cast to text.
 POINT_EXPRESSIONS = {
-    WatermarkKind.TIMESTAMPTZ: "%(instant)s::timestamptz::text",
-    WatermarkKind.TIMESTAMP: "(%(repeated)s::timestamptz at time zone %(zone)s)::text",
-    WatermarkKind.DATE: "((%(repeated)s::timestamptz at time zone %(zone)s)::date)::text",
+    WatermarkKind.TIMESTAMPTZ: "pg_catalog.concat(%(instant)s::timestamptz)",
+    WatermarkKind.TIMESTAMP: "pg_catalog.concat(%(repeated)s::timestamptz at time zone %(zone)s)",
+    WatermarkKind.DATE: "pg_catalog.concat((%(repeated)s::timestamptz at time zone %(zone)s)::date)",
 }
 
 

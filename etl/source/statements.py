@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 from psycopg2 import sql
 
+from etl.keys.comparisons import are_equal, as_text, follows, is_among, ordered, source_column, typed
 from etl.model import Column, Table, WatermarkKind
 from etl.postgres.sql import SECONDS_PER_DAY, comma, copy_format
+
+TEXTS = ("text", "text[]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +55,6 @@ def source_table(table: Table) -> sql.Composable:
     return sql.SQL("{}{}").format(only, sql.Identifier(table.schema, table.name))
 
 
-def source_column(name: str) -> sql.Identifier:
-    """Name a column of the source table, always with its alias: in ORDER BY, a bare name means an output column."""
-    return sql.Identifier("s", name)
-
-
 def copy_out(table: Table, rows: Window | BlockRange) -> sql.Composable:
     """Read rows in the types that `raw` has; the rows of a window come in its order."""
     return _copy_to_stdout(table, [selected(column) for column in table.columns], rows, copy_format(table))
@@ -75,20 +73,48 @@ def copy_out_text(table: Table, rows: Window) -> sql.Composable:
 
 def window_end(table: Table, window: Window) -> sql.Composable:
     """Read the sort values, as text, of the last row of a full window, at the same snapshot."""
-    return _last_of(table, window, _order(table, window))
+    return _last_of(table, window, _as_texts(table, _order(table, window)))
+
+
+def window_end_and_place(table: Table, window: Window) -> sql.Composable:
+    """Read the sort values, as text, of the last row of a full window, and where its version is stored."""
+    place = [sql.SQL("s.tableoid::text"), sql.SQL("s.ctid::text")]
+    return _last_of(table, window, [*_as_texts(table, _order(table, window)), *place])
+
+
+def is_end_of(table: Table, window: Window, end: Sequence[str], place: Sequence[str]) -> sql.Composable:
+    """Return whether `end`, read back, equals the sort values of the row at a place, and follows those before it."""
+    order, (relation, ctid) = _order(table, window), place
+    is_same = are_equal(table, order, [source_column(name) for name in order], end)
+    values = [typed(table, name, value) for name, value in zip(order, end, strict=True)]
+    is_next = sql.SQL("true") if window.after is None else follows(table, order, values, window.after)
+    return sql.SQL("select {} and {} from {} as s where s.tableoid = {}::oid and s.ctid = {}::tid").format(
+        is_same, is_next, source_table(table), sql.Literal(relation), sql.Literal(ctid)
+    )
+
+
+def has_built_in_order(table: Table, window: Window) -> bool:
+    """Return whether a window is ordered by built-in types only; the types of users are written with a schema."""
+    return not any("." in table.column(name).source_type for name in _order(table, window))
 
 
 def last_key(table: Table, window: Window) -> sql.Composable:
     """Read the key, as text, of the last row of a full window."""
-    return _last_of(table, window, table.key)
+    return _last_of(table, window, _as_texts(table, table.key))
+
+
+def keys_among(table: Table, keys: Sequence[tuple[str, ...]]) -> sql.Composable:
+    """Read the keys, as text, of the rows whose key equals one of these."""
+    return sql.SQL("select {} from {} as s where {}").format(
+        comma(_as_texts(table, table.key)), source_table(table), is_among(table, keys)
+    )
 
 
 def lesser_watermark(table: Table, one: str, other: str) -> sql.Composable:
     """Return the lesser of two values of the watermark column, as text."""
     assert table.watermark is not None
-    return sql.SQL("select least({}, {})::text").format(
-        typed(table, table.watermark, one), typed(table, table.watermark, other)
-    )
+    lesser = sql.SQL("least({}, {})").format(typed(table, table.watermark, one), typed(table, table.watermark, other))
+    return sql.SQL("select {}").format(as_text(table.column(table.watermark), lesser))
 
 
 def has_null_watermark(table: Table) -> sql.Composable:
@@ -113,13 +139,14 @@ def max_integer(table: Table) -> sql.Composable:
     Larger numbers came from elsewhere, and say nothing about the numbers between.
     """
     assert table.watermark is not None
-    largest = sql.SQL("select max({}) as value from {} as s").format(
-        source_column(table.watermark), source_table(table)
-    )
-    if table.watermark_sequence is None:
-        return sql.SQL("select value::text from ({}) as l").format(largest)
-    return sql.SQL("select case when value is not null then least(value, ({})) end::text from ({}) as l").format(
-        last_of_sequence(table.watermark_sequence), largest
+    column = table.column(table.watermark)
+    largest = sql.SQL("select max({}) as value from {} as s").format(source_column(column.name), source_table(table))
+    value: sql.Composable = sql.SQL("value")
+    if table.watermark_sequence is not None:
+        last = last_of_sequence(table.watermark_sequence)
+        value = sql.SQL("case when value is not null then least(value, ({})) end").format(last)
+    return sql.SQL("select case when value is not null then {} end from ({}) as l").format(
+        as_text(column, value), largest
     )
 
 
@@ -147,24 +174,28 @@ def selected(column: Column) -> sql.Composable:
 def cast(column: Column) -> sql.Composable:
     """Compose the cast of a source column to the type that `raw` has.
 
-    If a user defined the cast to text, concat() replaces it: like COPY, it writes a value with the output function of
-    its type.
+    If that is text and a user defined the cast, concat() replaces it: like COPY, it writes a value with the output
+    function of its type.
     """
     name, raw_type = source_column(column.name), sql.SQL(column.raw_type)
-    if column.has_own_cast:
+    if column.has_own_cast and column.raw_type in TEXTS:
         return sql.SQL("(case pg_catalog.num_nulls({0}) when 0 then pg_catalog.concat({0}) end)::{1}").format(
             name, raw_type
         )
     return sql.SQL("{}::{}").format(name, raw_type)
 
 
-def _last_of(table: Table, window: Window, names: Sequence[str]) -> sql.Composable:
+def _last_of(table: Table, window: Window, values: Sequence[sql.Composable]) -> sql.Composable:
     return sql.SQL("select {} from {} order by {} offset {} limit 1").format(
-        comma(sql.SQL("{}::text").format(source_column(name)) for name in names),
+        comma(values),
         _rows(table, window),
-        comma(map(source_column, _order(table, window))),
+        ordered(table, _order(table, window)),
         sql.Literal(window.limit - 1),
     )
+
+
+def _as_texts(table: Table, names: Sequence[str]) -> list[sql.Composable]:
+    return [as_text(table.column(name), source_column(name)) for name in names]
 
 
 def _copy_to_stdout(
@@ -172,7 +203,7 @@ def _copy_to_stdout(
 ) -> sql.Composable:
     parts = [sql.SQL("select"), comma(columns), sql.SQL("from")]
     if isinstance(rows, Window):
-        order = comma(map(source_column, _order(table, rows)))
+        order = ordered(table, _order(table, rows))
         parts += [_rows(table, rows), sql.SQL("order by {} limit {}").format(order, sql.Literal(rows.limit))]
     else:
         parts += [sql.SQL("{} as s").format(source_table(table)), _conjunction(_in_blocks(rows))]
@@ -215,41 +246,13 @@ def _where(table: Table, window: Window, within: BlockRange | None) -> sql.Compo
             sql.SQL("{} >= {}").format(source_column(table.watermark), _less_lookback(table, window.read_from))
         )
     if window.keys is not None:
-        conditions.append(
-            sql.SQL("({}) in ({})").format(comma(map(source_column, table.key)), key_values(table, window.keys))
-        )
+        conditions.append(is_among(table, window.keys))
     if within is not None:
         conditions += _in_blocks(within)
     if window.after is not None:
         order = _order(table, window)
-        conditions.append(
-            sql.SQL("({}) > ({})").format(comma(map(source_column, order)), _values(table, order, window.after))
-        )
+        conditions.append(follows(table, order, [source_column(name) for name in order], window.after))
     return _conjunction(conditions)
-
-
-def key_values(table: Table, keys: Sequence[tuple[str, ...]], *, is_source: bool = True) -> sql.Composable:
-    """Compose the right side of IN for keys as text: one array per column, which is quick to plan.
-
-    unnest() takes arrays and composite values apart, so keys that may contain them are listed one by one.
-    """
-    columns = [table.column(name) for name in table.key]
-    types = [column.source_type if is_source else column.raw_type for column in columns]
-    if any(column.is_cast or column.raw_type.endswith("[]") for column in columns):
-        return comma(
-            sql.SQL("({})").format(
-                comma(
-                    sql.SQL("{}::{}").format(sql.Literal(part), sql.SQL(name))
-                    for part, name in zip(key, types, strict=True)
-                )
-            )
-            for key in keys
-        )
-    arrays = [
-        sql.SQL("{}::{}[]").format(sql.Literal([key[place] for key in keys]), sql.SQL(name))
-        for place, name in enumerate(types)
-    ]
-    return sql.SQL("select * from unnest({})").format(comma(arrays))
 
 
 def _in_blocks(blocks: BlockRange) -> list[sql.Composable]:
@@ -293,12 +296,3 @@ def _less_lookback(table: Table, watermark: str) -> sql.Composable:
     if table.watermark_kind is WatermarkKind.DATE:
         return sql.SQL("({} - {})").format(value, sql.Literal(math.ceil(config.lookback_seconds / SECONDS_PER_DAY)))
     return sql.SQL("({} - pg_catalog.make_interval(secs => {}))").format(value, sql.Literal(config.lookback_seconds))
-
-
-def _values(table: Table, names: Sequence[str], values: Sequence[str]) -> sql.Composable:
-    return comma(typed(table, name, value) for name, value in zip(names, values, strict=True))
-
-
-def typed(table: Table, name: str, value: str) -> sql.Composable:
-    """Compose a value, given as text, in the type of a source column."""
-    return sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(table.column(name).source_type))

@@ -32,6 +32,8 @@ class Batch:
         self._types = types  # expected types of the raw table's columns
         self._has_rows = False  # so the temporary table exists
         self._refusals: dict[tuple[str, ...], RowRefusedError] = {}
+        self._has_own_equality = any(table.column(name).raw_equality for name in table.key)
+        self.respelled: list[tuple[str, ...]] = []  # keys of raw rows that got an equal key of another spelling
         self.counts = Counts()
 
     def merge(self, copy_out: CopyOut) -> Counts:
@@ -94,6 +96,9 @@ class Batch:
             self._cursor.execute(statements.create_batch(self._table))
         copy = statements.copy_in(self._table, statements.BATCH, freeze=False)
         read = copy_in(self._cursor, copy, rows)
+        if self._has_own_equality:
+            self._cursor.execute(statements.respelled_keys(self._table))
+            self.respelled += self._cursor.fetchall()
         self._cursor.execute(statements.merge(self._table, self._run_id))
         inserted, updated = self._cursor.fetchone() or (0, 0)
         return Counts(read=read, inserted=inserted, updated=updated, bytes=rows.size)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from psycopg2 import sql
 
+from etl.keys.comparisons import as_text, same_key
 from etl.model import RAW_SCHEMA, Table
-from etl.postgres.sql import SECONDS_PER_DAY, comma, copy_format, same_key
+from etl.postgres.sql import SECONDS_PER_DAY, comma, copy_format
 from etl.target.own_names import loading_table
 
 # Temporary tables of the session: the rows of the current batch, and the keys that a load keeps.
@@ -158,6 +159,21 @@ def create_batch(table: Table) -> sql.Composable:
     """Create the temporary table of a batch, with the types that `raw` has."""
     return sql.SQL("create temporary table etl_batch on commit drop as select {} from {} with no data").format(
         comma(sql.Identifier(column.name) for column in table.columns), raw_table(table.name)
+    )
+
+
+def respelled_keys(table: Table) -> sql.Composable:
+    """Select the keys, as text, of live raw rows whose key the batch replaces by an equal one of another spelling."""
+    return sql.SQL(
+        "select {texts} from {batch} as b join {raw} as r on {same_key} where r._etl_deleted_at is null"
+        " and row({batch_key})::record operator(pg_catalog.*<>) row({raw_key})::record"
+    ).format(
+        texts=comma(as_text(table.column(name), sql.Identifier("r", name), is_source=False) for name in table.key),
+        batch=BATCH,
+        raw=raw_table(table.name),
+        same_key=same_key(table, "b", "r"),
+        batch_key=comma(sql.Identifier("b", name) for name in table.key),
+        raw_key=comma(sql.Identifier("r", name) for name in table.key),
     )
 
 

@@ -18,7 +18,8 @@ from psycopg2.extensions import connection as Connection
 import etl
 from etl.config import Settings, parse_tables
 from etl.database_url import DatabaseUrl
-from etl.model import Event, Point, RunOptions, RunResult, Table, TableResult
+from etl.model import Point, RunOptions, Table
+from etl.results import Event, RunResult, TableResult
 from etl.source.reader import Reader
 from etl.source.session import Points, Source
 from tests import commands

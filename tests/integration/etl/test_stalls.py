@@ -17,11 +17,11 @@ import pytest
 import etl
 from etl.database_url import DatabaseUrl
 from etl.errors import UnavailableError
-from etl.model import Event
 from etl.postgres import stalls
 from etl.postgres.copy_pipe import copy_in, copy_out, stream
 from etl.postgres.sessions import connect_source, connect_target
 from etl.postgres.throttle import Throttle
+from etl.results import Event
 from tests.integration.etl.faults import (
     COPIED_BYTES,
     FIRST_IN_ONE,

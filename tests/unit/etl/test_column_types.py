@@ -2,7 +2,8 @@
 
 import pytest
 
-from etl.policy.column_types import SourceType, TargetTypes, map_type
+from etl.model import QualifiedName
+from etl.policy.column_types import SourceType, TargetTypes, map_key_type, map_type
 
 
 def source_type(oid, name, kind="b", element=0, base=0, base_name="", has_binary=True, is_extension=False):
@@ -109,3 +110,29 @@ def test_infinite_interval_is_sent_as_text_to_older_servers():
 )
 def test_a_type_that_becomes_text_says_why(oid, expected):
     assert map_type(oid, TYPES[oid].name, TYPES, KNOWN).remark == expected
+
+
+@pytest.mark.parametrize(
+    ("oid", "formatted", "expected"),
+    [
+        (20007, "public.vector(3)", "text"),
+        (20009, "public.vector[]", "text"),
+        (142, "xml", "text"),
+        (1700, "numeric(5,1)", "numeric(5,1)"),
+    ],
+)
+def test_key_that_the_target_cannot_compare_becomes_text(oid, formatted, expected):
+    target = TargetTypes(names=KNOWN.names, major=18, unfit_for_keys={"public.vector", "xml"})
+    found = map_key_type(oid, formatted, TYPES, target)
+
+    assert found.name == expected
+    assert ("cannot compare" in found.remark) == (expected == "text")
+
+
+def test_key_is_compared_in_raw_by_the_operator_of_its_type():
+    equality = QualifiedName(schema="public", name="=")
+    target = TargetTypes(names=KNOWN.names, major=18, equalities={"public.vector": equality})
+
+    assert map_key_type(20007, "public.vector(3)", TYPES, target).equality == equality
+    assert map_key_type(20009, "public.vector[]", TYPES, target).equality is None  # arrays have operators of their own
+    assert map_key_type(20001, "public.mood", TYPES, target).equality is None
