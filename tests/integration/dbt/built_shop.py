@@ -62,9 +62,9 @@ class Shop:
         """Run a command as the Makefile does, on this shop."""
         return self._python("-m", "deploy.local", command, *arguments, **variables)
 
-    def dbt(self, *arguments):
+    def dbt(self, *arguments, **variables):
         """Run dbt as `make` does, with any arguments."""
-        return self._python("-c", DBT, *arguments)
+        return self._python("-c", DBT, *arguments, **variables)
 
     def succeed(self, command, *arguments, **variables):
         finished = self.make(command, *arguments, **variables)
