@@ -497,7 +497,7 @@ def report(tally, record_property):
 def test_raw_holds_everything_committed_before_each_snapshot(read_history, is_long, record_property):
     started = time.monotonic()
 
-    play_histories(read_history, 260 if is_long else 15, derandomize=not is_long, print_blob=is_long)
+    play_histories(read_history, 260 if is_long else 20, derandomize=not is_long, print_blob=is_long)
 
     read_history.tally["seconds"] = round(time.monotonic() - started)
     report(read_history.tally, record_property)
