@@ -1,6 +1,6 @@
 """Runs dbt commands in one long-lived process, which has parsed the project once: seconds less for each command.
 
-The project is parsed without its tests: they are nine of ten nodes, and every command goes through all nodes.
+The project is parsed without its tests: they are five of six nodes, and every command goes through all nodes.
 
 Reads one JSON list of arguments a line, and answers each with one JSON object: `is_success`, `log` and `manifest_path`.
 Without a manifest of its own, a command would parse the project again. Begin at `main`.
