@@ -1,7 +1,8 @@
 """Imports what takes long and forks a process for each command that it is asked for, until nobody can ask any more.
 
 The arguments are the number of a socket and the modules to import. A message is JSON, `arguments` as of Python, `cwd`
-and `environment`, and has with it the files that become the standard ones, and one into which the exit code is written.
+and `environment`, and has with it the files that become the standard ones, and one into which the process's id and, on
+another line, its exit code are written.
 Begin at `receive`.
 """
 
@@ -34,6 +35,7 @@ def receive(asked):
             if command == 0:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 return json.loads(message), files
+            os.write(files[-1], f"{command}\n".encode())
             _, status = os.waitpid(command, 0)
             os.write(files[-1], str(os.waitstatus_to_exitcode(status)).encode())
             os._exit(0)

@@ -3,7 +3,7 @@
 import psycopg2
 
 from source_db.schema import TABLES
-from tests.integration.dbt.built_shop import query
+from tests.integration.dbt.built_shop import WITHOUT_TESTS, WITHOUT_UNIT_TESTS, query
 
 FACTS = {"fct_sales": "order_item_id", "fct_orders": "order_id"}
 SIMULATED_SECONDS = "8"
@@ -36,9 +36,9 @@ def summary(text):
 
 def test_second_pipeline_run_moves_only_the_increment(machine):
     first = machine.succeed("pipeline")
-    again = machine.succeed("pipeline")
+    again = machine.succeed("pipeline", **WITHOUT_TESTS)
     machine.succeed("simulate", "--seconds", SIMULATED_SECONDS, "--rate", "120")
-    third = machine.succeed("pipeline")
+    third = machine.succeed("pipeline", **WITHOUT_UNIT_TESTS)
     urls = machine.urls()
 
     assert summary(first)["orders"] == [20_000, 20_000, 0, 0]
@@ -123,7 +123,7 @@ def test_a_source_given_by_url_is_only_read(machine, source_url):
     from source_db import schema, seed
 
     schema.apply(source_url)
-    finished = machine.run("pipeline", SOURCE_DATABASE_URL=source_url)
+    finished = machine.run("pipeline", SOURCE_DATABASE_URL=source_url, **WITHOUT_TESTS)
 
     assert "it is only read" in finished.stderr
     assert seed.is_empty(source_url)
@@ -131,7 +131,7 @@ def test_a_source_given_by_url_is_only_read(machine, source_url):
 
 def test_failing_model_test_stops_the_pipeline_and_is_named(machine):
     machine.succeed("seed", "--scale", "0.02")
-    machine.succeed("pipeline")
+    machine.succeed("pipeline", **WITHOUT_TESTS)
     urls = machine.urls()
     connection = psycopg2.connect(urls["source"])
     with connection, connection.cursor() as cursor:
@@ -139,7 +139,7 @@ def test_failing_model_test_stops_the_pipeline_and_is_named(machine):
         cursor.execute("update order_items set quantity = quantity + 1 where order_id = 1")
     connection.close()
 
-    finished = machine.run("pipeline")
+    finished = machine.run("pipeline", **WITHOUT_UNIT_TESTS)
 
     assert finished.returncode == 1
     assert "rule fct_orders_total_adds_up: 1 row breaks it" in finished.stderr

@@ -73,6 +73,11 @@ class Airflow:
         told, _ = process.communicate(timeout=600)
         assert process.returncode == 0, told
 
+    def fill(self):
+        """Replicate the source and build all models, without Airflow and without the tests of the project."""
+        self.make("extract")
+        self.make("dbt-run")
+
     def start_making(self, command, *arguments):
         """Start a command as the Makefile does, without Airflow."""
         urls = {"SOURCE_DATABASE_URL": self.source_url, "TARGET_DATABASE_URL": self.target_url}

@@ -48,7 +48,7 @@ def test_maintenance_purges_tombstones_that_models_have_read(airflow):
 
 
 def test_maintenance_rebuilds_selected_models(airflow):
-    airflow.succeed("warehouse_pipeline")
+    airflow.fill()
     filled = airflow.marts()
     airflow.query("update marts.fct_events set event_type = 'page_view'")
     outcome = airflow.succeed("warehouse_maintenance", params={"models": ["fct_events"]})
@@ -68,7 +68,7 @@ def test_unknown_model_is_named_and_nothing_is_built(airflow):
 
 
 def test_backfill_reloads_selected_tables_and_then_the_marts(airflow):
-    airflow.succeed("warehouse_pipeline")
+    airflow.fill()
     filled = airflow.marts()
     airflow.query("update raw.payments set amount = amount + 1 where payment_id <= 20")
     outcome = airflow.succeed("warehouse_backfill", params={"tables": ["payments"]})

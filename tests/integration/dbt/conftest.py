@@ -5,8 +5,7 @@ what it has parsed.
 """
 
 import json
-import subprocess
-import sys
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,12 +22,12 @@ from etl.config import load_settings
 from etl.database_url import DatabaseUrl
 from etl.model import RunOptions
 from source_db import schema, seed
+from tests import commands
 
 from .built_shop import few_variables
 
 PROJECT = Path(__file__).parents[3] / "dbt"
 WORKER = Path(__file__).with_name("dbt_worker.py")
-ALL_BUT_TESTS = ("--exclude-resource-type", "test", "--exclude-resource-type", "unit_test")
 COLUMNS = """
     select attname from pg_catalog.pg_attribute
     where attrelid = %s::regclass and attnum > 0 and not attisdropped order by attnum
@@ -59,16 +58,14 @@ WAIT_SECONDS = 60
 
 
 class Dbt:
-    """A long-lived process that runs dbt commands on one project and one database."""
+    """A long-lived process that runs dbt commands on one project, without its tests, and one database."""
 
     def __init__(self, *, project: Path, folder: Path, target_url: str, **variables: str) -> None:
         parts = psycopg2.extensions.parse_dsn(target_url)
         self.target = folder / "target"
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, str(WORKER), "--project-dir", str(project), "--profiles-dir", str(project)),
-                *("--target-path", str(self.target), "--log-path", str(folder / "logs")),
-            ],
+        self._process = commands.start(
+            *("-c", WORKER.read_text(), "--project-dir", str(project), "--profiles-dir", str(project)),
+            *("--target-path", str(self.target), "--log-path", str(folder / "logs")),
             env={
                 **few_variables(),
                 "DBT_HOST": parts["host"],
@@ -79,10 +76,6 @@ class Dbt:
                 **variables,
             },
             cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
         )
         self("parse")
 
@@ -252,12 +245,12 @@ class Warehouse:
     def build(self, *models):
         """Build these models, or all: views, snapshots, histories, dimensions and facts."""
         selected = ("--select", *models) if models else ()
-        return self.dbt("build", *ALL_BUT_TESTS, *selected)
+        return self.dbt("build", *selected)
 
     def try_to_build(self, *models):
         """Build what may fail; return whether it succeeded, and its output."""
         selected = ("--select", *models) if models else ()
-        return self.dbt.try_to("build", *ALL_BUT_TESTS, *selected)
+        return self.dbt.try_to("build", *selected)
 
     def build_chain(self):
         """Build snapshots, histories and facts."""
@@ -338,6 +331,9 @@ def make_dbt(target_server, tmp_path_factory) -> Iterator[Callable[..., Dbt]]:
 
     def start(project: Path = PROJECT, **variables: str) -> Dbt:
         folder = tmp_path_factory.mktemp("dbt")
+        if started:  # it then parses only what differs
+            (folder / "target").mkdir()
+            shutil.copy(started[0].target / "partial_parse.msgpack", folder / "target")
         started.append(Dbt(project=project, folder=folder, target_url=target_server.url("warehouse"), **variables))
         return started[-1]
 
@@ -379,7 +375,7 @@ def built(filled, target_server, dbt) -> Iterator[str]:
     """The name of a template: the filled warehouse, built by dbt."""
     _drop(target_server, "warehouse")
     _copy(target_server, filled[1], "warehouse")
-    dbt("build", *ALL_BUT_TESTS)
+    dbt("build")
     _copy(target_server, "warehouse", "warehouse_built")
     yield "warehouse_built"
     _drop(target_server, "warehouse_built")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.integration.dbt.built_shop import open_shop
+from tests.integration.dbt.built_shop import WITHOUT_TESTS, WITHOUT_UNIT_TESTS, open_shop
 
 NOBODY = 999_999_999
 # Each is one row that breaks one rule; the rows differ, so that the counts tell the rules apart.
@@ -73,7 +73,7 @@ GONE = (
 @pytest.fixture(scope="module")
 def shop(source_server, target_server, tmp_path_factory):
     with open_shop(source_server, target_server, tmp_path_factory.mktemp("quality")) as opened:
-        opened.succeed("pipeline")
+        opened.fill()
         yield opened
 
 
@@ -85,12 +85,12 @@ def test_broken_rule_stops_the_pipeline_until_its_rows_are_fixed(shop):
     shop.query(f"update raw.events set customer_id = {NOBODY} where event_id = 1")
     shop.query("update raw.orders set total = total + 1 where order_id in (1, 2, 3)")
     before = built_at(shop, "fct_orders")
-    stopped = shop.make("pipeline")
+    stopped = shop.make("pipeline", **WITHOUT_UNIT_TESTS)
     left = built_at(shop, "fct_orders")
     found = re.search(r"rule stg_orders_total_adds_up: (.*) \((.*)\); see them: (select .*)", stopped.stderr)
     rows = shop.query(found[3])
     shop.query("update raw.orders set total = total - 1 where order_id in (1, 2, 3)")
-    mended = shop.make("pipeline")
+    mended = shop.make("pipeline", **WITHOUT_UNIT_TESTS)
 
     assert stopped.returncode == 1
     assert found[1] == "3 rows break it"
@@ -116,9 +116,9 @@ def test_failed_model_is_reported_with_the_reason(shop):
         "insert into events (session_id, event_type, channel) values (gen_random_uuid(), 'page_view', 'web')",
         url=shop.source_url,
     )
-    failed = shop.make("pipeline")
+    failed = shop.make("pipeline", **WITHOUT_TESTS)
     shop.query("alter table marts.fct_events drop constraint nothing_new")
-    mended = shop.make("pipeline")
+    mended = shop.make("pipeline", **WITHOUT_TESTS)
 
     assert failed.returncode == 1
     assert re.search(r"fct_events: Database Error .*violates check constraint \"nothing_new\".*; see ", failed.stderr)

@@ -305,7 +305,7 @@ def pytest_generate_tests(metafunc):
 @pytest.mark.has_long_form
 def test_after_any_history_a_build_equals_a_full_refresh(warehouse, seed, is_long):
     history = start(warehouse, seed)
-    history.play(60 if is_long else 20)
+    history.play(60 if is_long else 14)
     history.end()
 
     assert_versions_follow_each_other(warehouse)

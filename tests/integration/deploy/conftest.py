@@ -16,7 +16,7 @@ LOGS_ALL = {"log_statement": "all"}
 
 @pytest.fixture(scope="package")
 def built(source_server, servers_home, free_port, tmp_path_factory) -> Iterator[tuple[Shop, dict[str, str]]]:
-    """A shop whose warehouse has roles, built by them as `make pipeline` does."""
+    """A shop whose warehouse has roles, built by them as `make pipeline` does, with the rows of one rule in audit."""
     server = Server(name="target", folder=servers_home / "roles-built", port=free_port(), major=18, settings=LOGS_ALL)
     try:
         server.start()
@@ -28,7 +28,8 @@ def built(source_server, servers_home, free_port, tmp_path_factory) -> Iterator[
                 folder=tmp_path_factory.mktemp("built"),
                 more=(*provisioned.items(), ("DBT_LOG_LEVEL_FILE", "debug")),  # no secret is in the fullest log
             )
-            shop.succeed("pipeline")
+            shop.fill()
+            shop.succeed("dbt-test", "--select", "fct_orders_total_adds_up")
             databases.provision_metadata(server)
             yield shop, provisioned | {"SUPERUSER": server.url(provision.TARGET_NAME), "LOG": str(server.log)}
     finally:

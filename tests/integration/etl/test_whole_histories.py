@@ -256,7 +256,7 @@ class Histories(RuleBasedStateMachine):
 @pytest.mark.has_long_form
 def test_run_equalizes_both_sides_after_any_history(replication, is_long):
     given = {
-        "max_examples": 150 if is_long else 12,
+        "max_examples": 150 if is_long else 6,
         "stateful_step_count": 25,
         "deadline": None,
         "database": None,

@@ -114,7 +114,7 @@ def run(*command, **variables):
 def test_pipeline_works_with_verified_certificates(shop):
     """No session was without TLS, for the server takes none."""
     shop.succeed("seed", "--scale", "0.02")
-    shop.succeed("pipeline")
+    shop.fill()
     shop.succeed("verify")
 
     assert shop.query("select count(*) > 0 from marts.fct_orders") == [(True,)]
