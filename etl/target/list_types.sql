@@ -61,7 +61,10 @@ where
         )
         and (
             t.typowner = current_user::regrole
-            or t.typowner in (select r.oid from pg_catalog.pg_roles as r where r.rolsuper)
+            or t.typowner in (
+                select r.oid from pg_catalog.pg_roles as r
+                where r.rolsuper
+            )
             or t.typowner in (
                 select b.datdba
                 from pg_catalog.pg_database as b
