@@ -130,7 +130,7 @@ def read_catalog(
             left_out.append(f"{reason}; it is left out")
     if not tables and not refusals:
         is_in_reach = any(relation.is_in_reach for relation in found.values())
-        raise ConfigurationError(describe_no_tables(config, found.keys(), left_out, is_in_reach=is_in_reach))
+        raise ConfigurationError(*describe_no_tables(config, found.keys(), left_out, is_in_reach=is_in_reach))
     return Catalog(
         tables=tuple(tables),
         refusals=refusals,

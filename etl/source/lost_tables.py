@@ -102,19 +102,19 @@ def _is_left_out(config: TablesConfig, name: str) -> bool:
 
 def describe_no_tables(
     config: TablesConfig, found: Collection[str], reasons: Sequence[str], *, is_in_reach: bool
-) -> str:
-    """Describe why none of the relations of a schema is replicated; `reasons` are those of its tables."""
+) -> list[str]:
+    """Describe in lines why none of the relations of a schema is replicated; `reasons` are those of its tables."""
     expected = f"expected tables to replicate in schema {config.schema} of the source, found none"
     if all(_is_left_out(config, name) for name in found):
-        return f"{expected}: tables.yml leaves out all {len(found)}: list tables there, or set discover: true"
+        return [f"{expected}: tables.yml leaves out all {len(found)}: list tables there, or set discover: true"]
     if not is_in_reach:
-        return (
+        return [
             f"{expected} that can be read: run on the source: grant usage on schema {quote_name(config.schema)} to the "
             "role of SOURCE_DATABASE_URL, and grant select on its tables"
-        )
+        ]
     more = [f"... and {len(reasons) - MAX_REASONS} more"] if len(reasons) > MAX_REASONS else []
     listed = [*reasons[:MAX_REASONS], *more] or ["it has views and foreign tables only"]
-    return "\n".join([f"{expected} that can be replicated", *listed])
+    return [f"{expected} that can be replicated", *listed]
 
 
 def describe_empty_schema(cursor: Cursor, schema: str) -> str:

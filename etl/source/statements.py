@@ -225,7 +225,7 @@ def _rows(table: Table, window: Window) -> sql.Composable:
     """
     if window.within is None or _is_by_index(table, window):
         return sql.SQL("{} as s {}").format(source_table(table), _where(table, window, window.within))
-    new = sql.SQL("(select s.* from {} as s {} offset 0) as s").format(
+    new = sql.SQL("(select s.tableoid, s.ctid, s.* from {} as s {} offset 0) as s").format(
         source_table(table), _conjunction(_in_blocks(window.within))
     )
     return sql.SQL("{} {}").format(new, _where(table, window, None))

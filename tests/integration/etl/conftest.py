@@ -268,7 +268,7 @@ def count_copied_lines(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int
         def spy(reader: Reader, statement: sql.Composable, into: IO[bytes]) -> None:
             class Counting:
                 def write(self, chunk: bytes) -> int:
-                    counts.append(chunk.count(b"\n"))
+                    counts.append(bytes(chunk).count(b"\n"))
                     return into.write(chunk)
 
             copy(reader, statement, cast(IO[bytes], Counting()))

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager, suppress
 import psycopg2
 
 from deploy.local.servers import UNPRIVILEGED_USER
+from etl.ledger import runs
 
 CHUNK_BYTES = 1 << 16
 # Rows of `orders` in the shop, and what they weigh on the way; all else that a run says is less than the margin.
@@ -231,3 +232,8 @@ class Proxy:
         if not 0 < before <= size:
             return None
         return len(chunk) if self._in_messages else before
+
+
+def make_ledger(replication):
+    """Create the ledger, as the first run does, where the source has no tables yet."""
+    runs.prepare(replication.target)

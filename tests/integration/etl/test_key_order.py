@@ -361,7 +361,7 @@ def test_batch_whose_end_is_not_read_back_fails(replication):
     )
     replication.configure({"defaults": {"batch_rows": BATCH_ROWS}})
     replication.run_one("items")
-    replication.on_source("insert into items values ('l')")
+    replication.on_source("update items set k = k; insert into items values ('l')")  # more than a batch is new
 
     (result,) = replication.run("items").tables
 

@@ -216,6 +216,7 @@ def test_repair_upgrades_an_older_ledger(replication):
 @pytest.mark.parametrize("comment", ["null", "'Runs.'"])
 def test_ledger_without_a_version_is_rejected(replication, comment):
     """As after a dump without comments: this release might take a newer ledger for an older one."""
+    replication.on_source("create table items (item_id int primary key)")
     put_ledger(replication, "4")
     replication.on_target(f"comment on table etl.runs is {comment}")
     before = state(replication)
@@ -226,7 +227,7 @@ def test_ledger_without_a_version_is_rejected(replication, comment):
     assert "comment on table etl.runs is 'Ledger version N.'" in finished[0].stderr
     assert state(replication) == before
     replication.on_target("comment on table etl.runs is 'Ledger version 4.'")
-    assert replication.command("verify", "--repair").returncode == 0
+    assert replication.command("run").returncode == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 
 import etl
 from etl.postgres.sessions import connect_source
+from tests.integration.etl.faults import make_ledger
 from tests.results import pick, statuses
 
 NAMES = [f"table_{number}" for number in range(1, 9)]
@@ -227,7 +228,7 @@ def test_later_run_takes_only_the_weakest_lock(tables, start_run, wait_until):
 
 
 def test_first_load_takes_only_the_weakest_lock(replication, start_run, wait_until):
-    replication.run()  # makes the ledger
+    make_ledger(replication)
     make_tables(replication, 30, "table_1", "table_2")
     with held_first_loads(replication):
         run = start_run(replication)
@@ -393,7 +394,7 @@ def test_unstarted_tables_wait_for_the_next_snapshot(tables, wait_until):
 
 def test_large_primary_key_is_built_without_holding_a_snapshot(replication, start_run, wait_until):
     """Building it takes long, and needs nothing of the source."""
-    replication.run()  # makes the ledger
+    make_ledger(replication)
     make_tables(replication, 500, "table_1")
     with held_first_loads(replication):
         run = start_run(replication, load_range_blocks=2, max_snapshot_seconds=0)

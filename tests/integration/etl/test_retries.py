@@ -8,6 +8,7 @@ import pytest
 
 import etl
 from etl.errors import UnavailableError
+from tests.integration.etl.faults import make_ledger
 from tests.results import pick
 
 MAY_PASS = [
@@ -305,7 +306,7 @@ def test_ledger_error_is_retried(items, waits):
 
 @pytest.mark.parametrize("load_range_blocks", [1, 131_072], ids=["in ranges", "in one transaction"])
 def test_first_load_failing_at_its_end_is_retried_counting_once(replication, waits, load_range_blocks):
-    replication.run()  # makes the ledger
+    make_ledger(replication)
     make_items(replication, "items", 2000)
     replication.on_target(RAISE_AT_FIRST_DDL)
 
