@@ -295,6 +295,35 @@ def test_rewritten_table_without_a_watermark_is_read_whole(orders):
     assert is_equal(orders)
 
 
+@pytest.mark.parametrize("watermark", ["updated_at", None])
+def test_partition_attached_with_old_rows_arrives(replication, watermark):
+    """Its row versions are older than the last scan, and its stamps older than the watermark."""
+    replication.on_source(
+        "create table days (day int, note text, updated_at timestamptz default now(), primary key (day))"
+        " partition by range (day); create table days_1 partition of days for values from (1) to (10);"
+        " create table days_2 (like days including all);"
+        " insert into days_2 values (15, 'old', '2001-01-01')"
+    )
+    replication.configure({"defaults": {"watermark": watermark, "deletes": "none"}})
+    replication.on_source("insert into days values (1, 'first', now())")
+    replication.run_one("days")
+    replication.on_source("alter table days attach partition days_2 for values from (10) to (20)")
+
+    replication.run_one("days")
+
+    assert is_equal(replication, "days")
+
+
+@pytest.mark.parametrize("rewrite", ["vacuum full orders", "cluster orders using orders_pkey"])
+def test_table_rewritten_after_a_silent_change_is_compared(shop, rewrite):
+    change_silently(shop)
+    shop.on_source(rewrite)
+
+    shop.run_one("orders")
+
+    assert is_equal(shop)
+
+
 @pytest.fixture
 def numbered(replication):
     """A table whose watermark is its number, with ten rows that were replicated."""
