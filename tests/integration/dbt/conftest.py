@@ -205,6 +205,14 @@ class Warehouse:
         if self.days:
             self._set_ahead(result.run_id)
 
+    def adopt_copy(self):
+        """Have the ledger take the shop for the one that it was copied from: as a database, it is another one."""
+        ((now,),) = self.on_source("select oid from pg_database where datname = current_database()")
+        ((before,),) = self.query("select distinct database_oid from etl.watermarks")
+        self.query("update etl.watermarks set database_oid = %s", now)
+        for table, column in (("watermarks", "read_signature"), ("net_scans", "scan_signature")):
+            self.query(f"update etl.{table} set {column} = replace({column}, ' {before}, ', ' {now}, ')")
+
     def pass_days(self, days):
         """Let days pass on the clocks of the shop and of the warehouse, for what is written from now on."""
         self.days += days
@@ -392,6 +400,7 @@ def make_warehouse(filled, source_server, target_server, dbt, tmp_path) -> Itera
         _copy(source_server, filled[0], "shop")
         _copy(target_server, template, "warehouse")
         made.append(Warehouse(source_server.url("shop"), target_server.url("warehouse"), dbt=dbt, folder=tmp_path))
+        made[-1].adopt_copy()
         return made[-1]
 
     yield make
