@@ -349,7 +349,7 @@ def test_restored_backup_needs_a_full_refresh_for_a_new_source(containers):
     containers.compose("run", "--rm", "--no-deps", "seed")
     refused = containers.run("docker", "compose", "run", "--rm", "--no-deps", "etl")
     assert refused.returncode == 1
-    assert "the watermark was taken on another source cluster" in refused.stdout + refused.stderr
+    assert "holds rows of database" in refused.stdout + refused.stderr
     assert containers.marts() == before
     containers.compose("run", "--rm", "--no-deps", "etl", "etl", "run", "--full-refresh")
     containers.compose("run", "--rm", "--no-deps", "etl", "etl", "verify")
