@@ -240,7 +240,7 @@ def test_a_long_transaction_does_not_make_runs_send_rows_again(shop):
     assert shop.on_target("select jsonb_array_length(points) > 1 from etl.watermarks") == [(True,)]
 
 
-def test_transaction_open_since_the_first_load_makes_no_run_read_the_whole_table(orders):
+def test_transaction_open_since_the_first_load_repeats_no_read(orders):
     reader = orders.open_source()
     reader.cursor().execute("select count(*) from orders")
     orders.run_one("orders")
