@@ -130,8 +130,9 @@ def _scan(exchange: Exchange, task: Task, counters: Counters, reason: str | None
 def _parts(exchange: Exchange, task: Task, chosen: Sequence[tuple[Slice, int]]) -> Iterator[_Part]:
     """Yield the parts of slices, of at most SLICE_BLOCKS each, and of each slice no more than are chosen."""
     counts, snapshot = exchange.reader.block_counts(), exchange.reader.snapshot
+    signature = net.sign_scan(task.table, snapshot)
     for one, limit in chosen:
-        since_xid = net.since(one.mark, snapshot, net.sign_scan(task.table, snapshot))
+        since_xid = net.since(one.mark, snapshot, signature)
         assert since_xid is not None, "the slices are usable"
         within = counts if one.end is None else [min(count, one.end) for count in counts]
         start = one.start

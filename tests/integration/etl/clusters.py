@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from deploy.local.servers import SUPERUSER, Server, find_binaries, make_private_folder
 from tests.integration.etl.faults import open_as_nobody
@@ -17,6 +18,13 @@ SERVER_SETTINGS: Mapping[str, str] = {
     "max_connections": "60",
     "wal_level": "logical",
 }
+
+
+@contextmanager
+def serve_new(home: Path, name: str, port: int) -> Iterator[Server]:
+    """Run a new server, which others can follow."""
+    with serve(Server(name=name, folder=home / name, port=port, major=MAJOR, settings=SERVER_SETTINGS)) as server:
+        yield server
 
 
 @contextmanager

@@ -14,13 +14,13 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
-from deploy.local.servers import Server, make_private_folder
+from deploy.local.servers import make_private_folder
 from etl.model import WatermarkKind
 from etl.policy import fence
 from etl.postgres.sql import quote_name
 from etl.source import open_transactions
 from etl.source.session import POINT_EXPRESSIONS, REPEATED_HOUR_SECONDS
-from tests.integration.etl.clusters import MAJOR, SERVER_SETTINGS, copy_running, open_program, serve
+from tests.integration.etl.clusters import copy_running, open_program, serve, serve_new
 from tests.integration.etl.faults import crash, create_database, stop_fast
 from tests.results import pick
 
@@ -30,10 +30,7 @@ LOOKBACK = {"lookback_seconds": 60}
 @pytest.fixture(scope="module")
 def source_server(servers_home, free_port):
     """The source of all tests here: a server of their own, that others can follow."""
-    found = Server(
-        name="primary", folder=servers_home / "primary", port=free_port(), major=MAJOR, settings=SERVER_SETTINGS
-    )
-    with serve(found) as server:
+    with serve_new(servers_home, "primary", free_port()) as server:
         yield server
 
 
@@ -48,10 +45,7 @@ def standby_server(source_server, free_port):
 @pytest.fixture(scope="module")
 def restartable_server(servers_home, free_port):
     """Another cluster, on which no fixture keeps a session open."""
-    found = Server(
-        name="restartable", folder=servers_home / "restartable", port=free_port(), major=MAJOR, settings=SERVER_SETTINGS
-    )
-    with serve(found) as server:
+    with serve_new(servers_home, "restartable", free_port()) as server:
         yield server
 
 

@@ -6,12 +6,11 @@ from dataclasses import replace
 import pytest
 
 import etl
-from deploy.local.servers import Server
 from etl.commands.status import read_status
 from etl.errors import TableError
 from etl.model import RunOptions
 from etl.replicate import net
-from tests.integration.etl.clusters import MAJOR, SERVER_SETTINGS, copy_running, copy_stopped, serve, upgrade
+from tests.integration.etl.clusters import SERVER_SETTINGS, copy_running, copy_stopped, serve, serve_new, upgrade
 from tests.integration.etl.faults import create_database
 
 _numbers = itertools.count(1)
@@ -45,10 +44,7 @@ LEDGER = "select table_name, timeline, next_xid from etl.watermarks order by 1"
 
 @pytest.fixture(scope="module")
 def primary(servers_home, free_port):
-    found = Server(
-        name="former", folder=servers_home / "former", port=free_port(), major=MAJOR, settings=SERVER_SETTINGS
-    )
-    with serve(found) as server:
+    with serve_new(servers_home, "former", free_port()) as server:
         yield server
 
 
