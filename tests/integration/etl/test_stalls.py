@@ -109,8 +109,8 @@ def stopped_at(shop, side, kind, limit, **options):
                 stopper.go_on()
 
 
-def run_until_retry(shop, stopper, **changes):
-    """Run; what has stopped goes on once a table is retried. Return the events too."""
+def run_until_retry(shop, stopper, tables=(), **changes):
+    """Run some tables, by default all; what has stopped goes on once one is retried. Return the events too."""
     events = []
 
     def observe(event):
@@ -118,7 +118,7 @@ def run_until_retry(shop, stopper, **changes):
         if event.kind == "table_retried":
             stopper.go_on()
 
-    return etl.run(shop.settings_with(**changes), observe=observe), events
+    return etl.run(shop.settings_with(**changes), tables, observe=observe), events
 
 
 @pytest.mark.parametrize("kind", ["process", "network"])
@@ -133,10 +133,12 @@ def test_copy_that_stops_is_ended_and_retried(shop, side, phase, kind, wait_unti
     limit = random.Random(f"{side} {phase} {kind}").randint(MARGIN_BYTES, COPIED_BYTES // 2)
 
     with stopped_at(shop, side, kind, limit) as (stopper, proxy, through_proxy):
-        run, events = run_until_retry(shop, stopper, **changes, **through_proxy)
+        # Of one table: a small one would be read whole before its session stops, and nothing would have to wait.
+        run, events = run_until_retry(shop, stopper, ["orders"], **changes, **through_proxy)
 
         assert proxy.has_acted.is_set()
-    assert [table.error for table in run.tables] == [None, None]
+    assert [table.error for table in run.tables] == [None]
+    shop.run()
     (retried,) = [event for event in events if event.kind == "table_retried"]
     assert retried.message.startswith(f"public.{retried.table_name}: the session on the {side} was ended: no ")
     assert_whole(shop, wait_until)
