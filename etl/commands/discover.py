@@ -58,8 +58,8 @@ LIST_CANDIDATE_COLUMNS = f"""
     select
         a.attrelid, a.attname, pg_catalog.col_description(a.attrelid, a.attnum),
         pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
-        a.attidentity <> '' or coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid) ~ 'nextval', false),
-        coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid) ~* 'now\\(\\)|current_|_timestamp\\(\\)', false),
+        a.attidentity <> '' or coalesce(f.expression ~ 'nextval', false),
+        coalesce(f.expression ~* 'now\\(\\)|current_|_timestamp\\(\\)', false),
         {LEADS_AN_INDEX},
         (
             select t.tgname
@@ -79,6 +79,10 @@ LIST_CANDIDATE_COLUMNS = f"""
     join pg_catalog.pg_class as c on c.oid = a.attrelid
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     left join pg_catalog.pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
+    -- A default refers to no column. Given its table, the server would list all columns of it, for each default.
+    left join lateral (
+        select case when a.attgenerated = '' then pg_catalog.pg_get_expr(d.adbin, 0) end as expression
+    ) as f on true
     left join pg_catalog.pg_stats as s on s.schemaname = n.nspname and s.tablename = c.relname and s.attname = a.attname
         and not s.inherited = (c.relkind = 'r')
     left join lateral ({DEFAULT_SEQUENCE}) as q on true
