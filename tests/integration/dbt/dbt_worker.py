@@ -13,8 +13,22 @@ import sys
 
 from dbt.cli.main import dbtRunner
 from dbt.parser.schema_generic_tests import SchemaGenericTestParser
+from dbt_common.events.base_types import DebugLevel
+from dbt_common.events.event_manager import EventManager
 
 SILENT = ("--log-level", "none", "--log-level-file", "none")  # a line for each event takes a tenth of the time
+
+
+def drop_debug_events():
+    """Have dbt not put together what nobody reads: a fifth of its work."""
+    fire = EventManager.fire_event
+
+    def fire_event(manager, event, *arguments, **options):
+        if not isinstance(event, DebugLevel):
+            fire(manager, event, *arguments, **options)
+
+    DebugLevel.__init__ = lambda self, *_, **__: None
+    EventManager.fire_event = fire_event
 
 
 def invoke(manifest, arguments):
@@ -22,7 +36,7 @@ def invoke(manifest, arguments):
     said = []
 
     def note(event):
-        if event.info.level != "debug":
+        if event.info.level != "debug":  # a level is also given to an event as it is fired
             said.append(event.info.msg)
 
     # A command leaves what it has compiled in the manifest it was given.
@@ -42,6 +56,7 @@ def without_tests(manifest):
 
 def main():
     SchemaGenericTestParser.parse_tests = lambda *_: None
+    drop_debug_events()
     # Whatever dbt prints must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

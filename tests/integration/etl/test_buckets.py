@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg2 import sql
 from psycopg2.extras import execute_values
@@ -12,6 +12,7 @@ from etl.commands.verify import verify
 from etl.compare import buckets
 from etl.compare.buckets import BUCKET_BITS, IMAGES, MIN_BLOCK_BITS
 from etl.model import RunOptions
+from tests.examples import ON_SERVERS
 from tests.results import pick
 
 BLOCK_KEYS = 2**MIN_BLOCK_BITS  # successive integer keys of one bucket
@@ -84,8 +85,9 @@ def sides(request, replication):
     return request.param, Sides(replication, key)
 
 
+@pytest.mark.has_long_form
 @given(data=st.data(), bits=st.sampled_from([0, 2, BUCKET_BITS]))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings.get_profile(ON_SERVERS)
 def test_buckets_find_the_same_as_comparing_all_rows(sides, monkeypatch, data, bits):
     name, both = sides
     keys = KEYS[name][1]

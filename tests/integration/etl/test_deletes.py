@@ -4,7 +4,7 @@ import json
 from contextlib import closing
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.commands.verify import verify
@@ -13,6 +13,7 @@ from etl.compare.buckets import MIN_BLOCK_BITS
 from etl.errors import TableError
 from etl.ledger.builds import read_built_run
 from etl.model import RunOptions
+from tests.examples import ON_SERVERS
 from tests.results import pick, statuses
 
 BLOCK_KEYS = 2**MIN_BLOCK_BITS  # successive integer keys of one bucket
@@ -592,8 +593,9 @@ CHANGES = {
 CHANGE = st.tuples(st.sampled_from(sorted(CHANGES)), ROWS)
 
 
+@pytest.mark.has_long_form
 @given(histories=st.lists(st.lists(CHANGE, max_size=6), min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings.get_profile(ON_SERVERS)
 def test_both_sides_have_the_same_keys_after_reconciling(replication, histories):
     replication.on_source("drop table if exists items; drop type if exists mood")
     replication.on_target("drop schema if exists raw, etl cascade")

@@ -13,12 +13,13 @@ from typing import Any
 
 import psycopg2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg2 import sql
 
 from etl.source.session import Source
 from etl.target.types import read_types
+from tests.examples import ON_SERVERS
 from tests.results import pick
 
 PINNED = {
@@ -741,11 +742,8 @@ GENERATED = {
 GENERATED_ROW = st.tuples(*(st.one_of(st.none(), strategy) for strategy in GENERATED.values()))
 
 
-@settings(
-    max_examples=10,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@pytest.mark.has_long_form
+@settings.get_profile(ON_SERVERS)
 @given(rows=st.lists(st.tuples(GENERATED_ROW, GENERATED_ROW), min_size=10, max_size=60))
 def test_generated_values_stay_exact_when_all_rows_change(replication, rows):
     table = f"generated_{next(_numbers)}"

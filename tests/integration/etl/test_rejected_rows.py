@@ -8,13 +8,14 @@ import math
 
 import psycopg2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg2 import sql
 
 import etl
 from etl.errors import UnavailableError
 from etl.source.reader import Reader
+from tests.examples import ON_SERVERS
 from tests.results import pick, statuses
 
 REJECTS = "select key, sqlstate, message, row_text, run_id, first_run_id from etl.rejected_rows where table_name = %s"
@@ -335,8 +336,9 @@ def test_rejected_rows_are_retried_by_key_without_a_search(items, windows_read):
     assert rejected_ids(items) == [7, 21]
 
 
+@pytest.mark.has_long_form
 @given(data=st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings.get_profile(ON_SERVERS)
 def test_raw_keeps_the_last_good_version_of_every_row(replication, data):
     """Rows turn bad, good and again bad, over tables, batches and runs of any size."""
     table_name = f"history_{next(_numbers)}"

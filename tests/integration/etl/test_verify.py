@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg2
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from etl.commands.verify import verify
@@ -15,6 +15,7 @@ from etl.compare.buckets import MIN_BLOCK_BITS
 from etl.errors import LockHeldError
 from etl.model import RunOptions
 from etl.target.writer import Writer
+from tests.examples import ON_SERVERS
 from tests.results import pick
 
 BLOCK_KEYS = 2**MIN_BLOCK_BITS  # successive integer keys of one bucket
@@ -401,9 +402,10 @@ EDIT = st.tuples(SIDES, st.sampled_from(sorted(EDITS)), st.integers(1, 40))
 EDITED = "select order_id, row(order_id, status, total, attributes, note, updated_at)::text from {} order by 1"
 
 
+@pytest.mark.has_long_form
 @given(edits=st.lists(EDIT, max_size=12))
 @example(edits=[("source", "insert", 35), ("target", "insert", 35)])  # with defaults, which raw does not have
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings.get_profile(ON_SERVERS)
 def test_counts_match_the_definition_and_repair_equalizes_sides(verified, edits):
     for side, name, n in edits:
         connection, table = (verified.source, "orders") if side == "source" else (verified.target, "raw.orders")
