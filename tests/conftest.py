@@ -16,7 +16,7 @@ import pytest
 from xdist.remote import Producer
 
 from deploy.local import servers
-from tests import commands
+from tests import commands, examples
 from tests.distribution import MOST_PROCESSES, PROCESSES_PER_CORE, Distribution, is_fast, rank
 from tests.servers import (
     DEFAULT_IMAGE,
@@ -51,7 +51,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             default=os.environ.get(variable, DEFAULT_IMAGE),
             help=f"the {side}'s image, where containers are used ({variable}={DEFAULT_IMAGE})",
         )
+    parser.addoption("--list-skipped", type=Path, help="write the names of skipped tests to a file, for pytest @FILE")
     parser.addoption("--picture", type=Path, help="where to keep the picture of Airflow, such as docs/airflow.png")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    examples.register(is_long=config.getoption("--long"))
 
 
 def pytest_unconfigure() -> None:
@@ -97,6 +102,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"databases: {_choose_servers(config) if has_servers else 'none is needed'}",
         "airflow: " + ("installed" if has_airflow() else "not installed, its tests are left out: make test-airflow"),
     ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if listing := config.getoption("--list-skipped"):
+        names = sorted({report.nodeid for report in terminalreporter.stats.get("skipped", [])})
+        listing.write_text("".join(f"{name}\n" for name in names))
 
 
 def _choose_servers(config: pytest.Config) -> Choice:

@@ -113,3 +113,18 @@ def test_the_choice_is_in_the_header(arguments, code, told):
 
     assert re.search(told, finished.stdout + finished.stderr, flags=re.MULTILINE)
     assert (finished.returncode == 4) == (code == 4)
+
+
+@pytest.mark.usefixtures("without_docker")
+def test_skipped_tests_are_listed_and_found_by_their_names(tmp_path):
+    listing = tmp_path / "skipped"
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header"]
+    file = "tests/end_to_end/test_compose.py"
+    subprocess.run([*command, file, f"--list-skipped={listing}"], cwd=CHECKOUT, capture_output=True, check=True)
+    found = subprocess.run(
+        [*command, "--collect-only", f"@{listing}"], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+
+    names = listing.read_text().splitlines()
+    assert f"{file}::test_container_user_is_unprivileged_with_limited_writes[airflow_db]" in names
+    assert [line for line in found.stdout.splitlines() if line.startswith(file)] == names
