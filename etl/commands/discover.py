@@ -52,6 +52,9 @@ LIST_CANDIDATES = f"""
     where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition
     order by c.relname
 """
+# What sessions have unless they, their role or their database say otherwise; ours has set its own zone since.
+READ_TIME_ZONE = "select reset_val from pg_catalog.pg_settings where name = 'TimeZone'"
+WITHOUT_ZONE = (WatermarkKind.TIMESTAMP, WatermarkKind.DATE)
 # A column's name as a regular expression that matches nothing else.
 ESCAPED = "pg_catalog.regexp_replace(a.attname, '([^[:alnum:]_])', '\\\\\\1', 'g')"
 LIST_CANDIDATE_COLUMNS = f"""
@@ -127,7 +130,7 @@ class Proposal:
     key: tuple[str, ...] = ()
     columns: tuple[tuple[str, str | None], ...] = ()  # names and comments
     watermark: str | None = None
-    needs_time_zone: bool = False
+    time_zone: str | None = None  # in which the watermark is written, if its type has none
     reasons: tuple[str, ...] = ()  # why this watermark, or none
     remedies: tuple[tuple[str, str], ...] = ()  # what is wrong, and the statement that fixes it
     skipped: str | None = None  # why the relation is left out
@@ -153,7 +156,9 @@ def discover(settings: Settings, table_names: Sequence[str] = ()) -> tuple[Propo
                 )
             chosen = [relations[name] for name in (table_names or relations)]
             columns = _read_columns(cursor, [row[0] for row in chosen])
-            return tuple(_propose(schema, _Candidate(*row[1:]), columns.get(row[0], [])) for row in chosen)
+            cursor.execute(READ_TIME_ZONE)
+            ((zone,),) = cursor.fetchall()
+            return tuple(_propose(schema, _Candidate(*row[1:]), columns.get(row[0], []), zone) for row in chosen)
     finally:
         connection.close()
 
@@ -182,7 +187,7 @@ def _read_columns(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[SourceC
     return columns
 
 
-def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn]) -> Proposal:
+def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn], zone: str) -> Proposal:
     label = quote_name(schema, candidate.name)
     remedies: list[tuple[str, str]] = []
     skipped = None
@@ -206,7 +211,7 @@ def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn]
     column = _choose(candidate, columns)
     reasons = _reasons(candidate, column, columns)
     if column is not None:
-        remedies += _remedies(label, candidate, column)
+        remedies += _remedies(label, candidate, column, zone)
     return Proposal(
         name=candidate.name,
         rows=candidate.rows,
@@ -215,7 +220,7 @@ def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn]
         comment=candidate.comment,
         columns=tuple((each.name, each.comment) for each in columns),
         watermark=column.name if column else None,
-        needs_time_zone=column is not None and column.kind in (WatermarkKind.TIMESTAMP, WatermarkKind.DATE),
+        time_zone=zone if column is not None and column.kind in WITHOUT_ZONE else None,
         reasons=tuple(reasons),
         remedies=tuple(remedies),
     )
@@ -277,7 +282,7 @@ def _reasons(candidate: _Candidate, column: SourceColumn | None, columns: Sequen
     return reasons
 
 
-def _remedies(label: str, candidate: _Candidate, column: SourceColumn) -> list[tuple[str, str]]:
+def _remedies(label: str, candidate: _Candidate, column: SourceColumn, zone: str) -> list[tuple[str, str]]:
     quoted, remedies = quote_name(column.name), []
     if not column.has_index:
         concurrently = "" if candidate.kind == "p" else "concurrently "
@@ -289,7 +294,7 @@ def _remedies(label: str, candidate: _Candidate, column: SourceColumn) -> list[t
     is_time = column.kind is not WatermarkKind.INTEGER
     if is_time and not column.trigger and (candidate.updates or column.name.lower() in CHANGED_AT):
         function = quote_name("touch_" + column.name)
-        value = "now()" if column.kind is WatermarkKind.TIMESTAMPTZ else f"now()::{base_type(column.type)}"
+        value = _moment(column, zone).replace("'", "''")  # the body is a literal itself
         remedies.append(
             (
                 "no trigger sets it, so an update that does not set it is missed until `etl verify`",
@@ -299,6 +304,14 @@ def _remedies(label: str, candidate: _Candidate, column: SourceColumn) -> list[t
             )
         )
     return remedies
+
+
+def _moment(column: SourceColumn, zone: str) -> str:
+    """Return the expression of the current time for a column, whatever zone a session has set."""
+    local = "now() at time zone " + "'{}'".format(zone.replace("'", "''"))
+    if column.kind is WatermarkKind.TIMESTAMPTZ:
+        return "now()"
+    return local if column.kind is WatermarkKind.TIMESTAMP else f"({local})::date"
 
 
 def _key_statement(label: str, candidate: _Candidate) -> str:

@@ -52,8 +52,8 @@ def _render_table(proposal: Proposal) -> list[str]:
     if proposal.skipped:
         return [*lines, "    skip: true"]
     lines.append(f"    watermark: {_scalar(proposal.watermark) if proposal.watermark else ROW_VERSIONS}")
-    if proposal.needs_time_zone:
-        lines.append("    time_zone: UTC  # the zone in which the source writes it")
+    if proposal.time_zone:
+        lines.append(f"    time_zone: {_scalar(proposal.time_zone)}  # the source's; change it if writers set another")
     return [*lines, "    deletes: reconcile"]
 
 

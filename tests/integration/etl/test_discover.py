@@ -7,6 +7,7 @@ import psycopg2.extensions
 import pytest
 import yaml
 
+from etl.commands.discover import discover
 from tests import commands
 from tests.results import pick
 
@@ -147,14 +148,38 @@ def test_column_problems_are_shown_with_statements_to_fix_them(rentals):
     ]
 
 
-def test_timestamp_without_time_zone_asks_for_its_zone(rentals):
+def test_timestamp_without_time_zone_has_the_zone_of_the_server(rentals):
+    set_zone(rentals, "America/New_York")
     finished = rentals.command("discover", "rental")
 
     assert yaml.safe_load(finished.stdout)["tables"]["rental"] == {
         "watermark": "last_update",
-        "time_zone": "UTC",
+        "time_zone": "America/New_York",
         "deletes": "reconcile",
     }
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "timestamptz", "date"])
+def test_proposed_trigger_stamps_in_the_zone_that_is_proposed(replication, kind):
+    """Whatever zone the session that writes has set."""
+    set_zone(replication, "Asia/Kathmandu")
+    replication.on_source(f"create table notes (note_id int primary key, updated_at {kind}, text text)")
+    (proposal,) = discover(replication.settings)
+    for _, statement in proposal.remedies:
+        replication.on_source(statement)
+
+    replication.on_source("set timezone = 'Pacific/Honolulu'; insert into notes (note_id) values (1)")
+
+    moment = "now()" if kind == "timestamptz" else f"(now() at time zone 'Asia/Kathmandu')::{kind}"
+    assert replication.on_source(
+        f"select updated_at <= {moment} and updated_at > {moment} - interval '1 minute' from notes"
+    ) == [(True,)]
+
+
+def set_zone(replication, zone):
+    """Set the zone of sessions that set none, as a server elsewhere has it."""
+    ((database,),) = replication.on_source("select quote_ident(current_database())")
+    replication.on_source(f"alter database {database} set timezone = '{zone}'")
 
 
 def test_numbered_key_is_proposed_if_rows_are_never_updated(rentals):
