@@ -92,7 +92,7 @@ def is_long(request: pytest.FixtureRequest) -> bool:
 def only_long(is_long: bool) -> None:
     """Skip a test marked `has_long_form` that has no short one."""
     if not is_long:
-        # CI has 40 minutes on two cores; beside each use stands what shows the same in short.
+        # Beside each use stands what shows the same in short.
         pytest.skip("it takes minutes: --long")
 
 

@@ -255,6 +255,8 @@ def test_airflow_run_succeeds_and_produces_the_same_marts(containers, api):
     assert containers.marts() == before
 
 
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long")  # in short: test_airflow, what it kills without containers
 def test_killed_services_come_back_and_the_marts_are_correct(containers, api):
     Containers(containers.folder, containers.environment | CELERY).make("compose-up")
     before = containers.marts()
