@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from etl.errors import TableError
-from etl.model import MAX_RAW_COLUMNS, META_COLUMNS, Column, Table
+from etl.model import MAX_RAW_COLUMNS, META_COLUMNS, Column, SourceIdentity, Table
 
 TableChangeKind = Literal["table_loaded", "table_missing", "table_left_out", "table_returned"]
 ChangeKind = Literal["column_added", "column_replaced", "column_widened", "column_dropped"]
@@ -50,6 +50,7 @@ class KnownTable:
 
     has_progress: bool  # False: a table of schema raw that the ledger does not know
     oid: int | None = None  # of the source's table when its keys were last compared, unless it was partitioned
+    source: SourceIdentity = field(default_factory=SourceIdentity)  # that it was replicated from
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Literal
 from etl.model import Progress, Snapshot, SourceIdentity, Table
 
 SourceChangeKind = Literal["source_compared", "source_adopted"]
+AT_FORMER_SOURCE = "point SOURCE_DATABASE_URL, and schema in tables.yml, at the former source"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +78,17 @@ def describe_source(source: SourceIdentity) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def describe_other(table_name: str, before: SourceIdentity, now: SourceIdentity) -> str:
+    """Describe that a raw table comes from another source than the one that is read now."""
+    return f"raw.{table_name} holds rows of {describe_source(before)}, and the source is now {describe_source(now)}"
+
+
 def _refuse_other(table: Table, before: SourceIdentity, now: SourceIdentity) -> Judgement:
     return Judgement(
         action="refuse",
-        finding=(
-            f"raw.{table.name} holds rows of {describe_source(before)}, and the source is now {describe_source(now)}"
-        ),
+        finding=describe_other(table.name, before, now),
         next_step=(
-            "point SOURCE_DATABASE_URL, and schema in tables.yml, at the former source; or reload the table with "
+            f"{AT_FORMER_SOURCE}; or reload the table with "
             f"`etl reset {table.argument}`; or, if both hold the same rows, as after pg_upgrade, let "
             f"`etl verify --adopt-source {table.argument}` compare them and accept the new source"
         ),

@@ -14,7 +14,7 @@ from psycopg2.extensions import cursor as Cursor
 from etl.config import TablesConfig
 from etl.errors import ConfigurationError, TableError
 from etl.keys.orders import KeyOrders, read_key_orders
-from etl.model import ROW_VERSIONS, Column, Table
+from etl.model import ROW_VERSIONS, Column, SourceIdentity, Table
 from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_key_type, map_type
 from etl.policy.schema_changes import KnownTable
 from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, HAVE_KEY_ORDERS, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
@@ -85,8 +85,10 @@ def read_catalog(
     target: TargetTypes,
     names: Sequence[str],
     known: Mapping[str, KnownTable],
+    *,
+    source: SourceIdentity,
 ) -> Catalog:
-    """Describe the configured tables; `names`, if given, selects some of them.
+    """Describe the configured tables of this source; `names`, if given, selects some of them.
 
     A table in `known`, which was replicated before, is refused where a new one would be left out. Raises
     ConfigurationError when a name in `names` is unknown, when the schema has no tables, and when no table is left to
@@ -103,7 +105,7 @@ def read_catalog(
     types = _read_types(cursor, attributes)
     contents = read_contents(cursor, [relation.oid for relation in relations])
     lost = [name for name in chosen if name not in found]
-    refusals, absent = find_out(cursor, config.schema, known, lost)
+    refusals, absent = find_out(cursor, source, config.schema, known, lost)
     configured = {name for name in lost if name in config.tables or name in names}
     refusals |= {
         table.name: f"expected a table {config.schema}.{table.name} on the source, found none"

@@ -7,12 +7,14 @@ there is none of its name. Begin at `find_out`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg2.extensions import cursor as Cursor
 
 from etl.config import TablesConfig
+from etl.model import SourceIdentity
 from etl.policy.schema_changes import KnownTable, TableChangeKind
+from etl.policy.source_identity import AT_FORMER_SOURCE, describe_other, is_other
 from etl.postgres.sql import quote_name
 
 MAX_SCHEMAS = 10  # to list in a message
@@ -52,11 +54,11 @@ class AbsentTable:
 
 
 def find_out(
-    cursor: Cursor, schema: str, known: Mapping[str, KnownTable], names: Collection[str]
+    cursor: Cursor, source: SourceIdentity, schema: str, known: Mapping[str, KnownTable], names: Collection[str]
 ) -> tuple[dict[str, str], tuple[AbsentTable, ...]]:
     """Return why those of these tables cannot be read that exist, and what has happened to the others.
 
-    None of `names` is an ordinary table, view or foreign table of the schema.
+    None of `names` is an ordinary table, view or foreign table of the schema. What another source lacks is not lost.
     """
     if not names:
         return {}, ()
@@ -69,7 +71,13 @@ def find_out(
     for name in sorted(names):
         label, oid = f"{schema}.{name}", oids.get(name)
         place = places.get(oid)
-        if name in parents:
+        before = known[name].source if name in known else SourceIdentity()
+        if is_other(replace(before, schema=source.schema), source):
+            refusals[name] = (
+                f"{label} is not on the source: {describe_other(name, before, source)}: {AT_FORMER_SOURCE}, or skip "
+                f"{name} in tables.yml"
+            )
+        elif name in parents:
             refusals[name] = (
                 f"{label} is now a partition of {parents[name]}, whose rows include its own: replicate that one, and "
                 f"skip {name} in tables.yml"

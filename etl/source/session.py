@@ -114,7 +114,9 @@ class Source:
     ) -> catalog.Catalog:
         """Describe the configured tables as they are now; `names` limits them, `known` were replicated before."""
         with errors_of("source", "reading the catalog"), self._connection.cursor() as cursor:
-            found = catalog.read_catalog(cursor, self._settings.tables, target, names, known or {})
+            found = catalog.read_catalog(
+                cursor, self._settings.tables, target, names, known or {}, source=self.identity
+            )
         return _require_lookback(found) if self.is_standby else found
 
     def read_references(self, tables: Sequence[Table]) -> tuple[Reference, ...]:

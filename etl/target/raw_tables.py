@@ -8,6 +8,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from etl.ledger.rejects import read_key
+from etl.model import SourceIdentity
 from etl.policy.schema_changes import KnownTable, RawTable
 from etl.postgres.catalog_sql import PRIMARY_KEY
 from etl.postgres.error_translation import errors_of
@@ -28,15 +29,17 @@ LIST_RELATIONS = f"""
 """
 # The files of a table that is not partitioned are listed as its oid and its filenode.
 LIST_REPLICATED = """
-    select w.table_name, true, nullif(split_part(substring(r.filenodes from '^[0-9]+:[0-9]*$'), ':', 1), '')::bigint
+    select
+        w.table_name, true, nullif(split_part(substring(r.filenodes from '^[0-9]+:[0-9]*$'), ':', 1), '')::bigint,
+        w.system_identifier, w.database_oid, w.database_name, w.schema_name
     from etl.watermarks as w
     left join etl.reconciliations as r using (table_name)
     union all
-    select l.table_name, true, null
+    select l.table_name, true, null, l.system_identifier, l.database_oid, l.database_name, l.schema_name
     from etl.loads as l
     where not exists (select from etl.watermarks as w where w.table_name = l.table_name)
     union all
-    select c.relname, false, null
+    select c.relname, false, null, null, null, null, null
     from pg_catalog.pg_class as c
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     join pg_catalog.pg_attribute as a on a.attrelid = c.oid and a.attname = '_etl_run_id'
@@ -93,7 +96,16 @@ def read_known_tables(connection: Connection) -> dict[str, KnownTable]:
     """Return, by name, the tables whose replication began, and those of schema raw that the ledger does not know."""
     with errors_of("target", "reading the raw tables"), connection.cursor() as cursor:
         cursor.execute(LIST_REPLICATED)
-        return {name: KnownTable(has_progress=has_progress, oid=oid) for name, has_progress, oid in cursor}
+        return {
+            name: KnownTable(
+                has_progress=has_progress,
+                oid=oid,
+                source=SourceIdentity(
+                    system_identifier=cluster, database_oid=database_oid, database_name=database, schema=schema
+                ),
+            )
+            for name, has_progress, oid, cluster, database_oid, database, schema in cursor
+        }
 
 
 def has_schema(cursor: Cursor) -> bool:

@@ -92,6 +92,19 @@ def test_another_database_of_the_cluster_stops_the_table(items, elsewhere, comma
     assert items.run_one("items").rows_updated == 1
 
 
+@pytest.mark.parametrize("names", [(), ("items",)], ids=["all tables", "by name"])
+def test_table_that_another_database_lacks_is_not_called_dropped(items, elsewhere, names):
+    elsewhere.on_source("create table notes (note_id int primary key)")
+
+    results = {result.table_name: result for result in elsewhere.run(*names).tables}
+
+    error = results["items"].error or ""
+    assert f"raw.items holds rows of {database_of(items)}" in error
+    assert f"the source is now {database_of(elsewhere)}" in error
+    assert items.on_target("select * from etl.schema_changes where kind = 'table_missing'") == []
+    assert items.run_one("items").rows_read == 0
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_another_schema_stops_the_table(items, command):
     items.on_source("create schema other")
