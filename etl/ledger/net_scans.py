@@ -12,7 +12,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from etl.model import Mark
-from etl.policy.net import Slice
+from etl.policy.net import FORGOTTEN, Slice
 from etl.postgres.error_translation import errors_of
 
 LIST_SLICES = """
@@ -88,3 +88,8 @@ def renew_scans(cursor: Cursor, run_id: int, table_name: str, whole: Slice) -> N
     )
     if not cursor.rowcount:
         save_scan(cursor, run_id, table_name, whole, 0)
+
+
+def forget_marks(cursor: Cursor, table_name: str) -> None:
+    """Forget which row versions the scans of a table have seen, but not what they found."""
+    cursor.execute("update etl.net_scans set scan_signature = %s where table_name = %s", (FORGOTTEN, table_name))

@@ -24,6 +24,8 @@ MAX_XID_DISTANCE = 2**31
 CLOCK_TOLERANCE_SECONDS = 5.0
 # What is scanned at a time: 256 MB, which takes some tenths of a second.
 SLICE_BLOCKS = 32_768
+# The signature of a mark that says nothing any more; no source has it.
+FORGOTTEN = '{"columns": {}}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,7 @@ def find_reason(
     is_by_clock = table.watermark_kind is not WatermarkKind.INTEGER
     reasons = {
         "it has not been scanned yet": not slices,
+        "an earlier run refused its watermark": any(one.mark.signature == FORGOTTEN for one in slices),
         "its server was restarted, or its files or the values of its columns have changed": not all(
             fits(one.mark.signature, signature) for one in slices
         ),

@@ -45,11 +45,19 @@ def forget_other_column(table: Table, stored: Progress) -> Progress:
 
 
 def check_progress(
-    table: Table, stored: Progress, point: Point | None, *, source: Source, reader: Reader, has_clock: bool
+    writer: Writer,
+    table: Table,
+    stored: Progress,
+    point: Point | None,
+    *,
+    source: Source,
+    reader: Reader,
+    has_clock: bool,
 ) -> Progress:
     """Return the progress to continue from: without the watermark, if that belongs to another column.
 
-    Raises TableError with every reason why the source does not fit the stored progress.
+    Raises TableError with every reason why the source does not fit the stored progress. Rows that are written before it
+    fits again may have values below the watermark, which nothing shows then: so the run that goes on reads all rows.
     """
     known, faults = forget_other_column(table, stored), list[str]()
     if table.watermark is not None and known.watermark is not None and has_clock:
@@ -58,6 +66,7 @@ def check_progress(
         elif point is not None and not source.is_standby:
             faults += _find_clock_set_back(table, known, point, source.margin_seconds)
     if faults:
+        writer.forget_scans()
         raise TableError(f"{table.label}: {'; '.join(faults)}")
     return known
 

@@ -54,7 +54,7 @@ def replicate_table(
                 known = forget_other_column(table, task.progress)
             else:
                 known = check_progress(
-                    fit.table, task.progress, task.point, source=source, reader=reader, has_clock=task.has_clock
+                    writer, fit.table, task.progress, task.point, source=source, reader=reader, has_clock=task.has_clock
                 )
             rejected = task.raw.rejected_keys
         else:

@@ -13,7 +13,7 @@ from psycopg2.extensions import cursor as Cursor
 from etl.errors import TableError, TargetChangedError, TargetError
 from etl.ledger import runs
 from etl.ledger.builds import read_built_run
-from etl.ledger.net_scans import renew_scans
+from etl.ledger.net_scans import forget_marks, renew_scans
 from etl.ledger.progress import save_counters, save_partial_progress, save_progress, save_refusal
 from etl.model import META_COLUMNS, Counts, Progress, Snapshot, Table
 from etl.policy.deletes import Counters
@@ -71,6 +71,11 @@ class Writer:
         """Store why the source of the table is refused until a person settles it."""
         with self.session() as cursor:
             save_refusal(cursor, self.table.name, refusal)
+
+    def forget_scans(self) -> None:
+        """Have the next run compare all rows of the table."""
+        with self.session() as cursor:
+            forget_marks(cursor, self.table.name)
 
     def settle_source(self, progress: Progress, kind: SourceChangeKind, detail: str) -> None:
         """Store the progress on a source with which all rows were compared, and record that its identity changed."""

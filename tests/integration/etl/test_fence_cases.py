@@ -408,6 +408,22 @@ def test_source_clock_set_back_stops_the_table_without_lookback(orders):
     assert_equal(orders, "orders")
 
 
+def test_rows_written_by_a_clock_that_was_refused_arrive(orders):
+    """Once the clock is right again, nothing shows any more that it was not."""
+    orders.run_one("orders")
+    simulate_clock_set_back(orders, 3600)
+    add_order(orders.source, "by the old clock")
+    orders.on_source("update orders set updated_at = updated_at - interval '1 hour' where note = 'by the old clock'")
+    error = failure_of(orders, "orders", fence_margin_seconds=5.0)
+    simulate_clock_set_back(orders, -3600)
+    add_order(orders.source, "by the new clock")
+
+    orders.run_one("orders")
+
+    assert "s behind where it was at an earlier run" in error
+    assert_equal(orders, "orders")
+
+
 def test_source_clock_set_back_within_the_margin_is_covered(orders):
     orders.run_one("orders", fence_margin_seconds=5.0)
     simulate_clock_set_back(orders, 4)

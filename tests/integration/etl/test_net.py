@@ -371,6 +371,20 @@ def test_restarted_sequence_is_refused_even_below_larger_numbers(numbered):
     assert "its sequence is at 0: if it was restarted" in result.error
 
 
+def test_rows_written_while_the_sequence_was_refused_arrive(numbered):
+    """Once it has passed the watermark, nothing shows any more that it was restarted."""
+    numbered.on_source("delete from events where id <= 3; alter sequence events_id_seq restart")
+    numbered.on_source("insert into events (note) select 'again' from generate_series(1, 3)")
+    (refused,) = numbered.run("events").tables
+    numbered.on_source("select setval('events_id_seq', 10)")
+    numbered.on_source("insert into events (note) select 'next' from generate_series(1, 3)")
+
+    numbered.run_one("events")
+
+    assert "its sequence is at 3: if it was restarted" in refused.error
+    assert is_equal(numbered, "events")
+
+
 XIDS_PER_FILE = 2**20  # of pg_xact
 ADVANCE = 1_500_000_000  # less than half of all ids; twice that is more
 
