@@ -24,6 +24,26 @@ TLS_VARIABLES = {
     "sslcert": "PGSSLCERT",
     "sslkey": "PGSSLKEY",
 }
+# Parameters that other programs add to URLs, and what to do about them.
+REMOVE_IT = "remove it"
+NAME_THE_SCHEMA = "name the schema in tables.yml, with `schema:`"
+ENCRYPT = "use sslmode=verify-full"
+FOREIGN_PARAMETERS = {
+    "charset": REMOVE_IT,
+    "connection_limit": REMOVE_IT,
+    "currentSchema": NAME_THE_SCHEMA,
+    "cursor": REMOVE_IT,
+    "driver": REMOVE_IT,
+    "pgbouncer": REMOVE_IT,
+    "pool_timeout": REMOVE_IT,
+    "prepareThreshold": REMOVE_IT,
+    "schema": NAME_THE_SCHEMA,
+    "search_path": NAME_THE_SCHEMA,
+    "socket_timeout": REMOVE_IT,
+    "ssl": ENCRYPT,
+    "sslaccept": ENCRYPT,
+    "statement_cache_size": REMOVE_IT,
+}
 URI = re.compile(r"postgres(?:ql)?://(?P<place>[^?]*)")
 
 
@@ -58,8 +78,8 @@ def make_url(parts: Mapping[str, object]) -> DatabaseUrl:
 def read_url(text: str, name: str) -> dict[str, str]:
     """Return the parts of a URL, under libpq's names; `name` is the variable that holds the URL.
 
-    Raises ConfigurationError when libpq cannot parse the URL, or when a password that is not percent-encoded has
-    shifted the parts: the rest of the password would be shown as a host, a port or a database.
+    Raises ConfigurationError when libpq cannot parse the URL, as with parameters of other programs, or when a password
+    that is not percent-encoded has shifted the parts: the rest of it would be shown as a host, a port or a database.
     """
     try:
         parts: dict[str, str] = psycopg2.extensions.parse_dsn(text)
@@ -67,8 +87,19 @@ def read_url(text: str, name: str) -> dict[str, str]:
         parts = {"port": "none"}
     ports = [port for port in parts.get("port", "").split(",") if port]
     if not all(port.isdecimal() for port in ports) or _has_moved_parts(text, parts):
+        _reject_foreign_parameters(text, name)
         raise ConfigurationError(f"{name} is not a libpq URL: {EXPECTED}")
     return parts
+
+
+def _reject_foreign_parameters(text: str, name: str) -> None:
+    """Raise ConfigurationError when a URL has parameters of other programs; only known names are shown."""
+    given = {part.partition("=")[0] for part in text.partition("?")[2].split("&")}
+    found = [
+        f"{parameter} ({FOREIGN_PARAMETERS[parameter]})" for parameter in sorted(given & FOREIGN_PARAMETERS.keys())
+    ]
+    if found:
+        raise ConfigurationError(f"{name} has parameters that libpq does not know: {', '.join(found)}")
 
 
 def _has_moved_parts(text: str, parts: dict[str, str]) -> bool:

@@ -18,7 +18,7 @@ NEEDED = {"source_db": "SOURCE_DATABASE_URL", "target_db": "TARGET_DATABASE_URL"
 OPTIONAL = {"transformer_db": "TRANSFORMER_DATABASE_URL"}
 # A scheduled task waits for another run or dbt command instead of failing.
 DEFAULTS = {"ETL_LOCK_WAIT_SECONDS": "600"}
-NOT_FOR_LIBPQ = ("__extra__",)
+NOT_FOR_LIBPQ = ("__extra__", "cursor")  # which Airflow's own hook reads
 
 
 @final_errors()

@@ -39,6 +39,22 @@ def test_invalid_url_is_rejected_without_showing_it(text):
 
 
 @pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("pgbouncer=true", "pgbouncer (remove it)"),
+        ("schema=shop", "schema (name the schema in tables.yml, with `schema:`)"),
+        ("sslmode=require&ssl=true&cursor=dict", "cursor (remove it), ssl (use sslmode=verify-full)"),
+    ],
+)
+def test_parameters_of_other_programs_are_named(query, told):
+    with pytest.raises(ConfigurationError) as refused:
+        read_url(f"postgresql://user:s3cret@host/db?{query}", "SOURCE")
+
+    assert str(refused.value) == f"SOURCE has parameters that libpq does not know: {told}"
+    assert refused.value.__context__ is None
+
+
+@pytest.mark.parametrize(
     ("text", "address"),
     [
         ("postgresql://user:p%40s%2Fs3cret@host:1/db", "host:1/db"),

@@ -31,6 +31,12 @@ def test_every_part_of_a_connection_arrives(given):
     assert found == wanted | given.get("extra_dejson", {})
 
 
+def test_what_only_airflow_reads_is_left_out():
+    found = connection_url(connection(host="db", schema="w", extra_dejson={"cursor": "dictcursor", "__extra__": "{}"}))
+
+    assert found == "postgresql://db/w"
+
+
 def test_database_urls_of_the_environment_are_ignored():
     environment = {"PATH": "/bin", "TARGET_DATABASE_URL": "x", "TRANSFORMER_DATABASE_URL": "y"}
 
