@@ -132,6 +132,8 @@ lint: setup  ## run ruff, mypy, bandit and sqlfluff, and check the workflows
 	@.venv/bin/sqlfluff lint --templater placeholder etl
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 	@.venv/bin/zizmor --offline --quiet .github
 
 audit-dependencies: setup  ## check every locked package for known vulnerabilities (needs the internet)

@@ -17,7 +17,9 @@ def test_the_readme_shows_the_way_in_600_words_or_fewer():
 
 
 def test_every_page_that_a_document_names_exists():
-    documents = [CHECKOUT / "README.md", CHECKOUT / "dbt" / "README.md", *(CHECKOUT / "docs").rglob("*.md")]
+    folders = [CHECKOUT / "docs", CHECKOUT / ".github"]
+    documents = [CHECKOUT / "README.md", CHECKOUT / "dbt" / "README.md"]
+    documents += [path for folder in folders for path in folder.rglob("*.md")]
     links = [(path, link) for path in documents for link in LINK.findall(path.read_text(encoding="utf-8"))]
     broken = [f"{path.relative_to(CHECKOUT)}: {link}" for path, link in links if not (path.parent / link).exists()]
 
