@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
 
-from etl.commands.discover import discover
+from etl.commands.discover import SCAN_UP_TO_MB, discover
 from etl.commands.run import run
 from etl.commands.scaffold import is_beyond_dbt, render_tables, write_staging
 from etl.commands.status import TableStatus, describe_duration, describe_holder, read_status
@@ -120,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("tables", nargs="*", metavar="TABLE", help="tables to inspect (default: all in the schema)")
     look.add_argument("--schema", default="public", help="schema of the source (default: public)")
     look.add_argument("--json", action="store_true", help="print the proposals as JSON instead of YAML")
+    look.add_argument(
+        "--scan-up-to",
+        type=int,
+        default=SCAN_UP_TO_MB,
+        metavar="MB",
+        help="propose `watermark: xmin` for tables up to this size, whatever columns they have (default: %(default)s)",
+    )
     look.add_argument("--dbt", type=Path, metavar="FOLDER", help="also write dbt sources and staging models to FOLDER")
     look.set_defaults(command=_discover)
     return parser

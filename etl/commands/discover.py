@@ -7,18 +7,21 @@ something is missing, the proposal includes the statement that adds it. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from psycopg2.extensions import cursor as Cursor
 
-from etl.config import Settings
+from etl.commands import remedies
+from etl.commands.remedies import Remedy
+from etl.config import BYTES_PER_MB, Settings
 from etl.errors import ConfigurationError
 from etl.model import MAX_SOURCE_COLUMNS, WatermarkKind
+from etl.policy.triggers import Setter, Trigger, find_setter
 from etl.postgres import sessions
 from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, KEY_COLUMNS, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
 from etl.postgres.error_translation import errors_of
-from etl.postgres.sql import quote_name
+from etl.postgres.sql import quote_name, read_sql
 from etl.source.eligibility import KINDS, WATERMARK_KINDS, base_type
 
 # Common names of such a column, the likeliest first.
@@ -52,11 +55,21 @@ LIST_CANDIDATES = f"""
     where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition
     order by c.relname
 """
-# What sessions have unless they, their role or their database say otherwise; ours has set its own zone since.
-READ_TIME_ZONE = "select reset_val from pg_catalog.pg_settings where name = 'TimeZone'"
+# A scan of so much takes about 20 ms, as long as the rest of a table's turn in a run.
+SCAN_UP_TO_MB = 8
+# With fewer days of counting, no update says nothing.
+LEAST_DAYS = 14
+# The zone is what sessions have that set none; this one has set its own since. Counters of rows are lost in a crash, so
+# they count since the server's start at least.
+READ_SERVER = """
+    select
+        (select z.reset_val from pg_catalog.pg_settings as z where z.name = 'TimeZone'),
+        extract(day from now() - greatest(s.stats_reset, pg_catalog.pg_postmaster_start_time()))::int
+    from pg_catalog.pg_stat_database as s
+    where s.datname = pg_catalog.current_database()
+"""
+LIST_TRIGGERS = read_sql(__package__, "list_triggers")
 WITHOUT_ZONE = (WatermarkKind.TIMESTAMP, WatermarkKind.DATE)
-# A column's name as a regular expression that matches nothing else.
-ESCAPED = "pg_catalog.regexp_replace(a.attname, '([^[:alnum:]_])', '\\\\\\1', 'g')"
 LIST_CANDIDATE_COLUMNS = f"""
     select
         a.attrelid, a.attname, pg_catalog.col_description(a.attrelid, a.attnum),
@@ -64,18 +77,6 @@ LIST_CANDIDATE_COLUMNS = f"""
         a.attidentity <> '' or coalesce(f.expression ~ 'nextval', false),
         coalesce(f.expression ~* 'now\\(\\)|current_|_timestamp\\(\\)', false),
         {LEADS_AN_INDEX},
-        (
-            select t.tgname
-            from pg_catalog.pg_trigger as t
-            join pg_catalog.pg_proc as p on p.oid = t.tgfoid
-            where t.tgrelid = a.attrelid and not t.tgisinternal and t.tgenabled in ('O', 'A')
-                and t.tgtype & 1 = 1 and t.tgtype & 2 = 2 and t.tgtype & 16 = 16
-                and (
-                    p.prosrc ~* ('new\\."?' || {ESCAPED} || '"?\\s*:?=')
-                    or pg_catalog.encode(t.tgargs, 'escape') ~ ('(^|\\\\000)' || {ESCAPED} || '\\\\000')
-                )
-            order by t.tgname limit 1
-        ),
         s.null_frac,
         q.seqcache, q.seqincrement
     from pg_catalog.pg_attribute as a
@@ -105,10 +106,14 @@ class SourceColumn:
     is_numbered: bool  # by a sequence
     is_stamped: bool  # its default is the current time
     has_index: bool
-    trigger: str | None  # that sets it when a row is updated
     null_fraction: float | None  # as of the last ANALYZE
     sequence_cache: int | None
     sequence_increment: int | None
+    setter: Setter | None = None  # the trigger that sets it when a row is updated
+
+    @property
+    def has_sure_trigger(self) -> bool:
+        return self.setter is not None and not self.setter.doubt
 
     @property
     def kind(self) -> WatermarkKind | None:
@@ -132,15 +137,18 @@ class Proposal:
     watermark: str | None = None
     time_zone: str | None = None  # in which the watermark is written, if its type has none
     reasons: tuple[str, ...] = ()  # why this watermark, or none
-    remedies: tuple[tuple[str, str], ...] = ()  # what is wrong, and the statement that fixes it
+    remedies: tuple[Remedy, ...] = ()  # what is wrong, and the statement that fixes it
     skipped: str | None = None  # why the relation is left out
 
 
-def discover(settings: Settings, table_names: Sequence[str] = ()) -> tuple[Proposal, ...]:
+def discover(
+    settings: Settings, table_names: Sequence[str] = (), *, scan_up_to_mb: int = SCAN_UP_TO_MB
+) -> tuple[Proposal, ...]:
     """Propose how to replicate the tables of the configured schema, or those named.
 
-    Raises ConfigurationError when the schema has no tables or a name is wrong, UnavailableError when the source
-    cannot be reached.
+    A table of up to `scan_up_to_mb` megabytes is read by its row versions, whatever columns it has: a scan of it costs
+    little, and a column can lie. Raises ConfigurationError when the schema has no tables or a name is wrong,
+    UnavailableError when the source cannot be reached.
     """
     schema = settings.tables.schema
     connection = sessions.connect_source(settings)
@@ -156,9 +164,8 @@ def discover(settings: Settings, table_names: Sequence[str] = ()) -> tuple[Propo
                 )
             chosen = [relations[name] for name in (table_names or relations)]
             columns = _read_columns(cursor, [row[0] for row in chosen])
-            cursor.execute(READ_TIME_ZONE)
-            ((zone,),) = cursor.fetchall()
-            return tuple(_propose(schema, _Candidate(*row[1:]), columns.get(row[0], []), zone) for row in chosen)
+            server = _read_server(cursor, scan_up_to_mb)
+            return tuple(_propose(schema, _Candidate(*row[1:]), columns.get(row[0], []), server) for row in chosen)
     finally:
         connection.close()
 
@@ -179,39 +186,67 @@ class _Candidate:
     unique: list[str] | None  # columns that could be the key
 
 
+@dataclass(frozen=True)
+class _Server:
+    """What holds for all tables of the source."""
+
+    time_zone: str
+    days_counted: int  # since when the counters of rows count
+    scan_up_to_mb: int
+
+    @property
+    def has_counted(self) -> bool:
+        return self.days_counted >= LEAST_DAYS
+
+
+def _read_server(cursor: Cursor, scan_up_to_mb: int) -> _Server:
+    cursor.execute(READ_SERVER)
+    ((zone, days),) = cursor.fetchall()
+    return _Server(time_zone=zone, days_counted=days, scan_up_to_mb=scan_up_to_mb)
+
+
 def _read_columns(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[SourceColumn]]:
-    cursor.execute(LIST_CANDIDATE_COLUMNS, (list(oids),))
-    columns: dict[int, list[SourceColumn]] = {}
+    triggers: dict[int, list[Trigger]] = {}
+    cursor.execute(LIST_TRIGGERS, {"oids": list(oids)})
     for oid, *rest in cursor:
-        columns.setdefault(oid, []).append(SourceColumn(*rest))
+        triggers.setdefault(oid, []).append(Trigger(*rest))
+    columns: dict[int, list[SourceColumn]] = {}
+    cursor.execute(LIST_CANDIDATE_COLUMNS, (list(oids),))
+    for oid, *rest in cursor:
+        column = SourceColumn(*rest)
+        setter = find_setter(column.name, triggers.get(oid, ())) if column.kind else None
+        columns.setdefault(oid, []).append(replace(column, setter=setter))
     return columns
 
 
-def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn], zone: str) -> Proposal:
+def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn], server: _Server) -> Proposal:
     label = quote_name(schema, candidate.name)
-    remedies: list[tuple[str, str]] = []
+    found: list[Remedy] = []
     skipped = None
     if candidate.kind in KINDS:
         skipped = f"{KINDS[candidate.kind]}: only tables are replicated"
     elif not (candidate.is_readable and candidate.is_in_reach):
         skipped = "it cannot be read"
-        if not candidate.is_in_reach:
-            remedies.append(("no privilege", f"grant usage on schema {quote_name(schema)} to replicator"))
-        if not candidate.is_readable:
-            remedies.append(("no privilege", f"grant select on {label} to replicator"))
+        found += remedies.grant_access(
+            schema, label, is_in_reach=candidate.is_in_reach, is_readable=candidate.is_readable
+        )
     elif not candidate.key:
         skipped = "it has no primary key, by which rows are merged"
-        remedies.append(("no key", _key_statement(label, candidate)))
+        found.append(remedies.add_key(label, candidate.unique))
     elif len(columns) > MAX_SOURCE_COLUMNS:
         skipped = f"it has {len(columns):,} columns, and raw tables can have {MAX_SOURCE_COLUMNS:,} of them"
     if skipped:
         return Proposal(
-            name=candidate.name, rows=candidate.rows, bytes=candidate.bytes, remedies=tuple(remedies), skipped=skipped
+            name=candidate.name, rows=candidate.rows, bytes=candidate.bytes, remedies=tuple(found), skipped=skipped
         )
-    column = _choose(candidate, columns)
-    reasons = _reasons(candidate, column, columns)
+    column = None
+    if candidate.bytes <= server.scan_up_to_mb * BYTES_PER_MB:
+        reasons = [f"up to {server.scan_up_to_mb} MB, a scan costs little: its row versions tell what is new"]
+    else:
+        column = _choose(candidate, columns, server)
+        reasons = _reasons(candidate, column, columns, server)
     if column is not None:
-        remedies += _remedies(label, candidate, column, zone)
+        found += _fix(schema, candidate, column, server)
     return Proposal(
         name=candidate.name,
         rows=candidate.rows,
@@ -220,25 +255,25 @@ def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn]
         comment=candidate.comment,
         columns=tuple((each.name, each.comment) for each in columns),
         watermark=column.name if column else None,
-        time_zone=zone if column is not None and column.kind in WITHOUT_ZONE else None,
+        time_zone=server.time_zone if column is not None and column.kind in WITHOUT_ZONE else None,
         reasons=tuple(reasons),
-        remedies=tuple(remedies),
+        remedies=tuple(found),
     )
 
 
-def _choose(candidate: _Candidate, columns: Sequence[SourceColumn]) -> SourceColumn | None:
+def _choose(candidate: _Candidate, columns: Sequence[SourceColumn], server: _Server) -> SourceColumn | None:
     """Choose the watermark: a column set by a trigger, or with a common name.
 
-    If no row is ever updated, a column that numbers rows or holds the time of their creation also qualifies.
+    If no row was ever updated, a column that numbers rows or holds the time of their creation also qualifies.
     """
     times = [column for column in columns if column.kind not in (None, WatermarkKind.INTEGER)]
-    kept = [column for column in times if column.trigger]
+    kept = [column for column in times if column.has_sure_trigger]
     if kept:
         return min(kept, key=lambda column: _place(column.name, CHANGED_AT))
     named = [column for column in times if column.name.lower() in CHANGED_AT]
     if named:
         return min(named, key=lambda column: _place(column.name, CHANGED_AT))
-    if candidate.updates:
+    if candidate.updates or not server.has_counted:
         return None
     created = [column for column in times if column.name.lower() in CREATED_AT and column.is_stamped]
     numbered = [
@@ -257,19 +292,31 @@ def _place(name: str, names: Sequence[str]) -> int:
     return names.index(name.lower()) if name.lower() in names else len(names)
 
 
-def _reasons(candidate: _Candidate, column: SourceColumn | None, columns: Sequence[SourceColumn]) -> list[str]:
+def _reasons(
+    candidate: _Candidate, column: SourceColumn | None, columns: Sequence[SourceColumn], server: _Server
+) -> list[str]:
+    doubts = [
+        f"trigger {each.setter.name} may set {each.name} only sometimes: {each.setter.doubt}"
+        for each in columns
+        if each.setter and each.setter.doubt and column in (None, each)
+    ]
     if column is None:
         possible = [each.name for each in columns if each.kind is not None and each.name not in (candidate.key or ())]
         found = f"; candidates by type: {', '.join(possible)}" if possible else ""
         updates = "rows are updated, and " if candidate.updates else ""
-        return [f"{updates}no column is known to change with a row, so its row versions tell what is new{found}"]
+        young = f"the server has counted updates for less than {LEAST_DAYS} days"
+        return [
+            f"{updates}no column is known to change with a row, so its row versions tell what is new{found}",
+            *([] if candidate.updates or server.has_counted else [young]),
+            *doubts,
+        ]
     reasons = [f"{column.name} is {column.type}"]
-    if column.trigger:
-        reasons.append(f"trigger {column.trigger} sets it")
+    if column.has_sure_trigger and column.setter:
+        reasons.append(f"trigger {column.setter.name} sets it")
     elif column.name.lower() in CHANGED_AT:
-        reasons.append("chosen by its name")
+        reasons += ["chosen by its name", *doubts]
     else:
-        reasons.append("no row was ever updated, according to the server's counters")
+        reasons.append(f"no row was updated in the {server.days_counted:,} days that the server has counted")
     if column.is_stamped:
         reasons.append("its default is the current time")
     reasons.append("indexed" if column.has_index else "not indexed")
@@ -282,38 +329,16 @@ def _reasons(candidate: _Candidate, column: SourceColumn | None, columns: Sequen
     return reasons
 
 
-def _remedies(label: str, candidate: _Candidate, column: SourceColumn, zone: str) -> list[tuple[str, str]]:
-    quoted, remedies = quote_name(column.name), []
+def _fix(schema: str, candidate: _Candidate, column: SourceColumn, server: _Server) -> Iterator[Remedy]:
+    """Yield what makes a watermark column reliable and cheap."""
+    label, zone = quote_name(schema, candidate.name), server.time_zone
+    if column.kind is None:
+        return
     if not column.has_index:
-        concurrently = "" if candidate.kind == "p" else "concurrently "
-        remedies.append(("each run scans the whole table", f"create index {concurrently}on {label} ({quoted})"))
+        yield remedies.index_column(label, column.name, is_partitioned=candidate.kind == "p")
     if not column.is_not_null:
-        remedies.append(
-            ("rows without a value are read every run", f"alter table {label} alter column {quoted} set not null")
-        )
+        has_nulls = column.null_fraction != 0
+        yield from remedies.forbid_null(label, column.name, column.kind, zone, has_nulls=has_nulls)
     is_time = column.kind is not WatermarkKind.INTEGER
-    if is_time and not column.trigger and (candidate.updates or column.name.lower() in CHANGED_AT):
-        function = quote_name("touch_" + column.name)
-        value = _moment(column, zone).replace("'", "''")  # the body is a literal itself
-        remedies.append(
-            (
-                "no trigger sets it, so an update that does not set it is missed until `etl verify`",
-                f"create function {function}() returns trigger language plpgsql as "
-                f"'begin new.{quoted} := {value}; return new; end'; create trigger {function} "
-                f"before insert or update on {label} for each row execute function {function}()",
-            )
-        )
-    return remedies
-
-
-def _moment(column: SourceColumn, zone: str) -> str:
-    """Return the expression of the current time for a column, whatever zone a session has set."""
-    local = "now() at time zone " + "'{}'".format(zone.replace("'", "''"))
-    if column.kind is WatermarkKind.TIMESTAMPTZ:
-        return "now()"
-    return local if column.kind is WatermarkKind.TIMESTAMP else f"({local})::date"
-
-
-def _key_statement(label: str, candidate: _Candidate) -> str:
-    columns = ", ".join(map(quote_name, candidate.unique)) if candidate.unique else "..."
-    return f"alter table {label} add primary key ({columns})"
+    if is_time and not column.has_sure_trigger and (candidate.updates or column.name.lower() in CHANGED_AT):
+        yield from remedies.stamp_column(schema, label, column.name, column.kind, zone)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from etl.commands.discover import Proposal
+from etl.commands.remedies import list_statements
 from etl.config import Settings
 from etl.errors import ConfigurationError
 from etl.model import ROW_VERSIONS
@@ -39,6 +40,10 @@ def render_tables(proposals: Sequence[Proposal], settings: Settings) -> str:
     ]
     for proposal in proposals:
         lines += ["", *_render_table(proposal)]
+    statements = list_statements(proposal.remedies for proposal in proposals)
+    if statements:
+        lines += ["", "# All statements for the source, to be read and run from top to bottom:", "#"]
+        lines += [f"# {printable(statement)};" for statement in statements]
     return "\n".join(lines) + "\n"
 
 
@@ -46,8 +51,7 @@ def _render_table(proposal: Proposal) -> list[str]:
     key = f"; key ({', '.join(proposal.key)})" if proposal.key else ""
     about = [f"about {proposal.rows:,} rows, {_size(proposal.bytes)}{key}"]
     about += [f"left out: {proposal.skipped}"] if proposal.skipped else ["; ".join(proposal.reasons)]
-    for fault, statement in proposal.remedies:
-        about += [f"{fault}: run on the source: {statement};"]
+    about += [f"{fault}: see the end" for fault in dict.fromkeys(fault for fault, _ in proposal.remedies)]
     lines = [f"  # {printable(line)}" for line in about] + [f"  {_scalar(proposal.name)}:"]
     if proposal.skipped:
         return [*lines, "    skip: true"]

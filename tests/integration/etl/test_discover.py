@@ -7,6 +7,7 @@ import psycopg2.extensions
 import pytest
 import yaml
 
+from etl.commands import discover as module
 from etl.commands.discover import discover
 from tests import commands
 from tests.results import pick
@@ -91,7 +92,8 @@ BANK = """
 
 
 def proposals_of(replication, *arguments):
-    finished = replication.command("discover", "--json", *arguments, TARGET_DATABASE_URL="")
+    """Return the proposals by name, as for tables that are too large to be scanned by each run."""
+    finished = replication.command("discover", "--json", "--scan-up-to", "0", *arguments, TARGET_DATABASE_URL="")
     assert finished.returncode == 0, finished.stderr
     return {proposal["name"]: proposal for proposal in json.loads(finished.stdout)}
 
@@ -128,18 +130,18 @@ def test_trigger_maintained_column_is_chosen(rentals):
 def test_column_problems_are_shown_with_statements_to_fix_them(rentals):
     before = proposals_of(rentals)["customer"]
     for _, statement in before["remedies"]:
-        if "not null" in statement:
-            rentals.on_source("update customer set last_update = now() where last_update is null")
         rentals.on_source(statement)
     after = proposals_of(rentals)["customer"]
     rentals.on_source("update customer set email = 'new', last_update = '2001-01-01Z' where customer_id = 1")
 
     assert before["watermark"] == after["watermark"] == "last_update"
     assert "25% NULL" in reasons_of(before)
-    assert [fault.partition(",")[0] for fault, _ in before["remedies"]] == [
-        "each run scans the whole table",
-        "rows without a value are read every run",
-        "no trigger sets it",
+    assert [statement.partition(" public.")[0] for _, statement in before["remedies"]] == [
+        "create index concurrently on",
+        "update",
+        "alter table",
+        "create function",
+        "create trigger touch_last_update before insert or update on",
     ]
     assert after["remedies"] == []
     assert "trigger touch_last_update sets it" in reasons_of(after)
@@ -150,7 +152,7 @@ def test_column_problems_are_shown_with_statements_to_fix_them(rentals):
 
 def test_timestamp_without_time_zone_has_the_zone_of_the_server(rentals):
     set_zone(rentals, "America/New_York")
-    finished = rentals.command("discover", "rental")
+    finished = rentals.command("discover", "--scan-up-to", "0", "rental")
 
     assert yaml.safe_load(finished.stdout)["tables"]["rental"] == {
         "watermark": "last_update",
@@ -164,7 +166,7 @@ def test_proposed_trigger_stamps_in_the_zone_that_is_proposed(replication, kind)
     """Whatever zone the session that writes has set."""
     set_zone(replication, "Asia/Kathmandu")
     replication.on_source(f"create table notes (note_id int primary key, updated_at {kind}, text text)")
-    (proposal,) = discover(replication.settings)
+    (proposal,) = discover(replication.settings, scan_up_to_mb=0)
     for _, statement in proposal.remedies:
         replication.on_source(statement)
 
@@ -182,15 +184,71 @@ def set_zone(replication, zone):
     replication.on_source(f"alter database {database} set timezone = '{zone}'")
 
 
-def test_numbered_key_is_proposed_if_rows_are_never_updated(rentals):
-    before = proposals_of(rentals)["visits"]
+def test_numbered_key_is_proposed_if_rows_are_never_updated(rentals, monkeypatch):
+    young = proposals_of(rentals)["visits"]
+    monkeypatch.setattr(module, "LEAST_DAYS", 0)
+    (before,) = discover(rentals.settings, ["visits"], scan_up_to_mb=0)
     rentals.on_source("update visits set page = 'start' where visit_id = 1; select pg_stat_force_next_flush()")
-    after = proposals_of(rentals)["visits"]
+    (after,) = discover(rentals.settings, ["visits"], scan_up_to_mb=0)
 
-    assert before["watermark"] == "visit_id"
-    assert "no row was ever updated" in reasons_of(before)
-    assert after["watermark"] is None
-    assert "rows are updated, and no column is known to change with a row" in reasons_of(after)
+    assert young["watermark"] is None
+    assert "the server has counted updates for less than 14 days" in reasons_of(young)
+    assert before.watermark == "visit_id"
+    assert "no row was updated in the 0 days that the server has counted" in before.reasons
+    assert after.watermark is None
+    assert "rows are updated, and no column is known to change with a row" in "; ".join(after.reasons)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "function", "doubt"),
+    [
+        ("when (old.note <> new.note)", "new.at := now()", "it has a condition"),
+        ("", "if old.note <> new.note then new.at := now(); end if", "its function touch has branches"),
+        ("", "new.at := coalesce(new.at, old.at)", "assigns something else than the current time"),
+    ],
+)
+def test_trigger_that_stamps_only_sometimes_proves_nothing(replication, trigger, function, doubt):
+    replication.on_source(
+        "create table notes (note_id int primary key, note text, at timestamptz);"
+        f"create function touch() returns trigger language plpgsql as 'begin {function}; return new; end';"
+        f"create trigger stamps before update on notes for each row {trigger} execute function touch()"
+    )
+
+    (found,) = discover(replication.settings, scan_up_to_mb=0)
+
+    assert found.watermark is None
+    (reason,) = [reason for reason in found.reasons if reason.startswith("trigger stamps may set at only sometimes: ")]
+    assert doubt in reason
+
+
+def test_small_table_is_read_by_its_row_versions(rentals):
+    found = yaml.safe_load(rentals.command("discover").stdout)["tables"]
+    (film,) = discover(rentals.settings, ["film"])
+
+    assert found["film"] == {"watermark": "xmin", "deletes": "reconcile"}
+    assert film.reasons == ("up to 8 MB, a scan costs little: its row versions tell what is new",)
+
+
+def test_statements_for_tables_that_are_alike_run_as_one_script(replication):
+    """A function that they share is created once."""
+    replication.on_source(
+        "".join(
+            f"create table {name} (id int primary key, updated_at {kind}); insert into {name} values (1, null);"
+            for name, kind in (("one", "timestamptz"), ("two", "timestamptz"), ("three", "timestamp"))
+        )
+    )
+    printed = replication.command("discover", "--scan-up-to", "0").stdout
+    script = [
+        line.removeprefix("# ").rstrip(";") for line in printed.partition("from top to bottom:\n#\n")[2].splitlines()
+    ]
+
+    for statement in script:
+        replication.on_source(statement)
+
+    assert sum("create function" in statement for statement in script) == 2
+    again = discover(replication.settings, scan_up_to_mb=0)
+    assert [proposal.remedies for proposal in again] == [(), (), ()]
+    assert {proposal.watermark for proposal in again} == {"updated_at"}
 
 
 def test_unreplicable_tables_are_skipped_with_the_reason(rentals):
@@ -212,7 +270,13 @@ def test_unreadable_table_is_skipped_and_the_grant_is_named(rentals, read_as_rol
     rentals.on_source(f"revoke select on secrets from {role}")
 
     finished = rentals.command(
-        "discover", "--json", "secrets", "film", SOURCE_DATABASE_URL=str(rentals.settings.source_url)
+        "discover",
+        "--json",
+        "--scan-up-to",
+        "0",
+        "secrets",
+        "film",
+        SOURCE_DATABASE_URL=str(rentals.settings.source_url),
     )
     secrets, film = sorted(json.loads(finished.stdout), key=lambda one: one["name"], reverse=True)
 
