@@ -27,7 +27,7 @@ from etl.config import Settings, load_settings, load_source_settings
 from etl.display import LogFormat, choose_progress, print_aligned, result_record
 from etl.errors import EtlError
 from etl.model import ROW_VERSIONS, RunOptions
-from etl.results import RunResult
+from etl.results import RunResult, TableResult
 from etl.text import printable
 
 INTERRUPTED = 130  # the exit code that shells report after SIGINT
@@ -160,10 +160,15 @@ def _run(arguments: argparse.Namespace) -> int:
         tables = [result_record(table) for table in result.tables]
         print(json.dumps({"run_id": result.run_id, "seconds": round(result.seconds, 3), "tables": tables}))
     else:
-        failed = sum(table.status != "succeeded" for table in result.tables)
-        outcome = f"{failed} of {len(result.tables)} tables failed" if failed else f"{len(result.tables)} tables"
-        print(f"run {result.run_id}: {outcome} in {result.seconds:.1f} s")
+        print(f"run {result.run_id}: {_count_tables(result.tables)} in {result.seconds:.1f} s")
     return 1 if result.has_failures else 0
+
+
+def _count_tables(tables: Sequence[TableResult]) -> str:
+    failed = sum(table.status != "succeeded" for table in tables)
+    idle = sum(table.is_idle for table in tables)
+    outcome = f"{failed} of {len(tables)} tables failed" if failed else f"{len(tables)} tables"
+    return f"{outcome}, {idle} without changes" if idle else outcome
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -231,7 +236,7 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
 
 def _discover(arguments: argparse.Namespace) -> int:
     settings = load_source_settings(schema=arguments.schema)
-    proposals = discover(settings, arguments.tables)
+    proposals = discover(settings, arguments.tables, scan_up_to_mb=arguments.scan_up_to)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(proposal) for proposal in proposals]))
     else:

@@ -99,8 +99,10 @@ def choose_progress(log_format: LogFormat) -> ProgressDisplay:
 def is_news(event: Event, continued: set[str | None]) -> bool:
     """Return whether to show an event, and note it in `continued`: that a table continues is shown only once.
 
-    With short snapshots, a table continues many times.
+    With short snapshots, a table continues many times. Tables of which nothing was read are only counted at the end.
     """
+    if event.kind == "table_finished" and event.result:
+        return not event.result.is_idle
     is_new = event.kind != "table_continued" or event.table_name not in continued
     if event.kind == "table_continued":
         continued.add(event.table_name)

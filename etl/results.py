@@ -56,6 +56,12 @@ class TableResult:
     def rows_rejected(self) -> int:
         return self.counts.rejected
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the run had nothing to do for the table."""
+        found = (self.rows_read, self.rows_inserted, self.rows_updated, self.rows_deleted, self.rows_rejected)
+        return self.status == "succeeded" and not any(found)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:

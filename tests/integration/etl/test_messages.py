@@ -141,3 +141,17 @@ def test_json_results_are_one_document_and_json_logs_are_lines(orders):
     events = [json.loads(line)["event"] for line in finished.stderr.splitlines()]
     assert result["tables"][0]["rows_inserted"] == 1000
     assert events == ["table_started", "batch_committed", "table_finished"]
+
+
+def test_tables_without_changes_are_counted_and_not_listed(replication):
+    replication.on_source("".join(f"create table {name} (a int primary key);" for name in ("one", "two", "three")))
+    replication.on_source("insert into one values (1); insert into two values (1)")
+    first = replication.command("run")
+    replication.on_source("insert into two values (2)")
+
+    second = replication.command("run")
+
+    assert re.fullmatch(r"run 1: 3 tables, 1 without changes in [0-9.]+ s\n", first.stdout)
+    assert re.fullmatch(r"run 2: 3 tables, 2 without changes in [0-9.]+ s\n", second.stdout)
+    listed = [line.partition(":")[0] for line in second.stderr.splitlines() if " rows read, " in line]
+    assert listed == ["two"]
