@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from urllib.parse import quote
 
 import psycopg2
@@ -24,9 +24,6 @@ from psycopg2 import sql
 
 from deploy.local import servers
 from deploy.local.servers import SUPERUSER, Server
-
-if TYPE_CHECKING:
-    from testcontainers.core.container import DockerContainer
 
 KINDS = ("auto", "containers", "embedded")
 SIDES = ("source", "target")
@@ -49,7 +46,6 @@ INITDB_ARGUMENTS = "--locale=C.UTF-8 --encoding=UTF8"  # as the embedded servers
 SHARED_MEMORY = "256m"  # Docker's 64 MB are too little for parallel queries
 PORT = 5432
 DOCKER_SOCKET = "http+unix://"  # as docker-py writes the address of a Unix socket
-REACH_SECONDS = 1  # to connect to a network of this machine
 DOCKER_TIMEOUT_SECONDS = 300  # pulling an image takes some of them
 
 
@@ -101,7 +97,7 @@ class Choice:
     def serve(self, side: str, home: Path) -> Iterator[DatabaseServer]:
         """Run the server of one side."""
         if self.images is not None:
-            with serve_image(self.images[side], CONTAINER_SETTINGS, is_near=True) as server:
+            with serve_image(self.images[side], CONTAINER_SETTINGS) as server:
                 yield server
             return
         embedded = Server(
@@ -237,18 +233,9 @@ def _ask_docker_version() -> str:
 
 @contextmanager
 def serve_image(
-    image: str,
-    settings: dict[str, str],
-    command: tuple[str, ...] = (),
-    files: dict[str, bytes] | None = None,
-    *,
-    is_near: bool = False,
+    image: str, settings: dict[str, str], command: tuple[str, ...] = (), files: dict[str, bytes] | None = None
 ) -> Iterator[ContainerServer]:
-    """Run a server from an image; `files` are put into the container before it starts, `command` starts it.
-
-    With `is_near`, it is reached at the container's own address where that is possible: the proxy of Docker, before the
-    ports of this machine, takes a sixth of a test's time.
-    """
+    """Run a server from an image; `files` are put into the container before it starts, `command` starts it."""
     from testcontainers.community.postgres import PostgresContainer
 
     secret = secrets.token_urlsafe(18)
@@ -261,27 +248,9 @@ def serve_image(
     for path, content in (files or {}).items():
         container.with_copy_into_container(content, path)
     with container:
-        own = is_near and _find_own_address(container)
-        if own:
-            yield ContainerServer(host=own, port=PORT, secret=secret)
-            return
         host = container.get_container_host_ip()
         yield ContainerServer(
             host=servers.HOST if host == "localhost" else host,  # which may be another port's, by IPv6
             port=container.get_exposed_port(PORT),
             secret=secret,
         )
-
-
-def _find_own_address(container: DockerContainer) -> str | None:
-    """Return the container's own address, None where Docker's network is not this machine's."""
-    import docker
-
-    if not docker.utils.parse_host(os.environ.get("DOCKER_HOST")).startswith(DOCKER_SOCKET):
-        return None
-    address = container.get_docker_client().bridge_ip(container.get_wrapped_container().id)
-    try:
-        socket.create_connection((address, PORT), REACH_SECONDS).close()
-    except OSError:
-        return None
-    return address

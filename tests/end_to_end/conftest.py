@@ -14,6 +14,7 @@ from tests import commands
 CHECKOUT = Path(__file__).parents[2]
 PARTS = ("etl", "deploy", "source_db", "dbt", "airflow")
 PYCACHE = ("__pycache__",)
+OF_MAKE = ("ARGS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL")  # of the make that runs the tests
 GENERATED = {"dbt": ("target", "logs", *PYCACHE)}  # of one part only: etl/target is code
 
 
@@ -25,7 +26,7 @@ class Machine:
         self.environment = {
             name: value
             for name, value in os.environ.items()
-            if not name.endswith("_DATABASE_URL") and not name.startswith("AIRFLOW")
+            if not name.endswith("_DATABASE_URL") and not name.startswith("AIRFLOW") and name not in OF_MAKE
         } | ports
 
     def run(self, command, *arguments, **environment):
