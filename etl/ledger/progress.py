@@ -76,7 +76,7 @@ def read_progress(connection: Connection) -> dict[str, Progress]:
                 column=column,
                 as_of=as_of,
                 points=tuple(_read_point(point) for point in points),
-                source=_read_source(*source),
+                source=read_source(*source),
                 next_xid=next_xid,
                 refusal=refusal,
                 read_mark=Mark(oldest_xid=read_xid, signature=read_signature) if read_xid else None,
@@ -154,7 +154,7 @@ def read_load(cursor: Cursor, table_name: str) -> LoadState | None:
     return LoadState(
         filenodes=filenodes,
         signature=signature,
-        source=_read_source(*source),
+        source=read_source(*source),
         next_block=next_block,
         oldest_xid=oldest_xid,
     )
@@ -231,6 +231,23 @@ def forget_table(cursor: Cursor, table_name: str) -> None:
         cursor.execute(f"delete from etl.{known} where table_name = %s", (table_name,))
 
 
+def read_source(
+    system_identifier: str | None,
+    database_oid: int | None,
+    database_name: str | None,
+    schema: str | None,
+    timeline: int | None,
+) -> SourceIdentity:
+    """Return the source in columns SOURCE_COLUMNS of a row."""
+    return SourceIdentity(
+        system_identifier=system_identifier,
+        database_oid=database_oid,
+        database_name=database_name,
+        schema=schema,
+        timeline=timeline,
+    )
+
+
 def _write_source(source: SourceIdentity) -> dict[str, Any]:
     return {
         "system_identifier": source.system_identifier,
@@ -239,22 +256,6 @@ def _write_source(source: SourceIdentity) -> dict[str, Any]:
         "schema_name": source.schema,
         "timeline": source.timeline,
     }
-
-
-def _read_source(
-    system_identifier: str | None,
-    database_oid: int | None,
-    database_name: str | None,
-    schema: str | None,
-    timeline: int | None,
-) -> SourceIdentity:
-    return SourceIdentity(
-        system_identifier=system_identifier,
-        database_oid=database_oid,
-        database_name=database_name,
-        schema=schema,
-        timeline=timeline,
-    )
 
 
 def _write_point(point: Point) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
+from etl.ledger.progress import SOURCE_COLUMNS, read_source
 from etl.ledger.rejects import read_key
-from etl.model import SourceIdentity
 from etl.policy.schema_changes import KnownTable, RawTable
 from etl.postgres.catalog_sql import PRIMARY_KEY
 from etl.postgres.error_translation import errors_of
@@ -28,18 +28,18 @@ LIST_RELATIONS = f"""
     group by c.oid, c.relname, c.relnatts, c.relkind
 """
 # The files of a table that is not partitioned are listed as its oid and its filenode.
-LIST_REPLICATED = """
+LIST_REPLICATED = f"""
     select
         w.table_name, true, nullif(split_part(substring(r.filenodes from '^[0-9]+:[0-9]*$'), ':', 1), '')::bigint,
-        w.system_identifier, w.database_oid, w.database_name, w.schema_name
+        {", ".join(f"w.{column}" for column in SOURCE_COLUMNS)}
     from etl.watermarks as w
     left join etl.reconciliations as r using (table_name)
     union all
-    select l.table_name, true, null, l.system_identifier, l.database_oid, l.database_name, l.schema_name
+    select l.table_name, true, null, {", ".join(f"l.{column}" for column in SOURCE_COLUMNS)}
     from etl.loads as l
     where not exists (select from etl.watermarks as w where w.table_name = l.table_name)
     union all
-    select c.relname, false, null, null, null, null, null
+    select c.relname, false, null, {", ".join(["null"] * len(SOURCE_COLUMNS))}
     from pg_catalog.pg_class as c
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     join pg_catalog.pg_attribute as a on a.attrelid = c.oid and a.attname = '_etl_run_id'
@@ -97,14 +97,8 @@ def read_known_tables(connection: Connection) -> dict[str, KnownTable]:
     with errors_of("target", "reading the raw tables"), connection.cursor() as cursor:
         cursor.execute(LIST_REPLICATED)
         return {
-            name: KnownTable(
-                has_progress=has_progress,
-                oid=oid,
-                source=SourceIdentity(
-                    system_identifier=cluster, database_oid=database_oid, database_name=database, schema=schema
-                ),
-            )
-            for name, has_progress, oid, cluster, database_oid, database, schema in cursor
+            name: KnownTable(has_progress=has_progress, oid=oid, source=read_source(*source))
+            for name, has_progress, oid, *source in cursor
         }
 
 
