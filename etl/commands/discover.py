@@ -59,8 +59,8 @@ LIST_CANDIDATES = f"""
 SCAN_UP_TO_MB = 8
 # With fewer days of counting, no update says nothing.
 LEAST_DAYS = 14
-# The zone is what sessions have that set none; this one has set its own since. Counters of rows are lost in a crash, so
-# they count since the server's start at least.
+# The zone is what sessions have that set none; this one has set its own since. A crash loses the counters of rows, so
+# what they count is certain only since the server's start.
 READ_SERVER = """
     select
         (select z.reset_val from pg_catalog.pg_settings as z where z.name = 'TimeZone'),
@@ -109,11 +109,12 @@ class SourceColumn:
     null_fraction: float | None  # as of the last ANALYZE
     sequence_cache: int | None
     sequence_increment: int | None
-    setter: Setter | None = None  # the trigger that sets it when a row is updated
+    setter: Setter | None = None
 
     @property
-    def has_sure_trigger(self) -> bool:
-        return self.setter is not None and not self.setter.doubt
+    def trigger(self) -> str | None:
+        """The trigger that is sure to set it when a row is updated."""
+        return self.setter.name if self.setter and not self.setter.doubt else None
 
     @property
     def kind(self) -> WatermarkKind | None:
@@ -267,7 +268,7 @@ def _choose(candidate: _Candidate, columns: Sequence[SourceColumn], server: _Ser
     If no row was ever updated, a column that numbers rows or holds the time of their creation also qualifies.
     """
     times = [column for column in columns if column.kind not in (None, WatermarkKind.INTEGER)]
-    kept = [column for column in times if column.has_sure_trigger]
+    kept = [column for column in times if column.trigger]
     if kept:
         return min(kept, key=lambda column: _place(column.name, CHANGED_AT))
     named = [column for column in times if column.name.lower() in CHANGED_AT]
@@ -311,8 +312,8 @@ def _reasons(
             *doubts,
         ]
     reasons = [f"{column.name} is {column.type}"]
-    if column.has_sure_trigger and column.setter:
-        reasons.append(f"trigger {column.setter.name} sets it")
+    if column.trigger:
+        reasons.append(f"trigger {column.trigger} sets it")
     elif column.name.lower() in CHANGED_AT:
         reasons += ["chosen by its name", *doubts]
     else:
@@ -340,5 +341,5 @@ def _fix(schema: str, candidate: _Candidate, column: SourceColumn, server: _Serv
         has_nulls = column.null_fraction != 0
         yield from remedies.forbid_null(label, column.name, column.kind, zone, has_nulls=has_nulls)
     is_time = column.kind is not WatermarkKind.INTEGER
-    if is_time and not column.has_sure_trigger and (candidate.updates or column.name.lower() in CHANGED_AT):
+    if is_time and not column.trigger and (candidate.updates or column.name.lower() in CHANGED_AT):
         yield from remedies.stamp_column(schema, label, column.name, column.kind, zone)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 BRANCH = re.compile(r"\b(if|case|loop|while|for|exception|execute)\b", re.IGNORECASE)
@@ -31,6 +32,11 @@ class Trigger:
     has_columns: bool  # UPDATE OF
     arguments: Sequence[str] = ()
 
+    @cached_property
+    def code(self) -> str:
+        """The body without comments; empty in languages that are not read."""
+        return COMMENT.sub("", self.body) if self.language == "plpgsql" else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setter:
@@ -52,10 +58,8 @@ def find_setter(column_name: str, triggers: Sequence[Trigger]) -> Setter | None:
 
 def _list_assigned(column_name: str, trigger: Trigger) -> list[str]:
     """Return the expressions that the body assigns to a column of the new row."""
-    if trigger.language != "plpgsql":
-        return []
     assignment = rf"\bnew\s*\.\s*\"?{re.escape(column_name)}\"?\s*:?=([^;]*)"
-    return re.findall(assignment, COMMENT.sub("", trigger.body), re.IGNORECASE)
+    return re.findall(assignment, trigger.code, re.IGNORECASE)
 
 
 def _find_doubt(trigger: Trigger, values: Sequence[str]) -> str:
@@ -66,7 +70,7 @@ def _find_doubt(trigger: Trigger, values: Sequence[str]) -> str:
         "it runs only when certain columns are updated": trigger.has_columns,
         f"{function} is not in PL/pgSQL, which is all that is read": trigger.language != "plpgsql" and not is_known,
         f"{function} is given the name of the column, and may do anything with it": not values and not is_known,
-        f"{function} has branches": BRANCH.search(COMMENT.sub("", trigger.body)) is not None,
+        f"{function} has branches": BRANCH.search(trigger.code) is not None,
         f"{function} assigns something else than the current time": not all(map(MOMENT.search, values)),
     }
     return next((doubt for doubt, holds in doubts.items() if holds), "")
