@@ -103,7 +103,7 @@ backup:  ## dump the containers' warehouse to backups/ (ARGS=FILE for another pl
 restore:  ## restore the containers' warehouse (FILE=backups/warehouse-....dump)
 	@$(CONTAINERS) restore $(FILE)
 
-test: setup  ## run all tests (about 12 minutes on two cores; ARGS=--servers=embedded for no containers; see docs/testing.md)
+test: setup  ## run all tests (about 23 minutes on two cores; ARGS=--servers=embedded for no containers; see docs/testing.md)
 	@$(PYTEST) $(IN_PARALLEL) $(ARGS)
 
 test-fast: setup  ## run the unit tests and the quick tests on servers (a minute on two cores)
@@ -118,7 +118,7 @@ test-unit: setup  ## run the tests that need no database
 test-integration: setup  ## run the tests on real servers
 	@$(PYTEST) $(IN_PARALLEL) tests/integration $(ARGS)
 
-test-airflow: setup  ## install Airflow and run the tests of the DAGs (about 17 minutes on two cores)
+test-airflow: setup  ## install Airflow and run the tests of the DAGs (17 to 36 minutes on two cores)
 	@$(PYTHON) deploy/local/environment.py airflow
 	@$(PYTEST) $(IN_PARALLEL) $(AIRFLOW_TESTS) $(ARGS)
 
