@@ -53,6 +53,10 @@ CLOCK = """
     end
     $$
 """
+# Tests name orders by their ids. Which of them are carts, which no fact shows, depends on the day of the seed.
+PLACE_EARLY_CARTS = """
+    update orders set status = 'placed', ordered_at = created_at where status = 'cart' and order_id < 330
+"""
 SCALE = 0.02
 WAIT_SECONDS = 60
 
@@ -368,6 +372,7 @@ def filled(source_server, target_server, tmp_path_factory) -> Iterator[tuple[str
         source_server.url("shop"), target_server.url("warehouse"), dbt=None, folder=tmp_path_factory.mktemp("filled")
     )
     warehouse.on_source(CLOCK)
+    warehouse.on_source(PLACE_EARLY_CARTS)
     warehouse.replicate()
     warehouse.close()
     _copy(source_server, "shop", "shop_filled")

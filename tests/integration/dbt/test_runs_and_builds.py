@@ -97,7 +97,8 @@ def test_first_build_beside_repeated_runs_is_fixed_by_the_next(unbuilt):
 
 def change_all(warehouse):
     warehouse.on_source(
-        "update orders set status = 'returned' where order_id between 100 and 120; "
+        "update orders set status = 'returned' "
+        "where order_id in (select order_id from orders where status = 'delivered' order by order_id limit 20); "
         "update products set cost = cost + 1; update inventory_levels set on_hand = on_hand + 1; "
         "update payments set status = 'failed' where payment_id = 9 and amount >= 0; "
         "insert into events (session_id, event_type, channel) values (gen_random_uuid(), 'page_view', 'web')"

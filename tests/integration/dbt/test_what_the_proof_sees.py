@@ -42,7 +42,10 @@ def build_in_the_midst_of_a_run(warehouse):
     with warehouse.run_in_progress() as run_id:
         for order_id in (100, 101):
             warehouse.query(
-                "update raw.orders set status = 'returned', _etl_run_id = %s where order_id = %s", run_id, order_id
+                "update raw.orders set status = case status when 'returned' then 'delivered' else 'returned' end, "
+                "_etl_run_id = %s where order_id = %s",
+                run_id,
+                order_id,
             )
             if order_id == 100:
                 warehouse.build_chain()
@@ -50,15 +53,18 @@ def build_in_the_midst_of_a_run(warehouse):
 
 def run_while_a_fact_is_built(warehouse):
     """A run begins, commits and ends after the rows of a fact have been read, before they are written."""
-    change = "update payments set status = 'failed' where payment_id = %s and amount >= 0"
-    warehouse.on_source(change, 9)
+    change = (
+        "update payments set status = 'failed' where payment_id = "
+        "(select min(payment_id) from payments where amount >= 0 and status <> 'failed')"
+    )
+    warehouse.on_source(change)
     warehouse.replicate()
     with ThreadPoolExecutor(1) as pool:
         with warehouse.transaction() as cursor:
             cursor.execute("lock table marts.fct_payments in share mode")
             building = pool.submit(warehouse.build, "fct_payments")
             warehouse.wait_until_blocked("marts.fct_payments")
-            warehouse.on_source(change, 10)
+            warehouse.on_source(change)
             warehouse.replicate()
         building.result(WAIT_SECONDS)
 

@@ -126,6 +126,8 @@ def run_until_retry(shop, stopper, tables=(), **changes):
 @pytest.mark.parametrize("side", SIDES)
 def test_copy_that_stops_is_ended_and_retried(shop, side, phase, kind, wait_until):
     changes = {"load_range_blocks": 8} if phase == FIRST_IN_RANGES else {}
+    if side == "source":
+        shop.on_source("update orders set note = repeat('x', 1200)")  # more than the buffers of a connection hold
     if phase == MERGE:
         shop.run()
         touch_orders(shop)
