@@ -136,10 +136,10 @@ def _prepare(server: DatabaseServer) -> None:
     psycopg2.connect(server.url(TEMPLATE)).close()
 
 
-def create_database(server: DatabaseServer, name: str) -> None:
-    """Create a database, empty."""
+def create_database(server: DatabaseServer, name: str, template: str | None = None) -> None:
+    """Create a database, as a copy of another one or empty."""
     statement = sql.SQL("create database {} template {} strategy file_copy").format(
-        sql.Identifier(name), sql.Identifier(TEMPLATE)
+        sql.Identifier(name), sql.Identifier(template or TEMPLATE)
     )
     try:
         _execute(server, statement)

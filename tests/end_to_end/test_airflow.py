@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 
 from tests.conftest import has_airflow, open_webhook
-from tests.integration.dbt.built_shop import is_waited_for, locked
+from tests.integration.dbt.built_shop import WITHOUT_TESTS, is_waited_for, locked
 
 from .airflow_api import (
     DAG_ID,
@@ -34,8 +34,8 @@ SETTINGS = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",  # then a worker that is silent is given up; 300
     "ETL_LOCK_TIMEOUT_SECONDS": "60",  # a task waits for the tables that a test holds
 }
-
-SHORT_DEADLINE = {"PIPELINE_DEADLINE_MINUTES": "0.1"}
+# For all but the picture: the rules are checked in the integration tests of the DAGs.
+SHORT_RUN = {"PIPELINE_DEADLINE_MINUTES": "0.1", **WITHOUT_TESTS}
 # The page of a run lists its tasks with their states, one a line.
 IS_GREEN = """
     {names}.every(name => [...document.querySelectorAll("tbody tr")].some(
@@ -64,7 +64,7 @@ def kept_picture(request):
 
 @pytest.fixture(scope="module")
 def api(machine, messages, kept_picture):
-    settings = SETTINGS if kept_picture else SETTINGS | SHORT_DEADLINE
+    settings = SETTINGS if kept_picture else SETTINGS | SHORT_RUN
     return log_in_as_told(machine.succeed("airflow", ALERT_WEBHOOK_URL=messages[0], **settings))
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conftest import has_airflow
-from tests.integration.dbt.built_shop import locked
+from tests.integration.dbt.built_shop import WITHOUT_TESTS, locked
 
 from .airflow_api import READERS_THAT_WAIT, SESSIONS_OF_READERS, TABLES, marts, query, wait_until
 from .celery_cluster import WORKERS, find_redis, open_cluster
@@ -20,6 +20,7 @@ SETTINGS = {
     "PIPELINE_RETRY_SECONDS": "2",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",  # then a worker that is silent is given up; 300
     "ETL_LOCK_TIMEOUT_SECONDS": "300",  # a task waits for the table that the test holds
+    **WITHOUT_TESTS,
 }
 *OTHERS, LAST = TABLES  # others refer to the last
 

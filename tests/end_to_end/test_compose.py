@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from deploy.containers.commands import WRITERS
-from tests.integration.dbt.built_shop import is_waited_for, locked, read_marts
+from tests.integration.dbt.built_shop import WITHOUT_TESTS, is_waited_for, locked, read_marts
 
 from .airflow_api import TASKS, Api, query, wait_until
 from .conftest import CHECKOUT, open_machine
@@ -35,6 +35,7 @@ SETTINGS = {
 }
 WEBHOOK = "https://alerts.invalid/a-key-of-this-test"
 OTHERS = ("airflow-api-server",)  # that send no alerts
+WITHOUT_RULES = [argument for variable in WITHOUT_TESTS.items() for argument in ("--env", "=".join(variable))]
 CELERY = {"COMPOSE_PROFILES": "celery", "AIRFLOW_EXECUTOR": "CeleryExecutor"}
 
 
@@ -176,7 +177,7 @@ def test_the_file_is_accepted_with_every_profile(containers):
 
 
 def test_marts_equal_those_built_without_containers(machine, containers, filled):
-    machine.succeed("pipeline")
+    machine.succeed("pipeline", **WITHOUT_TESTS)
     embedded = machine.urls()["target"]
     marts = containers.marts()
 
@@ -311,7 +312,7 @@ def test_dropped_warehouse_is_restored_from_a_backup(containers):
     assert containers.marts() == before
     assert path.stat().st_mode & 0o077 == 0
     assert query(containers.url("target", "analyst"), "select count(*) > 0 from marts.fct_orders") == [(True,)]
-    for command in (["etl", "etl", "run"], ["etl", "etl", "verify"], ["dbt"]):
+    for command in (["etl", "etl", "run"], ["etl", "etl", "verify"], [*WITHOUT_RULES, "dbt"]):
         containers.compose("run", "--rm", "--no-deps", *command)
     assert containers.marts() == before
 
@@ -355,7 +356,7 @@ def test_restored_backup_needs_a_full_refresh_for_a_new_source(containers):
     assert containers.marts() == before
     containers.compose("run", "--rm", "--no-deps", "etl", "etl", "run", "--full-refresh")
     containers.compose("run", "--rm", "--no-deps", "etl", "etl", "verify")
-    containers.compose("run", "--rm", "--no-deps", "dbt")
+    containers.compose("run", "--rm", "--no-deps", *WITHOUT_RULES, "dbt")
 
     incremental = containers.marts()
     assert incremental["fct_orders"][0] > 10_000

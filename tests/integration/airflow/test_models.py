@@ -6,7 +6,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from tests.integration.dbt.built_shop import is_waited_for, locked, open_database
+from tests.integration.dbt.built_shop import WITHOUT_UNIT_TESTS, is_waited_for, locked, open_database
 
 # The last breaks rules: orders that are shipped are paid in full.
 CHANGES = """
@@ -26,7 +26,7 @@ def cosmos(airflow, manifest):
 def by_cosmos(airflow, manifest):
     """Have an Airflow build each model by a task of its own."""
     target = Path(airflow.environment["DBT_TARGET_PATH"]) / "airflow"
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     shutil.copy(manifest, target)
     airflow.environment |= {"AIRFLOW_VAR_DBT_RUNNER": "cosmos", "AIRFLOW__COSMOS__ENABLE_TELEMETRY": "False"}
     return airflow
@@ -46,7 +46,7 @@ def test_task_per_model_gives_the_same_marts_and_checks_rules(cosmos, make_airfl
     """The first run replicates all tables by one task, the second, of the long form, each by its own."""
     with open_database(target_server) as plain_url:
         plain = make_airflow(cosmos.source_url, plain_url)
-        first = cosmos.succeed("warehouse_pipeline")
+        first = cosmos.succeed("warehouse_pipeline", WITHOUT_UNIT_TESTS)
         plain.succeed("warehouse_pipeline")
         filled = cosmos.marts()
         assert filled["fct_orders"][0] > 100
@@ -55,8 +55,8 @@ def test_task_per_model_gives_the_same_marts_and_checks_rules(cosmos, make_airfl
         if not is_long:
             return
         cosmos.on_source(CHANGES)
-        broken = cosmos.run("warehouse_pipeline", params={"mapped_tables": True})
-        assert plain.run("warehouse_pipeline")["tasks"]["dbt_test"]["state"] == "failed"
+        broken = cosmos.run("warehouse_pipeline", WITHOUT_UNIT_TESTS, params={"mapped_tables": True})
+        assert plain.run("warehouse_pipeline", WITHOUT_UNIT_TESTS)["tasks"]["dbt_test"]["state"] == "failed"
         assert cosmos.marts() == plain.marts() != filled
 
     check_broken_rule(broken)
