@@ -27,7 +27,7 @@ SETTINGS = {
 
 @pytest.fixture
 def cluster(machine, tmp_path, free_port):
-    machine.succeed("seed")
+    machine.succeed("seed", "--scale", "0.1")
     with open_cluster(machine, tmp_path, free_port()) as opened:
         yield opened
 
@@ -61,7 +61,7 @@ def test_one_worker_continues_alone_when_the_other_is_lost(machine, cluster):
     assert {tables[LAST]["hostname"], lost} == set(WORKERS)
     assert {"begin_run", "end_run", "dbt_run", "dbt_test", "docs"} < set(tries)
     filled = marts(machine)
-    assert filled["fct_orders"][0] > 10_000
+    assert filled["fct_orders"][0] > 1_000
     machine.succeed("verify")
     machine.succeed("dbt-run", "--full-refresh")
     assert marts(machine) == filled
