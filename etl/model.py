@@ -25,6 +25,8 @@ NullWatermarks = Literal["read", "refuse"]
 Deletes = Literal["reconcile", "none"]
 OnSchemaChange = Literal["evolve", "freeze"]
 Side = Literal["source", "target"]
+# Where the rows of a table's descendants by inheritance are: in raw tables of their own, or within that of the table.
+DescendantRows = Literal["none", "apart", "within"]
 
 
 class WatermarkKind(enum.Enum):
@@ -110,7 +112,7 @@ class Table:
     config: TableConfig
     estimated_rows: int
     filenodes: str  # identity of the table's files; changes with TRUNCATE and rewrites
-    has_descendants_apart: bool  # by plain inheritance: read ONLY the table itself
+    descendants: DescendantRows
     has_blocks: bool  # its rows are stored in blocks, and their versions have transaction ids
     contents: Mapping[str, str] = field(default_factory=dict)  # of each column, a hash of what gives stored rows values
 

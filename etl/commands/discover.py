@@ -19,10 +19,10 @@ from etl.errors import ConfigurationError
 from etl.model import MAX_SOURCE_COLUMNS, WatermarkKind
 from etl.policy.triggers import Setter, Trigger, find_setter
 from etl.postgres import sessions
-from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, KEY_COLUMNS, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
+from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, DESCENDANTS, KEY_COLUMNS, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
 from etl.postgres.error_translation import errors_of
 from etl.postgres.sql import quote_name, read_sql
-from etl.source.eligibility import KINDS, WATERMARK_KINDS, base_type
+from etl.source.eligibility import KINDS, WATERMARK_KINDS, Descendant, base_type, find_lost, names_read_with
 
 # Common names of such a column, the likeliest first.
 CHANGED_AT = (
@@ -43,7 +43,8 @@ LIST_CANDIDATES = f"""
             group by i.indexrelid, i.indnkeyatts
             having count(*) = i.indnkeyatts and bool_and(a.attnotnull)
             order by i.indnkeyatts, i.indexrelid limit 1
-        )
+        ),
+        case when c.relkind = 'r' and c.relhassubclass then ({DESCENDANTS.format(oid="c.oid")}) end
     from pg_catalog.pg_class as c
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     cross join lateral (
@@ -59,15 +60,7 @@ LIST_CANDIDATES = f"""
 SCAN_UP_TO_MB = 8
 # With fewer days of counting, no update says nothing.
 LEAST_DAYS = 14
-# The zone is what sessions have that set none; this one has set its own since. A crash loses the counters of rows, so
-# what they count is certain only since the server's start.
-READ_SERVER = """
-    select
-        (select z.reset_val from pg_catalog.pg_settings as z where z.name = 'TimeZone'),
-        extract(day from now() - greatest(s.stats_reset, pg_catalog.pg_postmaster_start_time()))::int
-    from pg_catalog.pg_stat_database as s
-    where s.datname = pg_catalog.current_database()
-"""
+READ_SERVER = read_sql(__package__, "read_server")
 LIST_TRIGGERS = read_sql(__package__, "list_triggers")
 WITHOUT_ZONE = (WatermarkKind.TIMESTAMP, WatermarkKind.DATE)
 LIST_CANDIDATE_COLUMNS = f"""
@@ -165,8 +158,12 @@ def discover(
                 )
             chosen = [relations[name] for name in (table_names or relations)]
             columns = _read_columns(cursor, [row[0] for row in chosen])
+            parents = {name: row[1] for row in relations.values() for name in names_read_with(schema, row[-1])}
             server = _read_server(cursor, scan_up_to_mb)
-            return tuple(_propose(schema, _Candidate(*row[1:]), columns.get(row[0], []), server) for row in chosen)
+            return tuple(
+                _propose(schema, _Candidate(*row[1:]), columns.get(row[0], []), server, parents.get(row[1]))
+                for row in chosen
+            )
     finally:
         connection.close()
 
@@ -185,6 +182,7 @@ class _Candidate:
     is_in_reach: bool  # the role may use the schema
     key: list[str] | None
     unique: list[str] | None  # columns that could be the key
+    descendants: list[Descendant] | None
 
 
 @dataclass(frozen=True)
@@ -220,12 +218,16 @@ def _read_columns(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[SourceC
     return columns
 
 
-def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn], server: _Server) -> Proposal:
+def _propose(
+    schema: str, candidate: _Candidate, columns: Sequence[SourceColumn], server: _Server, parent: str | None
+) -> Proposal:
     label = quote_name(schema, candidate.name)
     found: list[Remedy] = []
     skipped = None
     if candidate.kind in KINDS:
         skipped = f"{KINDS[candidate.kind]}: only tables are replicated"
+    elif parent:
+        skipped = f"its rows are read with {schema}.{parent}, from which it inherits"
     elif not (candidate.is_readable and candidate.is_in_reach):
         skipped = "it cannot be read"
         found += remedies.grant_access(
@@ -236,6 +238,8 @@ def _propose(schema: str, candidate: _Candidate, columns: Sequence[SourceColumn]
         found.append(remedies.add_key(label, candidate.unique))
     elif len(columns) > MAX_SOURCE_COLUMNS:
         skipped = f"it has {len(columns):,} columns, and raw tables can have {MAX_SOURCE_COLUMNS:,} of them"
+    elif lost := find_lost(candidate.descendants):
+        skipped = f"some of its descendants are tables of their own, and others cannot be: {', '.join(lost)}"
     if skipped:
         return Proposal(
             name=candidate.name, rows=candidate.rows, bytes=candidate.bytes, remedies=tuple(found), skipped=skipped

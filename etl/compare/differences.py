@@ -17,11 +17,13 @@ from psycopg2.extensions import encodings
 
 from etl.compare import buckets
 from etl.compare.buckets import Comparison, Side
+from etl.errors import TableError
 from etl.ledger import rejects
 from etl.model import Column, Table
 from etl.postgres.copy_pipe import copy_in, stream
 from etl.postgres.error_translation import errors_of
 from etl.source.reader import Reader
+from etl.source.statements import shared_key
 
 DifferenceKind = Literal["missing", "extra", "changed", "rejected"]
 Keys = tuple[tuple[str, ...], ...]
@@ -73,8 +75,11 @@ def find_differences(
 
     Source rows at or above the watermark, or without one, are pending, unless `is_pending_apart` is false; with
     `since_xid`, a 32-bit transaction id, only the versions that this transaction or a later one wrote. Rows that the
-    target rejected when a run last tried them are rejected, as long as they differ.
+    target rejected when a run last tried them are rejected, as long as they differ. Raises TableError where rows of
+    descendants share a key, of which raw can hold one.
     """
+    if table.descendants == "within":
+        _refuse_shared_key(reader, table)
     with errors_of("target", table.label):
         rejected, not_held = _rejected_keys(reader, cursor, table)
         comparison = Comparison(
@@ -106,6 +111,15 @@ def find_differences(
         rejected=counts.get(("rejected", False), 0),
         pending=counts.get(("missing", True), 0) + counts.get(("changed", True), 0),
     )
+
+
+def _refuse_shared_key(reader: Reader, table: Table) -> None:
+    for key in reader.query(shared_key(table)):
+        described = ", ".join(f"{name} = {value}" for name, value in zip(table.key, key, strict=True))
+        raise TableError(
+            f"{table.label} and tables that inherit from it have several rows with the key {described}, and raw can "
+            "hold one: give each row a key of its own on the source, or each of these tables a primary key"
+        )
 
 
 def list_differences(

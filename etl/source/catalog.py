@@ -17,9 +17,23 @@ from etl.keys.orders import KeyOrders, read_key_orders
 from etl.model import ROW_VERSIONS, Column, SourceIdentity, Table
 from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_key_type, map_type
 from etl.policy.schema_changes import KnownTable
-from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, HAVE_KEY_ORDERS, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
+from etl.postgres.catalog_sql import (
+    DEFAULT_SEQUENCE,
+    DESCENDANTS,
+    HAVE_KEY_ORDERS,
+    LEADS_AN_INDEX,
+    LEAVES,
+    PRIMARY_KEY,
+)
 from etl.postgres.sql import quote_name, read_sql
-from etl.source.eligibility import WATERMARK_KINDS, Attribute, Relation, base_type, find_obstacle
+from etl.source.eligibility import (
+    WATERMARK_KINDS,
+    Attribute,
+    Relation,
+    base_type,
+    find_obstacle,
+    names_read_with,
+)
 from etl.source.lost_tables import (
     AbsentTable,
     describe_empty_schema,
@@ -33,7 +47,7 @@ LIST_TABLES = f"""
     select
         c.oid, c.relname, c.relkind::text, c.reltuples::bigint,
         ({PRIMARY_KEY.format(oid="c.oid")}),
-        c.relkind = 'r' and c.relhassubclass,
+        case when c.relkind = 'r' and c.relhassubclass then ({DESCENDANTS.format(oid="c.oid")}) end,
         pg_catalog.has_table_privilege(c.oid, 'select'),
         pg_catalog.has_schema_privilege(n.oid, 'usage'),
         ({FILENODES.format(oid="c.oid")}),
@@ -115,6 +129,7 @@ def read_catalog(
     }
     absent = tuple(table for table in absent if table.name not in configured)
     tables, notices, left_out = [], [], []
+    read_with_others = {name for relation in relations for name in names_read_with(config.schema, relation.descendants)}
     for relation in relations:
         own, order = attributes.get(relation.oid, []), orders.get(relation.oid, KeyOrders())
         reason = find_obstacle(relation, own, order, config)
@@ -128,7 +143,7 @@ def read_catalog(
             notices += _notices(tables[-1], relation, own)
         elif relation.name in config.tables or relation.name in names or relation.name in known:
             refusals[relation.name] = reason
-        elif relation.kind in "rp":
+        elif relation.kind in "rp" and relation.name not in read_with_others:
             left_out.append(f"{reason}; it is left out")
     if not tables and not refusals:
         is_in_reach = any(relation.is_in_reach for relation in found.values())
@@ -212,7 +227,7 @@ def _describe(
         config=own,
         estimated_rows=max(relation.estimated_rows, 0),
         filenodes=relation.filenodes,
-        has_descendants_apart=relation.has_descendants_apart,
+        descendants=relation.descendant_rows,
         has_blocks=relation.has_blocks,
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from etl.config import TablesConfig
 from etl.keys.orders import KeyOrders
-from etl.model import MAX_SOURCE_COLUMNS, OWN_PREFIX, WatermarkKind
+from etl.model import MAX_SOURCE_COLUMNS, OWN_PREFIX, DescendantRows, WatermarkKind
 from etl.postgres.sql import quote_name
 
 WATERMARK_KINDS = {
@@ -22,6 +22,8 @@ WATERMARK_KINDS = {
     "bigint": WatermarkKind.INTEGER,
 }
 KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
+# One that inherits from a table: its schema, its name, and 'apart' if it can be replicated on its own, otherwise ''.
+Descendant = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,18 @@ class Relation:
     kind: str
     estimated_rows: int
     key: list[str] | None
-    has_descendants_apart: bool
+    descendants: list[Descendant] | None
     is_readable: bool
     is_in_reach: bool  # the role may use the schema
     filenodes: str
     has_blocks: bool
     has_key_order: bool
+
+    @property
+    def descendant_rows(self) -> DescendantRows:
+        if not self.descendants:
+            return "none"
+        return "apart" if any(apart for _, _, apart in self.descendants) else "within"
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,20 @@ class Attribute:
     sequence: list[str] | None  # its schema and name
     sequence_oid: int | None
     has_index: bool
+
+
+def names_read_with(schema: str, descendants: Sequence[Descendant] | None) -> set[str]:
+    """Return the names of the descendants in a table's schema whose rows are read as rows of that table."""
+    if any(apart for _, _, apart in descendants or ()):
+        return set()
+    return {name for its_schema, name, _ in descendants or () if its_schema == schema}
+
+
+def find_lost(descendants: Sequence[Descendant] | None) -> list[str]:
+    """Return the descendants whose rows would be nowhere: they cannot stand apart, as others of the table do."""
+    if not any(apart for _, _, apart in descendants or ()):
+        return []
+    return [f"{schema}.{name}" for schema, name, apart in descendants or () if not apart]
 
 
 def find_obstacle(
@@ -79,6 +101,13 @@ def _find_obstacles(
         yield (
             f"{label} has no primary key, which merging its rows requires: run on the source: "
             f"alter table {name} add primary key (...); or skip it in tables.yml"
+        )
+    lost = find_lost(relation.descendants)
+    if lost:
+        yield (
+            f"{label} has descendants by inheritance that are replicated as tables of their own, and others that "
+            f"cannot be, whose rows would be missing: {', '.join(lost)}: give each of these a primary key, and have "
+            f"all in schema {config.schema}; or skip {relation.name} in tables.yml"
         )
     for column, fault in orders.faults.items():
         yield f'column "{column}" of {label} is part of the primary key, and {fault}'

@@ -1,17 +1,16 @@
 -- What gives the stored rows of the given tables their values, as a hash for each column: its number and type, the
 -- labels of enum types in it, the expression of a virtual column, and the value in rows older than the column.
--- Types that a user made have oids from 16384 on.
+-- Types that a user made have oids from 16384 on. Partitions and descendants by inheritance count with their table.
 with recursive parts as (
     select
         given.table_oid,
         given.table_oid as oid
     from unnest(%(oids)s::oid[]) as given (table_oid)
-    union all
+    union
     select
         p.table_oid,
         i.inhrelid as oid
     from parts as p
-    inner join pg_catalog.pg_class as parent on p.oid = parent.oid and parent.relkind = 'p'
     inner join pg_catalog.pg_inherits as i on p.oid = i.inhparent
 ),
 

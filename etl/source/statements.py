@@ -51,7 +51,7 @@ class BlockRange:
 
 def source_table(table: Table) -> sql.Composable:
     """Name the source table, without descendants that are tables of their own."""
-    only = sql.SQL("only " if table.has_descendants_apart else "")
+    only = sql.SQL("only " if table.descendants == "apart" else "")
     return sql.SQL("{}{}").format(only, sql.Identifier(table.schema, table.name))
 
 
@@ -107,6 +107,13 @@ def keys_among(table: Table, keys: Sequence[tuple[str, ...]]) -> sql.Composable:
     """Read the keys, as text, of the rows whose key equals one of these."""
     return sql.SQL("select {} from {} as s where {}").format(
         comma(_as_texts(table, table.key)), source_table(table), is_among(table, keys)
+    )
+
+
+def shared_key(table: Table) -> sql.Composable:
+    """Read one key, as text, that several rows have; descendants by inheritance have no unique index in common."""
+    return sql.SQL("select {} from {} as s group by {} having pg_catalog.count(*) > 1 limit 1").format(
+        comma(_as_texts(table, table.key)), source_table(table), comma(source_column(name) for name in table.key)
     )
 
 

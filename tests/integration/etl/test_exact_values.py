@@ -1231,28 +1231,6 @@ def test_a_row_that_moves_to_another_partition_arrives_once(replication):
     assert_exact(replication, "moves")
 
 
-def test_inherited_tables_are_replicated_separately(replication):
-    replication.on_source(
-        """
-        create table places (id int primary key, name text);
-        create table cities (mayor text, primary key (id)) inherits (places);
-        insert into places values (1, 'sea'), (2, 'wood');
-        insert into cities values (1, 'Rome', 'R'), (3, 'Oslo', 'O')
-        """
-    )
-    replication.run()
-    replication.on_source("update places set name = name || '!'")
-
-    result = replication.run()
-
-    assert not result.has_failures, f"expected that every table succeeds, found {result}"
-    assert replication.on_target("select id, name from raw.places order by id") == [(1, "sea!"), (2, "wood!")]
-    assert replication.on_target("select id, name, mayor from raw.cities order by id") == [
-        (1, "Rome!", "R"),
-        (3, "Oslo!", "O"),
-    ]
-
-
 def test_unlogged_tables_arrive_exactly(replication):
     replication.on_source("create unlogged table quick (id int primary key); insert into quick values (1)")
 

@@ -47,7 +47,7 @@ def make_table(**config):
         config=TableConfig(**config),
         estimated_rows=0,
         filenodes="1:2",
-        has_descendants_apart=False,
+        descendants="none",
         has_blocks=True,
     )
 
