@@ -185,7 +185,8 @@ def parse_tables(document: Any, faults: list[str]) -> TablesConfig:
             faults.append(f"tables: expected a table name, found {name!r}; put it in quotes")
             continue
         own = _without_column(_checked({} if given is None else given, _TABLE_FIELDS, f"tables.{name}", faults))
-        tables[name] = TableConfig(**{**defaults_given, **own})
+        key = {"key": tuple(own["key"])} if "key" in own else {}
+        tables[name] = TableConfig(**{**defaults_given, **own, **key})
         if own.get("watermark") is not None:
             named.add(name)
     return TablesConfig(
@@ -209,6 +210,10 @@ def _one_of(literal: Any) -> tuple[Callable[[Any], bool], str]:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value != ""
+
+
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(map(_is_name, value)) and len(set(value)) == len(value)
 
 
 def _is_count(value: Any) -> bool:
@@ -252,7 +257,11 @@ _DEFAULT_FIELDS: _Fields = {
     "max_rejected_rows": (_is_count_or_zero, "a whole number of 0 or more"),
     "time_zone": (_is_name, "the name of a time zone, such as Europe/Rome"),
 }
-_TABLE_FIELDS: _Fields = {**_DEFAULT_FIELDS, "skip": _BOOLEAN}
+_TABLE_FIELDS: _Fields = {
+    **_DEFAULT_FIELDS,
+    "key": (_is_list_of_names, "a list of column names, each once"),
+    "skip": _BOOLEAN,
+}
 _TOP_FIELDS: _Fields = {
     "schema": (_is_name, "the name of a schema"),
     "discover": _BOOLEAN,

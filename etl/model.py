@@ -55,6 +55,7 @@ class TableConfig:
     batch_rows: int = 50_000
     max_rejected_rows: int = 100
     time_zone: str = "UTC"  # of watermark columns without a time zone
+    key: tuple[str, ...] | None = None  # columns of a unique index; None: those of the primary key
     skip: bool = False
 
 
@@ -105,7 +106,7 @@ class Table:
     name: str
     oid: int
     columns: tuple[Column, ...]
-    key: tuple[str, ...]  # names of the primary key's columns, in its order
+    key: tuple[str, ...]  # names of the columns of the primary key, in its order, or of the key in tables.yml
     watermark: str | None  # None: each run reads the row versions that the last one could not see
     watermark_kind: WatermarkKind | None
     watermark_sequence: int | None  # oid of the sequence that generates an integer watermark

@@ -19,7 +19,7 @@ from etl.errors import ConfigurationError
 from etl.model import MAX_SOURCE_COLUMNS, WatermarkKind
 from etl.policy.triggers import Setter, Trigger, find_setter
 from etl.postgres import sessions
-from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, DESCENDANTS, KEY_COLUMNS, LEADS_AN_INDEX, LEAVES, PRIMARY_KEY
+from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, DESCENDANTS, IDENTIFYING_COLUMNS, LEADS_AN_INDEX, LEAVES
 from etl.postgres.error_translation import errors_of
 from etl.postgres.sql import quote_name, read_sql
 from etl.source.eligibility import KINDS, WATERMARK_KINDS, Descendant, base_type, find_lost, names_read_with
@@ -31,18 +31,15 @@ CHANGED_AT = (
 )  # fmt: skip
 CREATED_AT = ("created_at", "inserted_at", "created_on", "create_date", "date_created", "created", "occurred_at", "ts")
 
-IS_UNIQUE_ON_ALL_ROWS = "i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indpred is null"
 LIST_CANDIDATES = f"""
     select
         c.oid, c.relname, c.relkind::text, pg_catalog.obj_description(c.oid, 'pg_class'),
         parts.rows::bigint, parts.bytes::bigint, parts.updates::bigint, pg_catalog.has_table_privilege(c.oid, 'select'),
         pg_catalog.has_schema_privilege(n.oid, 'usage'),
-        ({PRIMARY_KEY.format(oid="c.oid")}),
+        exists (select from pg_catalog.pg_index as i where i.indrelid = c.oid and i.indisprimary),
         (
-            {KEY_COLUMNS.format(condition=IS_UNIQUE_ON_ALL_ROWS)}
-            group by i.indexrelid, i.indnkeyatts
-            having count(*) = i.indnkeyatts and bool_and(a.attnotnull)
-            order by i.indnkeyatts, i.indexrelid limit 1
+            select k.names from pg_catalog.pg_index as u cross join lateral ({IDENTIFYING_COLUMNS}) as k (names)
+            where u.indrelid = c.oid order by u.indisprimary desc, u.indnkeyatts, u.indexrelid limit 1
         ),
         case when c.relkind = 'r' and c.relhassubclass then ({DESCENDANTS.format(oid="c.oid")}) end
     from pg_catalog.pg_class as c
@@ -127,6 +124,7 @@ class Proposal:
     bytes: int
     comment: str | None = None
     key: tuple[str, ...] = ()
+    is_key_unique_index: bool = False  # not the primary key
     columns: tuple[tuple[str, str | None], ...] = ()  # names and comments
     watermark: str | None = None
     time_zone: str | None = None  # in which the watermark is written, if its type has none
@@ -180,8 +178,8 @@ class _Candidate:
     updates: int
     is_readable: bool
     is_in_reach: bool  # the role may use the schema
-    key: list[str] | None
-    unique: list[str] | None  # columns that could be the key
+    has_primary_key: bool
+    key: list[str] | None  # columns of the primary key, or of a unique index
     descendants: list[Descendant] | None
 
 
@@ -234,8 +232,8 @@ def _propose(
             schema, label, is_in_reach=candidate.is_in_reach, is_readable=candidate.is_readable
         )
     elif not candidate.key:
-        skipped = "it has no primary key, by which rows are merged"
-        found.append(remedies.add_key(label, candidate.unique))
+        skipped = "it has no key, by which rows are merged: no unique index over NOT NULL columns"
+        found.append(remedies.add_key(label))
     elif len(columns) > MAX_SOURCE_COLUMNS:
         skipped = f"it has {len(columns):,} columns, and raw tables can have {MAX_SOURCE_COLUMNS:,} of them"
     elif lost := find_lost(candidate.descendants):
@@ -257,6 +255,7 @@ def _propose(
         rows=candidate.rows,
         bytes=candidate.bytes,
         key=tuple(candidate.key or ()),
+        is_key_unique_index=not candidate.has_primary_key,
         comment=candidate.comment,
         columns=tuple((each.name, each.comment) for each in columns),
         watermark=column.name if column else None,

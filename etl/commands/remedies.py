@@ -28,10 +28,9 @@ def grant_access(schema: str, label: str, *, is_in_reach: bool, is_readable: boo
         yield "no privilege", f"grant select on {label} to replicator"
 
 
-def add_key(label: str, unique: Sequence[str] | None) -> Remedy:
-    """Return the statement that makes unique columns the primary key, or that names none."""
-    columns = ", ".join(map(quote_name, unique)) if unique else "..."
-    return "no key", f"alter table {label} add primary key ({columns})"
+def add_key(label: str) -> Remedy:
+    """Return the statement that gives a table a primary key, whose columns are to be named."""
+    return "no key", f"alter table {label} add primary key (...)"
 
 
 def index_column(label: str, column: str, *, is_partitioned: bool) -> Remedy:

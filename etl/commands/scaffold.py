@@ -55,6 +55,8 @@ def _render_table(proposal: Proposal) -> list[str]:
     lines = [f"  # {printable(line)}" for line in about] + [f"  {_scalar(proposal.name)}:"]
     if proposal.skipped:
         return [*lines, "    skip: true"]
+    if proposal.is_key_unique_index:
+        lines.append(f"    key: [{', '.join(map(_scalar, proposal.key))}]  # of a unique index")
     lines.append(f"    watermark: {_scalar(proposal.watermark) if proposal.watermark else ROW_VERSIONS}")
     if proposal.time_zone:
         lines.append(f"    time_zone: {_scalar(proposal.time_zone)}  # the source's; change it if writers set another")

@@ -9,7 +9,7 @@ with recursive key_columns as materialized (
     from pg_catalog.pg_index as i
     cross join lateral pg_catalog.generate_series(0, i.indnkeyatts - 1) as p (place)
     inner join pg_catalog.pg_attribute as a on i.indrelid = a.attrelid and a.attnum = i.indkey[p.place]
-    where i.indrelid = any(%(oids)s) and i.indisprimary  -- noqa: RF02
+    where i.indexrelid = any(%(indexes)s)  -- noqa: RF02
 ),
 
 kinds as materialized (

@@ -29,11 +29,14 @@ class KeyOrders:
     faults: Mapping[str, str] = field(default_factory=dict)  # by column: why its values cannot be compared
 
 
-def read_key_orders(cursor: Cursor, oids: Sequence[int]) -> dict[int, KeyOrders]:
-    """Return, by table, the orders of key columns; those that pg_catalog's operators compare alike are left out."""
-    if not oids:
+def read_key_orders(cursor: Cursor, indexes: Sequence[int]) -> dict[int, KeyOrders]:
+    """Return, by table, the orders of the columns of these indexes of keys.
+
+    Those that pg_catalog's operators compare alike are left out.
+    """
+    if not indexes:
         return {}
-    cursor.execute(LIST_ORDERS, {"oids": list(oids), "first_user_oid": FIRST_USER_OID})
+    cursor.execute(LIST_ORDERS, {"indexes": list(indexes), "first_user_oid": FIRST_USER_OID})
     found: dict[int, tuple[dict[str, KeyOrder], dict[str, str]]] = {}
     for oid, column, class_name, schemas, names, hidden_schema, is_record, operand_type, *collation in cursor:
         orders, faults = found.setdefault(oid, ({}, {}))

@@ -46,6 +46,14 @@ KEY_COLUMNS = """
     where k.place <= i.indnkeyatts and {condition}
 """
 PRIMARY_KEY = KEY_COLUMNS.format(condition="i.indrelid = {oid} and i.indisprimary")
+# The columns of an index u that identifies the rows of its table: it is unique over columns that are all NOT NULL.
+IDENTIFYING_COLUMNS = (
+    KEY_COLUMNS.format(condition="i.indexrelid = u.indexrelid and i.indisunique and i.indisvalid and i.indpred is null")
+    + """
+    group by i.indnkeyatts
+    having count(*) = i.indnkeyatts and bool_and(a.attnotnull)
+"""
+)
 # The tables of whose primary key a column has not just the built-in operator class of its type.
 HAVE_KEY_ORDERS = """
     select i.indrelid

@@ -21,6 +21,7 @@ from etl.postgres.catalog_sql import (
     DEFAULT_SEQUENCE,
     DESCENDANTS,
     HAVE_KEY_ORDERS,
+    IDENTIFYING_COLUMNS,
     LEADS_AN_INDEX,
     LEAVES,
     PRIMARY_KEY,
@@ -47,6 +48,7 @@ LIST_TABLES = f"""
     select
         c.oid, c.relname, c.relkind::text, c.reltuples::bigint,
         ({PRIMARY_KEY.format(oid="c.oid")}),
+        (select i.indexrelid from pg_catalog.pg_index as i where i.indrelid = c.oid and i.indisprimary),
         case when c.relkind = 'r' and c.relhassubclass then ({DESCENDANTS.format(oid="c.oid")}) end,
         pg_catalog.has_table_privilege(c.oid, 'select'),
         pg_catalog.has_schema_privilege(n.oid, 'usage'),
@@ -61,6 +63,13 @@ LIST_TABLES = f"""
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     where n.nspname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition
     order by c.relname
+"""
+LIST_IDENTIFYING = f"""
+    select u.indrelid, u.indexrelid, k.names
+    from pg_catalog.pg_index as u
+    cross join lateral ({IDENTIFYING_COLUMNS}) as k (names)
+    where u.indrelid = any (%s)
+    order by u.indisprimary desc, u.indexrelid
 """
 LIST_COLUMNS = f"""
     select
@@ -113,9 +122,10 @@ def read_catalog(
     if not found:
         raise ConfigurationError(describe_empty_schema(cursor, config.schema))
     chosen = _choose(found, config, names, known)
-    relations = [found[name] for name in chosen if name in found]
+    relations = _find_own_keys(cursor, config, [found[name] for name in chosen if name in found])
     attributes = _read_attributes(cursor, [relation.oid for relation in relations])
-    orders = read_key_orders(cursor, [relation.oid for relation in relations if relation.has_key_order])
+    indexes = [relation.key_index for relation in relations if relation.key_index and relation.has_key_order]
+    orders = read_key_orders(cursor, indexes)
     types = _read_types(cursor, attributes)
     contents = read_contents(cursor, [relation.oid for relation in relations])
     lost = [name for name in chosen if name not in found]
@@ -171,6 +181,25 @@ def _choose(
             f"known names: {', '.join(sorted(known)) or 'none'}"
         )
     return sorted(set(names) or known)
+
+
+def _find_own_keys(cursor: Cursor, config: TablesConfig, relations: list[Relation]) -> list[Relation]:
+    """Return these relations with the keys that tables.yml names; None where the source has no such unique index."""
+    oids = [relation.oid for relation in relations if config.table(relation.name).key]
+    if not oids:
+        return relations
+    cursor.execute(LIST_IDENTIFYING, (oids,))
+    indexes = {(oid, frozenset(names)): index for oid, index, names in reversed(cursor.fetchall())}
+    return [_with_own_key(relation, config.table(relation.name).key, indexes) for relation in relations]
+
+
+def _with_own_key(
+    relation: Relation, key: tuple[str, ...] | None, indexes: Mapping[tuple[int, frozenset[str]], int]
+) -> Relation:
+    if not key:
+        return relation
+    index = indexes.get((relation.oid, frozenset(key)))
+    return replace(relation, key=list(key) if index else None, key_index=index, has_key_order=True)
 
 
 def _read_attributes(cursor: Cursor, oids: Sequence[int]) -> dict[int, list[Attribute]]:

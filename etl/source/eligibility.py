@@ -35,6 +35,7 @@ class Relation:
     kind: str
     estimated_rows: int
     key: list[str] | None
+    key_index: int | None
     descendants: list[Descendant] | None
     is_readable: bool
     is_in_reach: bool  # the role may use the schema
@@ -97,10 +98,17 @@ def _find_obstacles(
     if privileges:
         grants = "; ".join(f"grant {privilege} to the role of SOURCE_DATABASE_URL" for privilege in privileges)
         yield f"{label} cannot be read: run on the source: {grants}"
-    if not relation.key:
+    key = config.table(relation.name).key
+    if not relation.key and key:
+        yield (
+            f"{label} has no unique index over exactly {', '.join(key)}, all NOT NULL, as its `key` in tables.yml "
+            "requires: create it on the source, or correct `key` (`etl discover` proposes one)"
+        )
+    elif not relation.key:
         yield (
             f"{label} has no primary key, which merging its rows requires: run on the source: "
-            f"alter table {name} add primary key (...); or skip it in tables.yml"
+            f"alter table {name} add primary key (...); or name the columns of a unique index as its `key` in "
+            "tables.yml (`etl discover` proposes one); or skip it there"
         )
     lost = find_lost(relation.descendants)
     if lost:
@@ -110,7 +118,7 @@ def _find_obstacles(
             f"all in schema {config.schema}; or skip {relation.name} in tables.yml"
         )
     for column, fault in orders.faults.items():
-        yield f'column "{column}" of {label} is part of the primary key, and {fault}'
+        yield f'column "{column}" of {label} is part of the key, and {fault}'
     taken = [attribute.name for attribute in attributes if attribute.name.startswith(OWN_PREFIX)]
     if taken:
         yield (
