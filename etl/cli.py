@@ -30,6 +30,7 @@ from etl.model import ROW_VERSIONS, RunOptions
 from etl.results import RunResult, TableResult
 from etl.text import printable
 
+MAX_DETAILED = 20  # tables that `discover` describes one by one unasked
 INTERRUPTED = 130  # the exit code that shells report after SIGINT
 WHERE = {
     "missing": "missing in raw",
@@ -120,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("tables", nargs="*", metavar="TABLE", help="tables to inspect (default: all in the schema)")
     look.add_argument("--schema", default="public", help="schema of the source (default: public)")
     look.add_argument("--json", action="store_true", help="print the proposals as JSON instead of YAML")
+    look.add_argument(
+        "--details",
+        action="store_true",
+        help=f"describe each table apart; the default for up to {MAX_DETAILED} tables, of more those alike go together",
+    )
     look.add_argument(
         "--scan-up-to",
         type=int,
@@ -240,7 +246,8 @@ def _discover(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([dataclasses.asdict(proposal) for proposal in proposals]))
     else:
-        print(render_tables(proposals, settings), end="")
+        is_detailed = arguments.details or len(proposals) <= MAX_DETAILED
+        print(render_tables(proposals, settings, is_detailed=is_detailed), end="")
     if arguments.dbt:
         for path in write_staging(arguments.dbt, proposals):
             print(printable(f"wrote {path}"), file=sys.stderr)

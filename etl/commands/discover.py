@@ -23,6 +23,7 @@ from etl.postgres.catalog_sql import DEFAULT_SEQUENCE, DESCENDANTS, IDENTIFYING_
 from etl.postgres.error_translation import errors_of
 from etl.postgres.sql import quote_name, read_sql
 from etl.source.eligibility import KINDS, WATERMARK_KINDS, Descendant, base_type, find_lost, names_read_with
+from etl.source.lost_tables import describe_empty_schema
 
 # Common names of such a column, the likeliest first.
 CHANGED_AT = (
@@ -148,12 +149,12 @@ def discover(
         with errors_of("source", "reading its catalog"), connection.cursor() as cursor:
             cursor.execute(LIST_CANDIDATES, (schema,))
             relations = {row[1]: row for row in cursor.fetchall()}
-            unknown = sorted(set(table_names) - relations.keys())
-            if unknown or not relations:
-                raise ConfigurationError(
-                    f"expected tables {', '.join(unknown) or 'to replicate'} in schema {schema} of the source, found "
-                    f"{', '.join(relations) or 'none'}: name another schema with --schema"
-                )
+            if not relations:
+                raise ConfigurationError(f"{describe_empty_schema(cursor, schema)}; name one of them with --schema")
+            unknown = ", ".join(sorted(set(table_names) - relations.keys()))
+            if unknown:
+                found = f"expected tables {unknown} in schema {schema} of the source, found {', '.join(relations)}"
+                raise ConfigurationError(f"{found}: name another schema with --schema")
             chosen = [relations[name] for name in (table_names or relations)]
             columns = _read_columns(cursor, [row[0] for row in chosen])
             parents = {name: row[1] for row in relations.values() for name in names_read_with(schema, row[-1])}

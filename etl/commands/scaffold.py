@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,38 +30,92 @@ NOT_FOR_DBT = re.compile(r"[\"{}]")
 RUN_DESCRIPTION = "The run that last wrote the row; incremental models use it to select changed rows."
 
 
-def render_tables(proposals: Sequence[Proposal], settings: Settings) -> str:
-    """Return the text of a tables.yml, with the reasons as comments."""
+def render_tables(proposals: Sequence[Proposal], settings: Settings, *, is_detailed: bool = True) -> str:
+    """Return the text of a tables.yml, with a summary and the reasons as comments.
+
+    Unless it `is_detailed`, tables that are proposed for the same reasons share one comment and take a line each.
+    """
+    statements = list_statements(proposal.remedies for proposal in proposals)
     lines = [
         f"# Proposed by `etl discover` for {printable(settings.source_url.address)}.",
         "# Read the reasons, change what you know better, save this as a file, and set ETL_TABLES to its path.",
+        "#",
+        *(f"# {printable(line)}" for line in _summarize(proposals, len(statements))),
         f"schema: {_scalar(settings.tables.schema)}",
         "discover: true  # tables that are created later are replicated too",
         "tables:",
     ]
-    for proposal in proposals:
+    for proposal in proposals if is_detailed else ():
         lines += ["", *_render_table(proposal)]
-    statements = list_statements(proposal.remedies for proposal in proposals)
+    if not is_detailed:
+        lines += _render_groups(proposals)
     if statements:
         lines += ["", "# All statements for the source, to be read and run from top to bottom:", "#"]
         lines += [f"# {printable(statement)};" for statement in statements]
     return "\n".join(lines) + "\n"
 
 
+def _summarize(proposals: Sequence[Proposal], statements: int) -> list[str]:
+    """Count the tables by how they would be read, and by what somebody has to do first."""
+    replicated = [proposal for proposal in proposals if not proposal.skipped]
+    size = f"about {sum(one.rows for one in replicated):,} rows, {_size(sum(one.bytes for one in replicated))}"
+    lines = [f"{len(replicated):,} of {len(proposals):,} relations would be replicated, {size}:"]
+    counts = Counter(proposal.watermark or f"their row versions ({ROW_VERSIONS})" for proposal in replicated)
+    lines += [f"{count:7,} by {watermark}" for watermark, count in counts.most_common()]
+    left_out = Counter(proposal.skipped for proposal in proposals if proposal.skipped)
+    lines += [f"{count:7,} left out: {reason}" for reason, count in left_out.most_common()]
+    faults = Counter(fault for proposal in proposals for fault in {fault for fault, _ in proposal.remedies})
+    if faults:
+        lines.append(f"To mend on the source, by the script at the end ({_count(statements, 'statement')}):")
+        lines += [f"{count:7,} {fault}" for fault, count in faults.most_common()]
+    return lines
+
+
+def _render_groups(proposals: Sequence[Proposal]) -> list[str]:
+    groups: dict[tuple[str, ...], list[Proposal]] = {}
+    for proposal in proposals:
+        groups.setdefault((*_explain(proposal), *_settings(proposal)), []).append(proposal)
+    lines = []
+    for alike in groups.values():
+        lines += ["", *(f"  # {printable(line)}" for line in [_count(len(alike), "table"), *_explain(alike[0])])]
+        lines += [f"  {_scalar(one.name)}: {{{', '.join(_settings(one))}}}" for one in alike]
+    return lines
+
+
 def _render_table(proposal: Proposal) -> list[str]:
     key = f"; key ({', '.join(proposal.key)})" if proposal.key else ""
-    about = [f"about {proposal.rows:,} rows, {_size(proposal.bytes)}{key}"]
-    about += [f"left out: {proposal.skipped}"] if proposal.skipped else ["; ".join(proposal.reasons)]
-    about += [f"{fault}: see the end" for fault in dict.fromkeys(fault for fault, _ in proposal.remedies)]
-    lines = [f"  # {printable(line)}" for line in about] + [f"  {_scalar(proposal.name)}:"]
-    if proposal.skipped:
-        return [*lines, "    skip: true"]
-    if proposal.is_key_unique_index:
-        lines.append(f"    key: [{', '.join(map(_scalar, proposal.key))}]  # of a unique index")
-    lines.append(f"    watermark: {_scalar(proposal.watermark) if proposal.watermark else ROW_VERSIONS}")
+    about = [f"about {proposal.rows:,} rows, {_size(proposal.bytes)}{key}", *_explain(proposal)]
+    return [
+        *(f"  # {printable(line)}" for line in about),
+        f"  {_scalar(proposal.name)}:",
+        *(f"    {entry}" for entry in _settings(proposal)),
+    ]
+
+
+def _explain(proposal: Proposal) -> list[str]:
+    """Say why a table is read as proposed, or left out, and what is to be mended."""
+    about = [f"left out: {proposal.skipped}"] if proposal.skipped else ["; ".join(proposal.reasons)]
     if proposal.time_zone:
-        lines.append(f"    time_zone: {_scalar(proposal.time_zone)}  # the source's; change it if writers set another")
-    return [*lines, "    deletes: reconcile"]
+        about.append("the zone is that of the source: change it if writers set another")
+    if proposal.is_key_unique_index and not proposal.skipped:
+        about.append("without a primary key: its key is that of a unique index")
+    return about + [f"{fault}: see the end" for fault in dict.fromkeys(fault for fault, _ in proposal.remedies)]
+
+
+def _settings(proposal: Proposal) -> list[str]:
+    """Return the entries of a table in tables.yml."""
+    if proposal.skipped:
+        return ["skip: true"]
+    entries = [f"watermark: {_scalar(proposal.watermark) if proposal.watermark else ROW_VERSIONS}"]
+    if proposal.is_key_unique_index:
+        entries.append(f"key: [{', '.join(map(_scalar, proposal.key))}]")
+    if proposal.time_zone:
+        entries.append(f"time_zone: {_scalar(proposal.time_zone)}")
+    return [*entries, "deletes: reconcile"]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _scalar(text: str) -> str:

@@ -120,7 +120,8 @@ def read_catalog(
     cursor.execute(LIST_TABLES, (config.schema,))
     found = {row[1]: Relation(*row) for row in cursor.fetchall()}
     if not found:
-        raise ConfigurationError(describe_empty_schema(cursor, config.schema))
+        found_instead = describe_empty_schema(cursor, config.schema)
+        raise ConfigurationError(f"{found_instead}; correct `schema:` in tables.yml, or SOURCE_DATABASE_URL")
     chosen = _choose(found, config, names, known)
     relations = _find_own_keys(cursor, config, [found[name] for name in chosen if name in found])
     attributes = _read_attributes(cursor, [relation.oid for relation in relations])

@@ -135,5 +135,5 @@ def describe_empty_schema(cursor: Cursor, schema: str) -> str:
     state = "has no tables" if schema in found else "does not exist"
     return (
         f"expected tables in schema {schema} of the source, found none: that schema {state}; schemas with tables: "
-        f"{listed or 'none'}; correct `schema:` in tables.yml, or SOURCE_DATABASE_URL"
+        f"{listed or 'none'}"
     )

@@ -315,7 +315,8 @@ def test_unknown_names_are_rejected_with_the_known_ones(rentals):
 
     assert {"unknown": unknown.returncode, "empty": empty.returncode} == {"unknown": 2, "empty": 2}
     assert "expected tables flim in schema public of the source, found" in unknown.stderr
-    assert "found none: name another schema with --schema" in empty.stderr
+    assert "schema nowhere of the source, found none: that schema does not exist; schemas with" in empty.stderr
+    assert "tables: public; name one of them with --schema" in empty.stderr
 
 
 def test_unusual_names_are_proposed_and_become_models(replication, tmp_path):
@@ -442,3 +443,18 @@ def build(project, url):
         cwd=project,
         env={**os.environ, "DO_NOT_TRACK": "1"},
     )
+
+
+def test_many_tables_are_summed_up_and_grouped(rentals):
+    rentals.on_source("".join(f"create table many_{n} (a int primary key);" for n in range(40)))
+    grouped = rentals.command("discover").stdout
+    detailed = rentals.command("discover", "--details").stdout
+    as_comments = [line for line in grouped.splitlines() if line.startswith("#")]
+
+    assert yaml.safe_load(grouped) == yaml.safe_load(detailed)
+    assert len(yaml.safe_load(grouped)["tables"]) == 50
+    assert as_comments[3].startswith("# 47 of 50 relations would be replicated, about ")
+    assert "#      47 by their row versions (xmin)" in as_comments
+    assert "#       1 left out: a view: only tables are replicated" in as_comments
+    assert "  # 46 tables" in grouped.splitlines()
+    assert len(grouped.splitlines()) < len(detailed.splitlines()) / 3
