@@ -49,6 +49,8 @@ __all__ = [
     "verify",
 ]
 
+__version__ = "0.1.0"
+
 _MODULES = {
     "commands.discover": ("Proposal", "discover"),
     "commands.run": ("run",),

@@ -4,12 +4,12 @@ import json
 import re
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+import etl
 from deploy.containers import commands
 from deploy.containers.entrypoint import ALERTS
 from deploy.containers.secret_files import CHOICES, make_secrets
@@ -161,6 +161,4 @@ def test_missing_backup_is_reported_before_any_change(tmp_path, capsys):
 
 
 def test_image_has_the_version_of_the_project():
-    version = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
-
-    assert f"\nARG VERSION={version}\n" in (CHECKOUT / "Dockerfile").read_text()
+    assert f"\nARG VERSION={etl.__version__}\n" in (CHECKOUT / "Dockerfile").read_text()

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import etl
+from etl import cli
 
 
 def test_every_public_name_can_be_imported():
@@ -21,3 +22,11 @@ def test_importing_one_room_loads_no_driver():
     code = "import sys, etl.policy.fence; print({'psycopg2', 'yaml', 'tenacity'} & set(sys.modules))"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_command_line_names_the_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"tidemark {etl.__version__}\n"
