@@ -226,7 +226,7 @@ def test_ledger_without_a_version_is_rejected(replication, comment):
     assert [process.returncode for process in finished] == [2, 2]
     assert "comment on table etl.runs is 'Ledger version N.'" in finished[0].stderr
     assert state(replication) == before
-    replication.configure({"tables": {"large": {"skip": True}}})  # of another source
+    replication.on_target("delete from etl.loads")  # of another source
     replication.on_target("comment on table etl.runs is 'Ledger version 4.'")
     assert replication.command("run").returncode == 0
 
