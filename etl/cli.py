@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
 
-from etl import __version__
+import etl
 from etl.commands.discover import SCAN_UP_TO_MB, discover
 from etl.commands.run import run
 from etl.commands.scaffold import is_beyond_dbt, render_tables, write_staging
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="SOURCE_DATABASE_URL and TARGET_DATABASE_URL name the databases; docs/configuration.md has the other "
         "settings.",
     )
-    parser.add_argument("--version", action="version", version=f"tidemark {__version__}")
+    parser.add_argument("--version", action="version", version=f"tidemark {etl.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="replicate what changed", description="Replicate what changed.")
     run.add_argument("tables", nargs="*", metavar="TABLE", help="tables to replicate (default: all configured)")

@@ -16,11 +16,12 @@ import yaml
 
 from etl.database_url import DatabaseUrl, read_url
 from etl.errors import ConfigurationError
-from etl.model import ROW_VERSIONS, Deletes, NullWatermarks, OnSchemaChange, TableConfig
+from etl.model import ROW_VERSIONS, Deletes, Mask, MaskKey, NullWatermarks, OnSchemaChange, TableConfig
 
 MAX_SPAN = 1_000_000  # in hours or days: both sides can still add it to a date
 MIN_SOURCE_CONNECTIONS = 2  # one holds the snapshot, another reads
 BYTES_PER_MB = 1_000_000
+LEAST_KEY_CHARACTERS = 16
 BLOCK_BYTES = 8192  # the default block size of PostgreSQL
 DEFAULT_TABLES_PATH = Path(__file__).with_name("tables.yml")
 
@@ -34,6 +35,7 @@ class TablesConfig:
     defaults: TableConfig = field(default_factory=TableConfig)
     tables: Mapping[str, TableConfig] = field(default_factory=dict)
     watermarks_by_name: frozenset[str] = frozenset()  # tables with a watermark column of their own
+    mask_key: MaskKey | None = None  # for columns that are hashed
 
     def table(self, name: str) -> TableConfig:
         return self.tables.get(name, self.defaults)
@@ -106,7 +108,7 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         if setting.name not in ("source_url", "target_url", "tables")
     }
     path = Path(environment.get("ETL_TABLES") or DEFAULT_TABLES_PATH)
-    tables = _read_tables(path, faults)
+    tables = _with_mask_key(_read_tables(path, faults), environment.get("ETL_MASK_KEY", ""), faults)
     if 0 < numbers["max_connections_source"] < MIN_SOURCE_CONNECTIONS:
         faults.append(
             f"ETL_MAX_CONNECTIONS_SOURCE is {numbers['max_connections_source']}: expected {MIN_SOURCE_CONNECTIONS} "
@@ -170,6 +172,21 @@ def _read_tables(path: Path, faults: list[str]) -> TablesConfig:
     return tables
 
 
+def _with_mask_key(tables: TablesConfig, secret: str, faults: list[str]) -> TablesConfig:
+    hashed = [
+        f"{name}.{column}"
+        for name, table in tables.tables.items()
+        for column, mask in (table.columns or {}).items()
+        if mask.kind == "hash"
+    ]
+    if hashed and len(secret) < LEAST_KEY_CHARACTERS:
+        faults.append(
+            f"ETL_MASK_KEY has {len(secret)} characters: hashing {', '.join(hashed)} needs a secret of "
+            f"{LEAST_KEY_CHARACTERS} or more, such as `openssl rand -hex 32` prints"
+        )
+    return replace(tables, mask_key=MaskKey(secret) if secret else None)
+
+
 def parse_tables(document: Any, faults: list[str]) -> TablesConfig:
     """Return the configuration in a parsed tables.yml; append each fault to `faults`."""
     top = _checked(document, _TOP_FIELDS, "the file", faults)
@@ -185,8 +202,9 @@ def parse_tables(document: Any, faults: list[str]) -> TablesConfig:
             faults.append(f"tables: expected a table name, found {name!r}; put it in quotes")
             continue
         own = _without_column(_checked({} if given is None else given, _TABLE_FIELDS, f"tables.{name}", faults))
-        key = {"key": tuple(own["key"])} if "key" in own else {}
-        tables[name] = TableConfig(**{**defaults_given, **own, **key})
+        own |= {"key": tuple(own["key"])} if "key" in own else {}
+        own |= {"columns": {column: _mask(value) for column, value in own.get("columns", {}).items()} or None}
+        tables[name] = TableConfig(**{**defaults_given, **own})
         if own.get("watermark") is not None:
             named.add(name)
     return TablesConfig(
@@ -214,6 +232,24 @@ def _is_name(value: Any) -> bool:
 
 def _is_list_of_names(value: Any) -> bool:
     return isinstance(value, list) and value != [] and all(map(_is_name, value)) and len(set(value)) == len(value)
+
+
+def _are_masks(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_name(name) and _mask(given) is not None for name, given in value.items())
+
+
+def _mask(given: Any) -> Mask | None:
+    """Return the mask that an entry of `columns` describes, None if it describes none."""
+    match given:
+        case "exclude" | "hash":
+            return Mask(kind=given)
+        case None | "null":
+            return Mask(kind="null")
+        case {"first": int(characters), **more} if characters > 0 and not more and characters is not True:
+            return Mask(kind="first", characters=characters)
+        case {"constant": str(text), **more} if not more:
+            return Mask(kind="constant", constant=text)
+    return None
 
 
 def _is_count(value: Any) -> bool:
@@ -260,6 +296,10 @@ _DEFAULT_FIELDS: _Fields = {
 _TABLE_FIELDS: _Fields = {
     **_DEFAULT_FIELDS,
     "key": (_is_list_of_names, "a list of column names, each once"),
+    "columns": (
+        _are_masks,
+        "for each column exclude, 'null', hash, {first: NUMBER OF CHARACTERS} or {constant: TEXT}",
+    ),
     "skip": _BOOLEAN,
 }
 _TOP_FIELDS: _Fields = {

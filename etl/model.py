@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import hashlib
+import hmac
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,10 @@ MAX_SOURCE_COLUMNS = MAX_RAW_COLUMNS - len(META_COLUMNS)
 NullWatermarks = Literal["read", "refuse"]
 Deletes = Literal["reconcile", "none"]
 OnSchemaChange = Literal["evolve", "freeze"]
+# Settings of a session: what is hashed before a masked value, and before the hash of that. No statement shows the key.
+MASK_PADS = ("tidemark.mask_inner", "tidemark.mask_outer")
+HASH_BLOCK_BYTES = 64  # of SHA-256
+MaskKind = Literal["exclude", "null", "hash", "first", "constant"]
 Side = Literal["source", "target"]
 # Where the rows of a table's descendants by inheritance are: in raw tables of their own, or within that of the table.
 DescendantRows = Literal["none", "apart", "within"]
@@ -36,6 +42,33 @@ class WatermarkKind(enum.Enum):
     TIMESTAMP = "timestamp without time zone"
     DATE = "date"
     INTEGER = "integer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """What the source sends in place of a column's values, all but NULL."""
+
+    kind: MaskKind  # exclude: nothing, the column is left out; hash: HMAC-SHA-256 of the text, in hexadecimal digits
+    characters: int = 0  # of the text, for `first`
+    constant: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class MaskKey:
+    """The secret with which columns are hashed; no text of it shows it."""
+
+    secret: str
+
+    def pads(self) -> tuple[str, str]:
+        """Return what is hashed before a value, and before the hash of that, in hexadecimal digits (RFC 2104)."""
+        key = self.secret.encode()
+        key = (hashlib.sha256(key).digest() if len(key) > HASH_BLOCK_BYTES else key).ljust(HASH_BLOCK_BYTES, b"\0")
+        inner, outer = (bytes(byte ^ pad for byte in key).hex() for pad in (0x36, 0x5C))
+        return inner, outer
+
+    def fingerprint(self) -> str:
+        """Return what shows that the key is another one, and from which it cannot be found."""
+        return hmac.digest(self.secret.encode(), b"tidemark", "sha256").hex()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +89,7 @@ class TableConfig:
     max_rejected_rows: int = 100
     time_zone: str = "UTC"  # of watermark columns without a time zone
     key: tuple[str, ...] | None = None  # columns of a unique index; None: those of the primary key
+    columns: Mapping[str, Mask] | None = None  # what must not leave the source
     skip: bool = False
 
 
@@ -90,6 +124,7 @@ class Column:
     remark: str = ""  # why `raw` has another type, if people should know
     has_own_cast: bool = False  # its cast to text is user-defined
     key_order: KeyOrder | None = None  # of a key; None: pg_catalog's operators compare it as the key's index does
+    mask: Mask | None = None
     raw_equality: QualifiedName | None = None  # the operator that compares it in `raw`; None: the `=` of pg_catalog
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
 """`python -m deploy.containers.entrypoint PROGRAM ...`: the entry point of every container of the image.
 
 Passwords are mounted as files, one for each role of a server; this writes them to one private file that libpq and
-asyncpg read. The URLs for alerts are mounted as files too, and become environment variables of the program only. So
-no secret is in an argument or in the output of `docker inspect`. Then the program replaces this process.
+asyncpg read. The URLs for alerts and the key of hashed columns are mounted as files too, and become environment
+variables of the program only. So no secret is in an argument or in the output of `docker inspect`. Then the program
+replaces this process.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LOGIN_SECRET, LOGIN = "airflow_admin", "admin"
 LOGINS_VARIABLE = "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"
 ALERTS = {"alert_webhook_url": "ALERT_WEBHOOK_URL", "alert_smtp_url": "ALERT_SMTP_URL"}
+VARIABLES = {**ALERTS, "mask_key": "ETL_MASK_KEY"}
 USAGE = 2
 
 
@@ -35,7 +37,7 @@ def main(argv: Sequence[str], environment: Mapping[str, str] = os.environ, secre
     if target := environment.get("DBT_TARGET_PATH"):
         _copy_manifest(Path(target))
     try:
-        variables = {**environment, **alert_variables(secrets)}
+        variables = {**environment, **secret_variables(secrets)}
         os.execvpe(argv[0], list(argv), variables)  # noqa: S606 it replaces this process, so that signals reach it
     except OSError as error:
         print(f"entrypoint: {argv[0]}: {error.strerror}", file=sys.stderr)
@@ -50,10 +52,10 @@ def passfile_lines(secrets: Path) -> Iterator[str]:
             yield ":".join(map(_escape, (host, "*", "*", role, read_secret(path)))) + "\n"
 
 
-def alert_variables(secrets: Path) -> dict[str, str]:
-    """Return the variables that configure alerts, from those files that exist and are not empty."""
-    found = {ALERTS[name]: read_secret(secrets / name).strip() for name in ALERTS if (secrets / name).is_file()}
-    return {variable: url for variable, url in found.items() if url}
+def secret_variables(secrets: Path) -> dict[str, str]:
+    """Return the variables whose values are secrets, from those files that exist and are not empty."""
+    found = {VARIABLES[name]: read_secret(secrets / name).strip() for name in VARIABLES if (secrets / name).is_file()}
+    return {variable: value for variable, value in found.items() if value}
 
 
 def read_secret(path: Path) -> str:

@@ -25,6 +25,7 @@ PASSWORDS = (
     "airflow_admin",
     "airflow_api_secret",
     "airflow_jwt_secret",
+    "mask_key",
 )
 FERNET_KEY = "airflow_fernet_key"
 REDIS_CONFIGURATION, BROKER_URL, RESULT_BACKEND = "redis_conf", "celery_broker_url", "celery_result_backend"

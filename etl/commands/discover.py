@@ -153,8 +153,9 @@ def discover(
                 raise ConfigurationError(f"{describe_empty_schema(cursor, schema)}; name one of them with --schema")
             unknown = ", ".join(sorted(set(table_names) - relations.keys()))
             if unknown:
-                found = f"expected tables {unknown} in schema {schema} of the source, found {', '.join(relations)}"
-                raise ConfigurationError(f"{found}: name another schema with --schema")
+                raise ConfigurationError(
+                    f"expected tables {unknown} in schema {schema} of the source, found {', '.join(relations)}"
+                )
             chosen = [relations[name] for name in (table_names or relations)]
             columns = _read_columns(cursor, [row[0] for row in chosen])
             parents = {name: row[1] for row in relations.values() for name in names_read_with(schema, row[-1])}

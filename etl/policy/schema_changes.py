@@ -175,7 +175,7 @@ def plan_changes(table: Table, raw: RawTable) -> Plan:
         else:
             faults.append(f'column "{column.name}" changed from {found} to {column.raw_type}')
     changes += [
-        SchemaChange(kind="column_dropped", column_name=name, detail="dropped from the source; raw keeps its values")
+        SchemaChange(kind="column_dropped", column_name=name, detail=_describe_dropped(table, name))
         for name in raw.loaded_types
         if name in raw.types and name not in {column.name for column in table.columns}
     ]
@@ -188,6 +188,12 @@ def plan_changes(table: Table, raw: RawTable) -> Plan:
     if raw.key != table.key:
         faults.append(f"the key changed from ({', '.join(raw.key) or 'none'}) to ({', '.join(table.key)})")
     return Plan(changes=tuple(changes), faults=tuple(faults), changed_by_owner=tuple(changed_by_owner))
+
+
+def _describe_dropped(table: Table, name: str) -> str:
+    if name not in (table.config.columns or {}):
+        return "dropped from the source; raw keeps its values"
+    return "excluded in tables.yml; raw keeps its values: drop the column there, or empty it"
 
 
 def describe_changes(changes: Sequence[SchemaChange]) -> str:

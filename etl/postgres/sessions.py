@@ -21,7 +21,7 @@ from psycopg2.extensions import cursor as Cursor
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from etl.errors import EtlError, UnavailableError
-from etl.model import Side
+from etl.model import MASK_PADS, Side
 from etl.postgres import stalls, tls
 from etl.postgres.error_translation import errors_of, one_line
 from etl.postgres.transactions import single
@@ -70,6 +70,8 @@ def connect_source(settings: Settings, *, idle_seconds: float | None = None) -> 
     """
     # Rows that a policy hides would be lost silently: with row_security off, the server raises an error instead.
     session = _bounds(settings, idle_seconds) | {"default_transaction_read_only": "on", "row_security": "off"}
+    if settings.tables.mask_key:
+        session |= dict(zip(MASK_PADS, settings.tables.mask_key.pads(), strict=True))
     return _connect(settings.source_url, "source", settings, session)
 
 

@@ -14,7 +14,7 @@ from psycopg2.extensions import cursor as Cursor
 from etl.config import TablesConfig
 from etl.errors import ConfigurationError, TableError
 from etl.keys.orders import KeyOrders, read_key_orders
-from etl.model import ROW_VERSIONS, Column, SourceIdentity, Table
+from etl.model import ROW_VERSIONS, Column, Mask, SourceIdentity, Table, TableConfig
 from etl.policy.column_types import FIRST_USER_OID, SourceType, TargetTypes, map_key_type, map_type
 from etl.policy.schema_changes import KnownTable
 from etl.postgres.catalog_sql import (
@@ -143,6 +143,7 @@ def read_catalog(
     read_with_others = {name for relation in relations for name in names_read_with(config.schema, relation.descendants)}
     for relation in relations:
         own, order = attributes.get(relation.oid, []), orders.get(relation.oid, KeyOrders())
+        own_config = config.table(relation.name)
         reason = find_obstacle(relation, own, order, config)
         if reason is None:
             try:
@@ -150,7 +151,7 @@ def read_catalog(
             except TableError as error:
                 refusals[relation.name] = f"{config.schema}.{relation.name}: {error}"
                 continue
-            tables.append(replace(described, contents=contents.get(relation.oid, {})))
+            tables.append(replace(described, contents=_sign_masks(contents.get(relation.oid, {}), own_config, config)))
             notices += _notices(tables[-1], relation, own)
         elif relation.name in config.tables or relation.name in names or relation.name in known:
             refusals[relation.name] = reason
@@ -243,12 +244,15 @@ def _describe(
     own = config.table(relation.name)
     key = tuple(relation.key or ())
     watermark = next((attribute for attribute in attributes if attribute.name == own.watermark), None)
+    masks = own.columns or {}
+    sent = [each for each in attributes if each.name not in masks or masks[each.name].kind != "exclude"]
     return Table(
         schema=config.schema,
         name=relation.name,
         oid=relation.oid,
         columns=tuple(
-            _describe_column(attribute, types, orders, target, is_key=attribute.name in key) for attribute in attributes
+            _describe_column(attribute, types, orders, target, masks.get(attribute.name), is_key=attribute.name in key)
+            for attribute in sent
         ),
         key=key,
         watermark=watermark.name if watermark else None,
@@ -267,10 +271,23 @@ def _describe_column(
     types: Mapping[int, SourceType],
     orders: KeyOrders,
     target: TargetTypes,
+    mask: Mask | None,
     *,
     is_key: bool,
 ) -> Column:
     raw = (map_key_type if is_key else map_type)(attribute.type_oid, attribute.formatted, types, target)
+    if mask is not None:
+        raw_type = "text" if mask.kind in ("hash", "first") else raw.name
+        return Column(
+            name=attribute.name,
+            number=attribute.number,
+            source_type=attribute.formatted,
+            raw_type=raw_type,
+            is_nullable=True,
+            is_cast=True,
+            is_binary=raw_type == "text" or raw.is_binary,
+            mask=mask,
+        )
     return Column(
         name=attribute.name,
         number=attribute.number,
@@ -284,6 +301,17 @@ def _describe_column(
         key_order=orders.by_column.get(attribute.name),
         raw_equality=raw.equality,
     )
+
+
+def _sign_masks(contents: Mapping[str, str], own: TableConfig, config: TablesConfig) -> dict[str, str]:
+    """Return what gives the columns of a table their values, with their masks: another mask changes all rows."""
+    fingerprint = config.mask_key.fingerprint() if config.mask_key else ""
+    masks = {
+        name: f"{mask.kind} {mask.characters} {mask.constant} {fingerprint if mask.kind == 'hash' else ''}"
+        for name, mask in (own.columns or {}).items()
+        if mask.kind != "exclude"
+    }
+    return {name: f"{content} {masks[name]}" if name in masks else content for name, content in contents.items()}
 
 
 def _notices(table: Table, relation: Relation, attributes: Sequence[Attribute]) -> list[str]:

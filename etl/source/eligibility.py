@@ -130,6 +130,17 @@ def _find_obstacles(
             f"{label} has {len(attributes):,} columns, and raw tables can have {MAX_SOURCE_COLUMNS:,} of them, because "
             "Tidemark adds its own: drop or move columns on the source, or skip the table in tables.yml"
         )
+    masked = config.table(relation.name).columns or {}
+    needed = {*(relation.key or ()), config.table(relation.name).watermark}
+    names = {attribute.name for attribute in attributes}
+    for column in masked:
+        if column not in names:
+            yield f"{label} has no column {column!r}, which `columns` in tables.yml masks: correct its name there"
+        elif column in needed:
+            yield (
+                f'column "{column}" of {label} is its key or watermark, by which rows are read and merged: remove it '
+                "from `columns` in tables.yml, or name another key or watermark"
+            )
     yield from _find_faults_of_watermark(relation.name, label, attributes, config)
 
 

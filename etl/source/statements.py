@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from psycopg2 import sql
 
 from etl.keys.comparisons import are_equal, as_text, follows, is_among, ordered, source_column, typed
-from etl.model import Column, Table, WatermarkKind
+from etl.model import MASK_PADS, Column, Mask, Table, WatermarkKind
 from etl.postgres.sql import SECONDS_PER_DAY, comma, copy_format
 
 TEXTS = ("text", "text[]")
@@ -179,17 +179,36 @@ def selected(column: Column) -> sql.Composable:
 
 
 def cast(column: Column) -> sql.Composable:
-    """Compose the cast of a source column to the type that `raw` has.
+    """Compose the cast of a source column to the type that `raw` has, or what its mask puts in its place.
 
     If that is text and a user defined the cast, concat() replaces it: like COPY, it writes a value with the output
     function of its type.
     """
     name, raw_type = source_column(column.name), sql.SQL(column.raw_type)
+    if column.mask is not None:
+        return sql.SQL("(case when {} is not null then {} end)::{}").format(name, _masked(column.mask, name), raw_type)
     if column.has_own_cast and column.raw_type in TEXTS:
         return sql.SQL("(case pg_catalog.num_nulls({0}) when 0 then pg_catalog.concat({0}) end)::{1}").format(
             name, raw_type
         )
     return sql.SQL("{}::{}").format(name, raw_type)
+
+
+def _masked(mask: Mask, name: sql.Composable) -> sql.Composable:
+    """Compose what a mask makes of a value. concat() writes it as COPY does, whatever casts a user defined."""
+    text = sql.SQL("pg_catalog.concat({})").format(name)
+    if mask.kind == "hash":
+        inner, outer = (
+            sql.SQL("(select pg_catalog.decode(pg_catalog.current_setting({}), 'hex'))").format(sql.Literal(pad))
+            for pad in MASK_PADS
+        )
+        return sql.SQL(
+            "pg_catalog.encode(pg_catalog.sha256({} || pg_catalog.sha256({}"
+            " || pg_catalog.convert_to({}, 'UTF8'))), 'hex')"
+        ).format(outer, inner, text)
+    if mask.kind == "first":
+        return sql.SQL("pg_catalog.left({}, {})").format(text, sql.Literal(mask.characters))
+    return sql.Literal(mask.constant if mask.kind == "constant" else None)
 
 
 def _last_of(table: Table, window: Window, values: Sequence[sql.Composable]) -> sql.Composable:
