@@ -27,6 +27,13 @@ UNITS = ("bytes", "kB", "MB", "GB", "TB")
 UNIT = 1024
 # dbt renders every text in its files as a template, and quotes names without doubling the quotes in them.
 NOT_FOR_DBT = re.compile(r"[\"{}]")
+# Names of columns that often hold what should not leave the source, as parts of words.
+SECRETS = re.compile(r"passw|secret|token|api[_ ]?key|private[_ ]?key|salt$|otp|cvv", re.IGNORECASE)
+PERSONAL = re.compile(
+    r"e_?mail|phone|mobile|(first|last|full|middle|sur|maiden)[_ ]?name|birth|^dob$|^ssn$|social_?sec|passport|iban|"
+    r"(card|account)_?n(o|um)|street|address|zip|postal|^ip$|ip_addr|latitude|longitude",
+    re.IGNORECASE,
+)
 RUN_DESCRIPTION = "The run that last wrote the row; incremental models use it to select changed rows."
 
 
@@ -64,6 +71,9 @@ def _summarize(proposals: Sequence[Proposal], statements: int) -> list[str]:
     lines += [f"{count:7,} by {watermark}" for watermark, count in counts.most_common()]
     left_out = Counter(proposal.skipped for proposal in proposals if proposal.skipped)
     lines += [f"{count:7,} left out: {reason}" for reason, count in left_out.most_common()]
+    personal = sum(bool(_propose_masks(proposal)) for proposal in proposals)
+    if personal:
+        lines.append(f"To decide: {_count(personal, 'table')} with columns that may hold personal data or secrets")
     faults = Counter(fault for proposal in proposals for fault in {fault for fault, _ in proposal.remedies})
     if faults:
         lines.append(f"To mend on the source, by the script at the end ({_count(statements, 'statement')}):")
@@ -97,9 +107,19 @@ def _explain(proposal: Proposal) -> list[str]:
     about = [f"left out: {proposal.skipped}"] if proposal.skipped else ["; ".join(proposal.reasons)]
     if proposal.time_zone:
         about.append("the zone is that of the source: change it if writers set another")
+    masks = _propose_masks(proposal)
+    if masks:
+        about.append(f"may hold personal data or secrets: columns: {{{', '.join(masks)}}} keeps them on the source")
     if proposal.is_key_unique_index and not proposal.skipped:
         about.append("without a primary key: its key is that of a unique index")
     return about + [f"{fault}: see the end" for fault in dict.fromkeys(fault for fault, _ in proposal.remedies)]
+
+
+def _propose_masks(proposal: Proposal) -> list[str]:
+    """Return entries of `columns` for columns that by their names should not leave the source as they are."""
+    names = [name for name, _ in proposal.columns if name not in (*proposal.key, proposal.watermark)]
+    kinds = {name: "exclude" if SECRETS.search(name) else "hash" if PERSONAL.search(name) else "" for name in names}
+    return [f"{_scalar(name)}: {kind}" for name, kind in kinds.items() if kind]
 
 
 def _settings(proposal: Proposal) -> list[str]:

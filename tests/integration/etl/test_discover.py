@@ -456,5 +456,17 @@ def test_many_tables_are_summed_up_and_grouped(rentals):
     assert as_comments[3].startswith("# 47 of 50 relations would be replicated, about ")
     assert "#      47 by their row versions (xmin)" in as_comments
     assert "#       1 left out: a view: only tables are replicated" in as_comments
-    assert "  # 46 tables" in grouped.splitlines()
+    assert "  # 45 tables" in grouped.splitlines()
     assert len(grouped.splitlines()) < len(detailed.splitlines()) / 3
+
+
+def test_masks_are_proposed_for_what_looks_personal_or_secret(rentals):
+    rentals.on_source(
+        'create table staff (email text primary key, "Password" text, "API key" text, street text, salary int)'
+    )
+
+    told = rentals.command("discover").stdout
+
+    assert "# To decide: 2 tables with columns that may hold personal data or secrets" in told
+    assert 'secrets: columns: {"First Name": hash, email: hash} keeps them on the source' in told
+    assert 'columns: {"Password": exclude, "API key": exclude, street: hash} keeps' in told
