@@ -300,6 +300,7 @@ _TABLE_FIELDS: _Fields = {
         _are_masks,
         "for each column exclude, 'null', hash, {first: NUMBER OF CHARACTERS} or {constant: TEXT}",
     ),
+    "where": (_is_name, "a condition in SQL, as after WHERE"),
     "skip": _BOOLEAN,
 }
 _TOP_FIELDS: _Fields = {

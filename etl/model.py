@@ -90,6 +90,7 @@ class TableConfig:
     time_zone: str = "UTC"  # of watermark columns without a time zone
     key: tuple[str, ...] | None = None  # columns of a unique index; None: those of the primary key
     columns: Mapping[str, Mask] | None = None  # what must not leave the source
+    where: str | None = None  # a condition on the rows to replicate, in SQL of the source
     skip: bool = False
 
 
@@ -160,6 +161,13 @@ class Table:
     def argument(self) -> str:
         """The table's name, quoted for a shell: for commands in messages."""
         return quote_word(self.name)
+
+    @property
+    def files(self) -> str:
+        """The identity of the rows to replicate: of the table's files, and of the condition in tables.yml."""
+        if self.config.where is None:
+            return self.filenodes
+        return f"{self.filenodes} where {hashlib.sha256(self.config.where.encode()).hexdigest()[:16]}"
 
     @property
     def is_binary(self) -> bool:

@@ -16,7 +16,7 @@ from etl.keys.comparisons import as_text, is_among, same_key, source_column, typ
 from etl.model import Column, Table
 from etl.policy.column_types import MODIFIER
 from etl.postgres.sql import comma
-from etl.source.statements import cast, is_since, source_table
+from etl.source.statements import cast, is_since, source_rows
 from etl.target.statements import raw_table
 
 # A temporary table, one per session: keys and hashes of the source's rows in the buckets that differ.
@@ -78,8 +78,7 @@ class Side:
     @property
     def rows(self) -> sql.Composable:
         """The relation, with the alias s."""
-        relation = source_table(self.table) if self.is_source else raw_table(self.table.name)
-        return sql.SQL("{} as s").format(relation)
+        return source_rows(self.table) if self.is_source else sql.SQL("{} as s").format(raw_table(self.table.name))
 
     @property
     def condition(self) -> sql.Composable:

@@ -72,8 +72,10 @@ def may_be_replaced(before: Counters | None, now: Counters) -> bool:
     return before is None or now.filenodes != before.filenodes or now.server_started_at != before.server_started_at
 
 
-def may_lack_rows(before: Counters | None, now: Counters, max_hours: float) -> bool:
+def may_lack_rows(before: Counters | None, now: Counters, max_hours: float, *, has_filter: bool = False) -> bool:
     """Return whether rows may have been deleted from a source table, or replaced by others, since `before`.
+
+    An update may take a row out of the filter of a table that `has_filter`.
 
     `before` holds the counters that were listed before the snapshot at which the table was last reconciled or loaded;
     None if it never was. A clock that was set back, a restart, or reset statistics may hide deletes, so the result is
@@ -83,6 +85,7 @@ def may_lack_rows(before: Counters | None, now: Counters, max_hours: float) -> b
         return True
     return (
         now.deleted != before.deleted
+        or (has_filter and now.updated != before.updated)
         or now.filenodes != before.filenodes
         or not now.are_counted
         or now.was_reset_since(before)

@@ -59,7 +59,7 @@ def sign_scan(table: Table, snapshot: Snapshot) -> str:
     """
     found = snapshot.source
     source = [found.system_identifier, found.database_oid, found.schema, found.timeline, snapshot.server_started_at]
-    return json.dumps({"source": source, "files": table.filenodes, "key": table.key, "columns": dict(table.contents)})
+    return json.dumps({"source": source, "files": table.files, "key": table.key, "columns": dict(table.contents)})
 
 
 def sign_read(table: Table, snapshot: Snapshot) -> str:

@@ -85,7 +85,7 @@ def check_null_watermarks(table: Table, reader: Reader) -> None:
 def is_usable(load: LoadState, table: Table, snapshot: Snapshot) -> bool:
     """Return whether an unfinished first load can continue: same files, columns and source, and not too old."""
     return (
-        load.filenodes == table.filenodes
+        load.filenodes == table.files
         and load.signature == sign_columns(table)
         and is_continued(load.source, snapshot.source)
         and 0 <= xid_distance(load, snapshot) < MAX_XID_DISTANCE

@@ -78,7 +78,7 @@ def range_end(counts: Sequence[int], start: int, limit: int) -> int | None:
 
 def _begin(snapshot: Snapshot, raw: RawLoad) -> LoadState:
     return LoadState(
-        filenodes=raw.table.filenodes,
+        filenodes=raw.table.files,
         signature=sign_columns(raw.table),
         source=snapshot.source,
         next_block=0,

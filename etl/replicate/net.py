@@ -40,7 +40,10 @@ def check_content(
     table, counters, snapshot = task.table, task.counters, exchange.reader.snapshot
     is_followed = table.config.deletes == "reconcile"
     is_compared = is_followed and (
-        task.is_check_asked_for or may_lack_rows(task.reconciled, counters, table.config.reconcile_every_hours)
+        task.is_check_asked_for
+        or may_lack_rows(
+            task.reconciled, counters, table.config.reconcile_every_hours, has_filter=table.config.where is not None
+        )
     )
     columns, renewed, reason = identifying_columns(table), None, None
     if is_whole and progress.read_mark is not None:

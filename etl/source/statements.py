@@ -55,6 +55,15 @@ def source_table(table: Table) -> sql.Composable:
     return sql.SQL("{}{}").format(only, sql.Identifier(table.schema, table.name))
 
 
+def source_rows(table: Table) -> sql.Composable:
+    """Compose the rows to replicate, with their system columns, as what follows FROM, with the alias s."""
+    if table.config.where is None:
+        return sql.SQL("{} as s").format(source_table(table))
+    return sql.SQL("(select tableoid, ctid, xmin, * from {} where ({}\n)) as s").format(
+        source_table(table), sql.SQL(table.config.where)
+    )
+
+
 def copy_out(table: Table, rows: Window | BlockRange) -> sql.Composable:
     """Read rows in the types that `raw` has; the rows of a window come in its order."""
     return _copy_to_stdout(table, [selected(column) for column in table.columns], rows, copy_format(table))
@@ -88,8 +97,8 @@ def is_end_of(table: Table, window: Window, end: Sequence[str], place: Sequence[
     is_same = are_equal(table, order, [source_column(name) for name in order], end)
     values = [typed(table, name, value) for name, value in zip(order, end, strict=True)]
     is_next = sql.SQL("true") if window.after is None else follows(table, order, values, window.after)
-    return sql.SQL("select {} and {} from {} as s where s.tableoid = {}::oid and s.ctid = {}::tid").format(
-        is_same, is_next, source_table(table), sql.Literal(relation), sql.Literal(ctid)
+    return sql.SQL("select {} and {} from {} where s.tableoid = {}::oid and s.ctid = {}::tid").format(
+        is_same, is_next, source_rows(table), sql.Literal(relation), sql.Literal(ctid)
     )
 
 
@@ -105,15 +114,15 @@ def last_key(table: Table, window: Window) -> sql.Composable:
 
 def keys_among(table: Table, keys: Sequence[tuple[str, ...]]) -> sql.Composable:
     """Read the keys, as text, of the rows whose key equals one of these."""
-    return sql.SQL("select {} from {} as s where {}").format(
-        comma(_as_texts(table, table.key)), source_table(table), is_among(table, keys)
+    return sql.SQL("select {} from {} where {}").format(
+        comma(_as_texts(table, table.key)), source_rows(table), is_among(table, keys)
     )
 
 
 def shared_key(table: Table) -> sql.Composable:
     """Read one key, as text, that several rows have; descendants by inheritance have no unique index in common."""
-    return sql.SQL("select {} from {} as s group by {} having pg_catalog.count(*) > 1 limit 1").format(
-        comma(_as_texts(table, table.key)), source_table(table), comma(source_column(name) for name in table.key)
+    return sql.SQL("select {} from {} group by {} having pg_catalog.count(*) > 1 limit 1").format(
+        comma(_as_texts(table, table.key)), source_rows(table), comma(source_column(name) for name in table.key)
     )
 
 
@@ -127,8 +136,8 @@ def lesser_watermark(table: Table, one: str, other: str) -> sql.Composable:
 def has_null_watermark(table: Table) -> sql.Composable:
     """Return whether the watermark column is NULL in any row."""
     assert table.watermark is not None
-    return sql.SQL("select exists (select from {} as s where {} is null)").format(
-        source_table(table), source_column(table.watermark)
+    return sql.SQL("select exists (select from {} where {} is null)").format(
+        source_rows(table), source_column(table.watermark)
     )
 
 
@@ -137,7 +146,7 @@ def has_values(table: Table, names: Sequence[str]) -> sql.Composable:
     is_any = sql.SQL(" or ").join(
         sql.SQL("pg_catalog.num_nonnulls({}) > 0").format(source_column(name)) for name in names
     )
-    return sql.SQL("select exists (select from {} as s where {})").format(source_table(table), is_any)
+    return sql.SQL("select exists (select from {} where {})").format(source_rows(table), is_any)
 
 
 def max_integer(table: Table) -> sql.Composable:
@@ -232,7 +241,7 @@ def _copy_to_stdout(
         order = ordered(table, _order(table, rows))
         parts += [_rows(table, rows), sql.SQL("order by {} limit {}").format(order, sql.Literal(rows.limit))]
     else:
-        parts += [sql.SQL("{} as s").format(source_table(table)), _conjunction(_in_blocks(rows))]
+        parts += [source_rows(table), _conjunction(_in_blocks(rows))]
     return sql.SQL("copy ({}) to stdout with (format {})").format(sql.SQL(" ").join(parts), copy_format)
 
 
@@ -250,9 +259,10 @@ def _rows(table: Table, window: Window) -> sql.Composable:
     order of the key, to spare itself a sort.
     """
     if window.within is None or _is_by_index(table, window):
-        return sql.SQL("{} as s {}").format(source_table(table), _where(table, window, window.within))
-    new = sql.SQL("(select s.tableoid, s.ctid, s.* from {} as s {} offset 0) as s").format(
-        source_table(table), _conjunction(_in_blocks(window.within))
+        return sql.SQL("{} {}").format(source_rows(table), _where(table, window, window.within))
+    place = sql.SQL("s.tableoid, s.ctid, " if table.config.where is None else "")
+    new = sql.SQL("(select {}s.* from {} {} offset 0) as s").format(
+        place, source_rows(table), _conjunction(_in_blocks(window.within))
     )
     return sql.SQL("{} {}").format(new, _where(table, window, None))
 

@@ -58,7 +58,7 @@ def read_counters(cursor: Cursor, tables: Sequence[Table]) -> dict[str, Counters
             inserted=int(inserted),
             updated=int(updated),
             deleted=int(deleted),
-            filenodes=table.filenodes,
+            filenodes=table.files,
             stats_reset=stats_reset,
             server_started_at=server_started_at,
             listed_at=listed_at,

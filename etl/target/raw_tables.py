@@ -30,7 +30,7 @@ LIST_RELATIONS = f"""
 # The files of a table that is not partitioned are listed as its oid and its filenode.
 LIST_REPLICATED = f"""
     select
-        w.table_name, true, nullif(split_part(substring(r.filenodes from '^[0-9]+:[0-9]*$'), ':', 1), '')::bigint,
+        w.table_name, true, nullif(split_part(substring(r.filenodes from '^[0-9]+:[0-9]*(?= |$)'), ':', 1), '')::bigint,
         {", ".join(f"w.{column}" for column in SOURCE_COLUMNS)}
     from etl.watermarks as w
     left join etl.reconciliations as r using (table_name)
