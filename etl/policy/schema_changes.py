@@ -70,6 +70,7 @@ class Plan:
     changes: tuple[SchemaChange, ...] = ()
     faults: tuple[str, ...] = ()  # why the raw table cannot follow; if any, no change is made
     changed_by_owner: tuple[str, ...] = ()  # columns whose raw type the owner of `raw` has changed
+    kept_as_text: tuple[str, ...] = ()  # columns whose type the target did not have when they were loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +107,26 @@ def fit_table(table: Table, raw: RawTable) -> Fit:
     require_table(table, raw)
     plan = plan_changes(table, raw)
     _refuse_changes(table, plan, raw.types)
-    columns = tuple(
-        replace(column, is_binary=False) if column.name in plan.changed_by_owner else column for column in table.columns
-    )
+    columns = tuple(_fit_column(column, plan, raw) for column in table.columns)
     remarks = tuple(
         f'raw.{table.name} has column "{name}" as {raw.types[name]}, which rounds finer values and rejects those that '
         "do not fit"
         for name in plan.changed_by_owner
     )
+    remarks += tuple(
+        f'raw.{table.name} has column "{name}" as {raw.types[name]}, because the target had no type '
+        f"{table.column(name).raw_type} when it was loaded: `etl reset {table.argument}` gives it that type"
+        for name in plan.kept_as_text
+    )
     return Fit(table=replace(table, columns=columns), types=raw.types, changes=plan.changes, remarks=remarks)
+
+
+def _fit_column(column: Column, plan: Plan, raw: RawTable) -> Column:
+    if column.name in plan.changed_by_owner:
+        return replace(column, is_binary=False)
+    if column.name in plan.kept_as_text:
+        return replace(column, raw_type=raw.types[column.name], is_cast=True, is_binary=True)
+    return column
 
 
 def require_table(table: Table, raw: RawTable) -> None:
@@ -146,6 +158,11 @@ def plan_changes(table: Table, raw: RawTable) -> Plan:
     changes: list[SchemaChange] = []
     faults: list[str] = []
     changed_by_owner: list[str] = []
+    kept_as_text = tuple(
+        column.name
+        for column in table.columns
+        if column.name not in table.key and _stays_text(column, raw.types.get(column.name))
+    )
     for column in table.columns:
         found = raw.types.get(column.name)
         if found is None:
@@ -157,7 +174,7 @@ def plan_changes(table: Table, raw: RawTable) -> Plan:
                 changes.append(_added("column_replaced", column, detail))
             else:
                 faults.append(f'column "{column.name}" was {detail}, with type {column.raw_type} instead of {found}')
-        elif found == column.raw_type:
+        elif found == column.raw_type or column.name in kept_as_text:
             continue
         elif raw.loaded_types.get(column.name) == column.raw_type and column.name in table.key:
             faults.append(f'column "{column.name}" of the key is {found} in raw instead of {column.raw_type}')
@@ -187,7 +204,18 @@ def plan_changes(table: Table, raw: RawTable) -> Plan:
         )
     if raw.key != table.key:
         faults.append(f"the key changed from ({', '.join(raw.key) or 'none'}) to ({', '.join(table.key)})")
-    return Plan(changes=tuple(changes), faults=tuple(faults), changed_by_owner=tuple(changed_by_owner))
+    return Plan(
+        changes=tuple(changes),
+        faults=tuple(faults),
+        changed_by_owner=tuple(changed_by_owner),
+        kept_as_text=kept_as_text,
+    )
+
+
+def _stays_text(column: Column, found: str | None) -> bool:
+    """Return whether a column was loaded as text because the target did not have its type, which it has now."""
+    is_of_an_extension = "." in column.raw_type
+    return is_of_an_extension and found == ("text[]" if column.raw_type.endswith("[]") else "text")
 
 
 def _describe_dropped(table: Table, name: str) -> str:

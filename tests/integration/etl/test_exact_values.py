@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg2 import sql
 
+from etl.model import RunOptions
 from etl.source.session import Source
 from etl.target.types import read_types
 from tests.examples import ON_SERVERS
@@ -953,6 +954,26 @@ def test_types_of_an_extension_arrive_exactly_on_any_target(replication, on_targ
     )
 
     assert_exact_when_merged(replication, "items")
+
+
+def test_extension_that_the_target_gets_later_leaves_text_as_it_is(replication):
+    replication.on_source(
+        "create extension vector; create table items (item_id int primary key, v vector(3), w vector[])"
+    )
+    replication.on_source("insert into items values (1, '[1,2,3]', '{}'), (2, null, null)")
+    replication.run_one("items")
+    replication.on_target("create extension vector")
+    replication.on_source("update items set v = '[3,2,1]', w = array['[1]'::vector]")
+    replication.events.clear()
+
+    assert_exact_when_merged(replication, "items")
+    assert raw_type(replication, "items", "v") == "text"
+    assert raw_type(replication, "items", "w") == "text[]"
+    noted = [event.message for event in replication.events if "as text" in event.message]
+    assert any("had no type public.vector(3) when it was loaded: `etl reset items` gives it" in one for one in noted)
+    replication.run("items", options=RunOptions(full_refresh=True))
+    assert raw_type(replication, "items", "v") == "vector(3)"
+    assert_exact(replication, "items")
 
 
 # Columns and tables
