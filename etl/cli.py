@@ -181,9 +181,12 @@ def _count_tables(tables: Sequence[TableResult]) -> str:
 
 def _status(arguments: argparse.Namespace) -> int:
     tables = read_status(load_settings())
+    source_error = next((table.source_error for table in tables if table.source_error), None)
+    if source_error:
+        print(f"etl: lag, age of scans and holders are unknown: {printable(source_error)}", file=sys.stderr)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(table) for table in tables], default=str))
-        return 0
+        return 3 if source_error else 0
     header = ("table", "last run", "ended at", "watermark", "net scan", "found", "lag", "rejected", "held back by")
     print_aligned(header, [_status_row(table) for table in tables])
     for table in tables:
@@ -193,20 +196,21 @@ def _status(arguments: argparse.Namespace) -> int:
             print(printable(f"{table.table_name}: the next run refuses it: {table.refusal}"))
         if table.source_change:
             print(printable(f"{table.table_name}: {table.source_change}"))
-    return 0
+    return 3 if source_error else 0
 
 
 def _status_row(table: TableStatus) -> tuple[str, ...]:
+    unknown = "unknown" if table.source_error else ""
     return (
         table.table_name,
         table.status,
         f"{table.ended_at:%Y-%m-%d %H:%M:%S}" if table.ended_at else "",
         f"{table.watermark_column} >= {table.watermark}" if table.watermark else ROW_VERSIONS,
-        describe_duration(table.scan_age_seconds),
+        describe_duration(table.scan_age_seconds) or unknown,
         f"{table.rows_found:,}" if table.rows_found else "",
-        describe_duration(table.lag_seconds),
+        describe_duration(table.lag_seconds) or unknown,
         f"{table.rejected_rows:,}" if table.rejected_rows else "",
-        "; ".join(map(describe_holder, table.holders)),
+        "; ".join(map(describe_holder, table.holders)) or unknown,
     )
 
 

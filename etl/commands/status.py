@@ -58,6 +58,7 @@ class TableStatus:
     error: str | None  # why it cannot be read now, or of its last run, even if a retry succeeded
     refusal: str | None  # why its source is refused until a person settles it
     source_change: str | None  # how its source changed, if its last run compared all rows because of that
+    source_error: str | None = None  # why the source cannot be read: lag, age of scans and holders are unknown
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class _LastRun:
 def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[TableStatus, ...]:
     """Return the status of each table that a run has recorded, or of those named.
 
-    Raises UnavailableError before the first run and for a ledger of an older version, ConfigurationError for one of a
+    While the source cannot be reached, this is what the ledger knows, with the reason in `source_error`. Raises
+    UnavailableError before the first run and for a ledger of an older version, ConfigurationError for one of a
     version that this release does not know, and when no table is left to replicate.
     """
     with closing(sessions.connect_target(settings)) as control:
@@ -87,11 +89,16 @@ def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[
             cursor.execute(LIST_LAST_RUNS)
             found = [_LastRun(*row) for row in cursor.fetchall()]
     last_runs = [each for each in found if not table_names or each.table_name in table_names]
-    with Source(settings) as source:
-        now = source.read_clock()
-        catalog = source.read_catalog(types, (), known)
-        names = progress.keys() & {each.table_name for each in last_runs}
-        holders = {name: source.name_holders(progress[name]) for name in names}
+    now, catalog, source_error = None, None, None
+    holders: dict[str, list[Holder]] = {}
+    try:
+        with Source(settings) as source:
+            now = source.read_clock()
+            catalog = source.read_catalog(types, (), known)
+            names = progress.keys() & {each.table_name for each in last_runs}
+            holders = {name: source.name_holders(progress[name]) for name in names}
+    except UnavailableError as error:
+        now, catalog, holders, source_error = None, None, {}, str(error)
     described = [
         _describe(
             each,
@@ -103,6 +110,8 @@ def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[
         )
         for each in last_runs
     ]
+    if catalog is None:
+        return tuple(replace(table, source_error=source_error) for table in described)
     return tuple(_as_found(table, catalog) for table in described)
 
 
@@ -141,14 +150,14 @@ def _describe(
     scan: ScanSummary | None,
     max_hours: float,
     holders: Mapping[str, Sequence[Holder]],
-    now: dt.datetime,
+    now: dt.datetime | None,
 ) -> TableStatus:
-    scan_age = (now - scan.oldest_at).total_seconds() if scan else None
+    scan_age = (now - scan.oldest_at).total_seconds() if scan and now else None
     return TableStatus(
         table_name=last.table_name,
         watermark_column=where.column,
         watermark=where.watermark,
-        lag_seconds=(now - where.as_of).total_seconds() if where.as_of else None,
+        lag_seconds=(now - where.as_of).total_seconds() if where.as_of and now else None,
         status=last.status,
         ended_at=last.ended_at,
         points_waiting=len(where.points),

@@ -241,6 +241,8 @@ def _read_holders(settings: Settings, table_names: Sequence[str]) -> dict[str, l
     """Return what holds back the watermarks of these tables; if that cannot be read, the run does not fail."""
     try:
         found = read_status(settings, table_names)
+        for error in {table.source_error for table in found if table.source_error}:
+            raise UnavailableError(error)
         return {table.table_name: [describe_holder(one) for one in table.holders] for table in found}
     except EtlError as error:
         log.warning("cannot read what holds tables back: %s", error)

@@ -1,5 +1,6 @@
 """Bad input: one message that says what to do, the right exit code, no traceback, nothing written."""
 
+import json
 import re
 
 import pytest
@@ -155,3 +156,21 @@ def test_tables_without_changes_are_counted_and_not_listed(replication):
     assert re.fullmatch(r"run 2: 3 tables, 2 without changes in [0-9.]+ s\n", second.stdout)
     listed = [line.partition(":")[0] for line in second.stderr.splitlines() if " rows read, " in line]
     assert listed == ["two"]
+
+
+def test_status_without_the_source_shows_what_the_ledger_knows(orders, free_port):
+    orders.run()
+    away = f"postgresql://nobody:verysecret@127.0.0.1:{free_port()}/shop"
+    shown = orders.command("status", SOURCE_DATABASE_URL=away)
+    listed = orders.command("status", "--json", SOURCE_DATABASE_URL=away)
+
+    assert (shown.returncode, listed.returncode) == (3, 3)
+    assert "etl: lag, age of scans and holders are unknown: cannot connect to the source at 127.0.0.1:" in shown.stderr
+    (line,) = [line for line in shown.stdout.splitlines() if line.startswith("orders")]
+    assert line.split()[1] == "succeeded"
+    assert "updated_at >= 20" in line
+    assert line.split()[-3:] == ["unknown", "unknown", "unknown"]
+    (table,) = json.loads(listed.stdout)
+    assert (table["status"], table["lag_seconds"]) == ("succeeded", None)
+    assert "cannot connect" in table["source_error"]
+    assert "verysecret" not in shown.stdout + shown.stderr + listed.stdout
