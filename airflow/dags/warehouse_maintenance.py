@@ -5,8 +5,9 @@ import datetime as dt
 from airflow.sdk import Param, dag, task
 
 from etl.orchestration import steps
+from etl.orchestration.choices import list_tables
 from etl.orchestration.connections import read_environment
-from etl.orchestration.defaults import DBT_LIMIT, DEFAULT_ARGUMENTS, EXTRACT_LIMIT, RAW, START, deadline
+from etl.orchestration.defaults import BY_HAND, DBT_LIMIT, DEFAULT_ARGUMENTS, EXTRACT_LIMIT, RAW, START, deadline
 
 DAG_ID = "warehouse_maintenance"
 NAMES = {"type": "array", "items": {"type": "string", "pattern": "^[^-]"}}  # a name, not an option of the command
@@ -20,9 +21,10 @@ NAMES = {"type": "array", "items": {"type": "string", "pattern": "^[^-]"}}  # a 
     max_active_runs=1,
     default_args=DEFAULT_ARGUMENTS,
     deadline=deadline(DAG_ID, dt.timedelta(hours=12)),
+    allowed_run_types=[*BY_HAND, "scheduled"],
     tags=["tidemark", "maintenance"],
     params={
-        "tables": Param([], **NAMES, description="Tables to reconcile and verify; empty: all"),
+        "tables": Param([], **NAMES, examples=list_tables(), description="Tables to reconcile and verify; empty: all"),
         "repair": Param(False, type="boolean", description="Reload rows that differ"),
         "tombstone_days": Param(
             None,

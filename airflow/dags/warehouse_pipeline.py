@@ -9,6 +9,7 @@ from etl.orchestration.choices import read_dbt_runner
 from etl.orchestration.connections import read_environment
 from etl.orchestration.defaults import (
     AFTER_EITHER_WAY,
+    BY_HAND,
     DBT_LIMIT,
     DEFAULT_ARGUMENTS,
     EXTRACT_LIMIT,
@@ -33,6 +34,7 @@ DAG_ID = "warehouse_pipeline"
     default_args=DEFAULT_ARGUMENTS,
     dagrun_timeout=dt.timedelta(hours=12),
     deadline=deadline(DAG_ID, PIPELINE_LIMIT),
+    allowed_run_types=[*BY_HAND, "scheduled"],
     tags=["tidemark", "pipeline"],
     params={
         "mapped_tables": Param(

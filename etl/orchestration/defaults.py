@@ -33,6 +33,8 @@ PIPELINE_LIMIT = dt.timedelta(minutes=read_number("PIPELINE_DEADLINE_MINUTES", 1
 EXTRACT_LIMIT = dt.timedelta(hours=6)  # a first load of a large source
 AFTER_EITHER_WAY = "none_failed_min_one_success"  # one of the two ways to replicate is skipped
 DBT_LIMIT = dt.timedelta(hours=2)
+# The dates of a run mean nothing to these DAGs: Airflow does not offer to run them for past ones.
+BY_HAND = ["manual"]
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "owner": "data_platform",
     "retries": 3,

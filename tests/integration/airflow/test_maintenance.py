@@ -1,4 +1,4 @@
-"""`warehouse_maintenance` and `warehouse_backfill` on a filled warehouse."""
+"""`warehouse_maintenance` and `warehouse_reload` on a filled warehouse."""
 
 TOMBSTONES = "select count(*) from raw.payments where _etl_deleted_at is not null"
 
@@ -67,11 +67,11 @@ def test_unknown_model_is_named_and_nothing_is_built(airflow):
     assert airflow.query("select to_regclass('staging.stg_orders')") == [(None,)]
 
 
-def test_backfill_reloads_selected_tables_and_then_the_marts(airflow):
+def test_reload_reloads_selected_tables_and_then_the_marts(airflow):
     airflow.fill()
     filled = airflow.marts()
     airflow.query("update raw.payments set amount = amount + 1 where payment_id <= 20")
-    outcome = airflow.succeed("warehouse_backfill", params={"tables": ["payments"]})
+    outcome = airflow.succeed("warehouse_reload", params={"tables": ["payments"]})
 
     assert [table["table"] for table in outcome["returned"]["reload"]["tables"]] == ["payments"]
     assert airflow.marts() == filled

@@ -21,6 +21,8 @@ def describe(dag):
         "schedule": str(getattr(dag, "schedule", None)),
         "deadline_seconds": dag.deadline and [alert.interval.total_seconds() for alert in as_list(dag.deadline)],
         "params": sorted(dag.params),
+        "choices": {name: dag.params.get_param(name).schema.get("examples", []) for name in dag.params},
+        "run_types": sorted(kind.value for kind in dag.allowed_run_types or ()),
         "tasks": {task.task_id: describe_task(task) for task in dag.tasks},
         "serialized": json.dumps(DagSerialization.serialize_dag(dag), default=str),
     }

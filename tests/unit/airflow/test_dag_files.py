@@ -3,6 +3,7 @@
 import pytest
 
 from etl.orchestration.pools import SOURCE_POOL
+from source_db.schema import TABLES
 
 from .conftest import DAGS, read
 
@@ -86,16 +87,25 @@ def test_weekly_maintenance_never_vacuums_during_a_model_build(dags):
     assert maintenance["params"] == ["models", "repair", "tables", "tombstone_days"]
 
 
-def test_backfill_is_only_started_manually(dags):
-    backfill = dags["warehouse_backfill"]
+def test_reload_is_only_started_manually(dags):
+    reload = dags["warehouse_reload"]
 
-    assert {name: task["after"] for name, task in backfill["tasks"].items()} == {
+    assert {name: task["after"] for name, task in reload["tasks"].items()} == {
         "reload": [],
         "dbt_run": ["reload"],
         "dbt_test": ["dbt_run"],
     }
-    assert backfill["schedule"] == "None"
-    assert backfill["params"] == ["allow_deletes", "tables"]
+    assert reload["schedule"] == "None"
+    assert reload["params"] == ["allow_deletes", "tables"]
+    assert set(reload["choices"]["tables"]) == set(TABLES)
+
+
+def test_no_dag_is_offered_for_past_dates(dags):
+    assert {name: dag["run_types"] for name, dag in dags.items()} == {
+        "warehouse_pipeline": ["manual", "scheduled"],
+        "warehouse_maintenance": ["manual", "scheduled"],
+        "warehouse_reload": ["manual"],
+    }
 
 
 def test_the_schedule_is_chosen_by_the_environment(tmp_path):

@@ -5,10 +5,11 @@ import datetime as dt
 from airflow.sdk import Param, dag, task
 
 from etl.orchestration import steps
+from etl.orchestration.choices import list_tables
 from etl.orchestration.connections import read_environment
-from etl.orchestration.defaults import DBT_LIMIT, DEFAULT_ARGUMENTS, EXTRACT_LIMIT, MARTS, RAW, START, deadline
+from etl.orchestration.defaults import BY_HAND, DBT_LIMIT, DEFAULT_ARGUMENTS, EXTRACT_LIMIT, MARTS, RAW, START, deadline
 
-DAG_ID = "warehouse_backfill"
+DAG_ID = "warehouse_reload"
 
 
 @dag(
@@ -19,17 +20,22 @@ DAG_ID = "warehouse_backfill"
     max_active_runs=1,
     default_args=DEFAULT_ARGUMENTS,
     deadline=deadline(DAG_ID, dt.timedelta(hours=12)),
+    allowed_run_types=BY_HAND,
     tags=["tidemark", "maintenance"],
     params={
         "tables": Param(
-            type="array", items={"type": "string", "minLength": 1}, minItems=1, description="Tables to reload"
+            type="array",
+            items={"type": "string", "minLength": 1},
+            minItems=1,
+            examples=list_tables(),
+            description="Tables to reload",
         ),
         "allow_deletes": Param(
             False, type="boolean", description="Allow more rows to be deleted than max_delete_fraction"
         ),
     },
 )
-def warehouse_backfill():
+def warehouse_reload():
     """
     ### Reloading tables
 
@@ -52,4 +58,4 @@ def warehouse_backfill():
     reload() >> dbt_run() >> dbt_test()
 
 
-warehouse_backfill()
+warehouse_reload()
