@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import os
 import subprocess
 import sys
@@ -83,7 +84,14 @@ def down(_: Sequence[str]) -> None:
 
 
 def clean(_: Sequence[str]) -> None:
-    """Remove the containers and all their data; keep secrets and backups."""
+    """Remove the containers and all their data, once a person or FORCE=1 has confirmed it; keep secrets and backups."""
+    volumes = _list_volumes()
+    if volumes and os.environ.get("FORCE") != "1":
+        _say(f"this deletes all data of this checkout's containers: {', '.join(volumes)}")
+        if not sys.stdin.isatty():
+            raise ContainersError("nothing was deleted: confirm it with make compose-clean FORCE=1")
+        if input("delete them? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise ContainersError("nothing was deleted")
     compose(*ALL_PROFILES, "down", "--remove-orphans", "--volumes")
 
 
@@ -207,6 +215,17 @@ def _run(arguments: Sequence[str], **streams: object) -> subprocess.CompletedPro
         return subprocess.run(command, cwd=CHECKOUT, check=False, **options)  # type: ignore[call-overload,no-any-return]
     except FileNotFoundError as error:
         raise ContainersError("docker is not installed: install Docker with its compose plugin") from error
+
+
+def _list_volumes() -> list[str]:
+    """Return the volumes that exist of this checkout's project."""
+    project = json.loads(answer(*ALL_PROFILES, "config", "--format", "json"))["name"]
+    label = f"label=com.docker.compose.project={project}"
+    command = ["docker", "volume", "ls", "--quiet", "--filter", label]
+    listed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if listed.returncode:
+        raise ContainersError("docker volume ls failed: the lines above say why")
+    return listed.stdout.split()
 
 
 def _lasting_services() -> list[str]:

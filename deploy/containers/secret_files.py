@@ -7,12 +7,15 @@ readable by all, because containers mount them with these permissions and run as
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import secrets
 from pathlib import Path
 
 FOLDER = ".secrets"
 VARIABLE = "SECRETS_FOLDER"  # without it, docker-compose.yml stops with a message
+PROJECT_VARIABLE = "COMPOSE_PROJECT_NAME"  # what containers and volumes belong to
+FIRST_PROJECT = "tidemark"  # of checkouts whose containers were made before each had a name of its own
 PASSWORDS = (
     "source_db.postgres",
     "source_db.replicator",
@@ -37,8 +40,10 @@ FERNET_KEY_BYTES = 32
 
 
 def make_secrets(checkout: Path) -> list[str]:
-    """Create the missing files and name the folder in `.env`; return the names of the new files."""
+    """Create the missing files, and name the folder and the checkout in `.env`; return the names of the new files."""
     folder = checkout / FOLDER
+    digits = hashlib.sha256(str(checkout.resolve()).encode()).hexdigest()[:8]
+    project = FIRST_PROJECT if folder.exists() else f"{FIRST_PROJECT}-{digits}"
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
     made = [name for name in PASSWORDS if _write(folder / name, secrets.token_hex(PASSWORD_BYTES))]
@@ -46,7 +51,8 @@ def make_secrets(checkout: Path) -> list[str]:
     made += [FERNET_KEY] if _write(folder / FERNET_KEY, key) else []
     made += _make_broker(folder)
     made += [name for name in CHOICES if _write(folder / name, "", EDITABLE)]
-    _name_folder(checkout / ".env")
+    _set_unless_set(checkout / ".env", VARIABLE, FOLDER)
+    _set_unless_set(checkout / ".env", PROJECT_VARIABLE, project)
     return made
 
 
@@ -77,8 +83,8 @@ def _write(path: Path, text: str, mode: int = READABLE) -> bool:
     return True
 
 
-def _name_folder(path: Path) -> None:
+def _set_unless_set(path: Path, variable: str, value: str) -> None:
     """Add the variable to `.env`, which compose reads, unless it is set there; keep all other lines."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    if not any(line.split("=")[0].strip() == VARIABLE for line in lines):
-        path.write_text("\n".join([*lines, f"{VARIABLE}={FOLDER}"]) + "\n", encoding="utf-8")
+    if not any(line.split("=")[0].strip() == variable for line in lines):
+        path.write_text("\n".join([*lines, f"{variable}={value}"]) + "\n", encoding="utf-8")

@@ -134,7 +134,7 @@ def containers(machine, free_port):
     others = {name: value for name, value in machine.environment.items() if name not in ports}
     made = Containers(machine.folder, others | names, ports)
     yield made
-    made.run("make", "compose-clean", f"PYTHON={sys.executable}")
+    made.run("make", "compose-clean", "FORCE=1", f"PYTHON={sys.executable}")
     made.run("docker", "image", "rm", "--force", names["IMAGE"])
 
 
@@ -334,7 +334,7 @@ def test_backup_is_restored_without_data_once_its_roles_exist(containers):
     path = containers.folder / "moved.dump"
     containers.psql("create role watcher; grant usage on schema etl to watcher")
     containers.make("backup", f"ARGS={path}")
-    containers.make("compose-clean")
+    containers.make("compose-clean", "FORCE=1")
     refused = containers.run("make", "restore", f"FILE={path}", f"PYTHON={sys.executable}")
     assert refused.returncode != 0
     assert 'role "watcher" does not exist' in refused.stderr
@@ -365,6 +365,12 @@ def test_restored_backup_needs_a_full_refresh_for_a_new_source(containers):
 
 @pytest.mark.usefixtures("filled")
 def test_nothing_is_left_behind(containers):
+    volumes = containers.left("volume")
+    unconfirmed = containers.run("make", "compose-clean", f"PYTHON={sys.executable}")
+    assert unconfirmed.returncode != 0
+    assert sorted(unconfirmed.stderr.partition("containers: ")[2].split("\n")[0].split(", ")) == sorted(volumes)
+    assert "nothing was deleted: confirm it with make compose-clean FORCE=1" in unconfirmed.stderr
+    assert containers.left("volume") == volumes != []
     assert containers.left("container") != []
-    containers.make("compose-clean")
+    containers.make("compose-clean", "FORCE=1")
     assert [containers.left(kind) for kind in ("container", "network", "volume")] == [[], [], []]

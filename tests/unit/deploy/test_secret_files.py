@@ -64,7 +64,23 @@ def test_user_lines_in_the_environment_file_are_kept(tmp_path):
     make_secrets(tmp_path)
     make_secrets(tmp_path)
 
-    assert (tmp_path / ".env").read_text() == "SEED_SCALE=3\nSECRETS_FOLDER=.secrets\n"
+    lines = (tmp_path / ".env").read_text().splitlines()
+    assert lines[:2] == ["SEED_SCALE=3", "SECRETS_FOLDER=.secrets"]
+    assert [line.partition("=")[0] for line in lines[2:]] == ["COMPOSE_PROJECT_NAME"]
+
+
+def test_each_checkout_has_a_project_of_its_own(tmp_path):
+    checkouts = [tmp_path / name for name in ("one", "other", "older")]
+    for checkout in checkouts:
+        checkout.mkdir()
+    (checkouts[2] / ".secrets").mkdir()  # its containers were made under the first name
+    for checkout in checkouts:
+        make_secrets(checkout)
+    names = [(checkout / ".env").read_text().rpartition("=")[2].strip() for checkout in checkouts]
+
+    assert len(set(names)) == 3
+    assert all(name.startswith("tidemark-") for name in names[:2])
+    assert names[2] == "tidemark"
 
 
 def test_redis_and_its_clients_have_the_same_password(tmp_path):
