@@ -118,7 +118,7 @@ test-unit: setup  ## run the tests that need no database
 test-integration: setup  ## run the tests on real servers
 	@$(PYTEST) $(IN_PARALLEL) tests/integration $(ARGS)
 
-test-airflow: setup  ## install Airflow and run the tests of the DAGs (17 to 36 minutes on two cores)
+test-airflow: setup  ## install Airflow and run the tests of the DAGs (about 15 minutes on two cores)
 	@$(PYTHON) deploy/local/environment.py airflow
 	@$(PYTEST) $(IN_PARALLEL) $(AIRFLOW_TESTS) $(ARGS)
 

@@ -145,7 +145,7 @@ def test_cleared_tasks_produce_the_same_marts(machine, api, ended_run, is_long):
     api.clear(ended_run, "dbt_run")
     assert api.wait_for_success(ended_run) == {name: 2 if name == "dbt_run" else 1 for name in TASKS}
     assert marts(machine) == filled
-    if not is_long:  # in short: test_cleared_table_is_replicated_again_within_its_run
+    if not is_long:  # in short: test_killed_tasks_are_retried_and_produce_the_same_marts
         return
     api.clear(ended_run, *TASKS)
     assert api.wait_for_success(ended_run) == {name: 3 if name == "dbt_run" else 2 for name in TASKS}
@@ -205,7 +205,8 @@ def test_pool_limits_parallel_tables_and_killed_one_is_retried(machine, api):
     machine.succeed("verify")
 
 
-@pytest.mark.usefixtures("ended_run")
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long", "ended_run")  # in short: test_shared_runs, repeated tables
 def test_cleared_table_is_replicated_again_within_its_run(machine, api):
     run_id = api.trigger(mapped_tables=True)
     api.wait_for_success(run_id)

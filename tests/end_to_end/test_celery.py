@@ -37,6 +37,8 @@ def places(api, run_id, state):
     return {name: task["hostname"] for name, task in api.tables(run_id).items() if task["state"] == state}
 
 
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long")  # in short: test_airflow, a killed table of the pool
 def test_one_worker_continues_alone_when_the_other_is_lost(machine, cluster):
     api = cluster.start(**SETTINGS)
     source = machine.urls()["source"]

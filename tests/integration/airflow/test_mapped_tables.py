@@ -62,6 +62,8 @@ def test_mapped_tables_give_the_same_marts_as_a_single_task(airflow, make_airflo
     assert_same_marts_in_one_task(airflow, make_airflow, target_server)
 
 
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long")  # in short: the two ways, each by itself, above and in test_pipeline
 def test_param_overrides_the_variable_and_both_modes_agree(airflow):
     first = airflow.succeed(
         "warehouse_pipeline", {"AIRFLOW_VAR_MAPPED_TABLES": "true"}, params={"mapped_tables": False}
@@ -83,6 +85,8 @@ def test_invalid_variable_is_rejected_by_name(airflow):
     assert "the Airflow variable mapped_tables is 'some': expected true or false" in outcome["log"]
 
 
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long")  # in short: test_shared_runs, failed tables
 def test_failed_table_stops_the_models_but_not_other_tables(airflow, make_airflow, target_server):
     airflow.make("extract")
     airflow.query("alter table raw.payments drop column _etl_synced_at")
@@ -133,6 +137,8 @@ def test_run_killed_among_its_tables_is_marked_by_the_next(airflow, make_airflow
     assert_same_marts_in_one_task(airflow, make_airflow, target_server)
 
 
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long")  # in short: test_concurrent_runs_never_mix, test_shared_runs
 def test_concurrent_runs_of_mapped_tables_never_mix(airflow, make_airflow):
     other = make_airflow(airflow.source_url, airflow.target_url)
     with locked(airflow.source_url, "orders"):

@@ -84,6 +84,8 @@ def check_broken_rule(outcome):
     assert "rule fct_orders_paid_when_shipped: " in outcome["log"]
 
 
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long")  # in short: test_pipeline, a failed task stops those after it
 def test_failed_model_is_retried_alone_and_stops_its_dependents(cosmos):
     cosmos.query("create schema staging; create type staging.stg_events as (is_in_the_way boolean)")
     outcome = cosmos.run("warehouse_pipeline", retries=1)
