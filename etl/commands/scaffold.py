@@ -28,7 +28,7 @@ UNIT = 1024
 # dbt renders every text in its files as a template, and quotes names without doubling the quotes in them.
 NOT_FOR_DBT = re.compile(r"[\"{}]")
 # Names of columns that often hold what should not leave the source, as parts of words.
-SECRETS = re.compile(r"passw|secret|token|api[_ ]?key|private[_ ]?key|salt$|otp|cvv", re.IGNORECASE)
+SECRETS = re.compile(r"passw|secret|token|api[_ ]?key|private[_ ]?key|salt$|(^|_)otp|cvv", re.IGNORECASE)
 PERSONAL = re.compile(
     r"e_?mail|phone|mobile|(first|last|full|middle|sur|maiden)[_ ]?name|birth|^dob$|^ssn$|social_?sec|passport|iban|"
     r"(card|account)_?n(o|um)|street|address|zip|postal|^ip$|ip_addr|latitude|longitude",

@@ -6,7 +6,7 @@ lock: pg_partition_tree() would, so partitions are found in pg_inherits. Begin a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from psycopg2.extensions import cursor as Cursor
@@ -41,6 +41,7 @@ from etl.source.lost_tables import (
     describe_no_tables,
     find_left_out,
     find_out,
+    is_left_out,
 )
 from etl.source.storage import FILENODES, read_contents
 
@@ -139,7 +140,9 @@ def read_catalog(
         if table.name in configured
     }
     absent = tuple(table for table in absent if table.name not in configured)
-    tables, notices, left_out = [], [], []
+    tables: list[Table] = []
+    notices: list[str] = []
+    left_out: list[str] = []
     read_with_others = {name for relation in relations for name in names_read_with(config.schema, relation.descendants)}
     for relation in relations:
         own, order = attributes.get(relation.oid, []), orders.get(relation.oid, KeyOrders())
@@ -152,7 +155,7 @@ def read_catalog(
                 refusals[relation.name] = f"{config.schema}.{relation.name}: {error}"
                 continue
             tables.append(replace(described, contents=_sign_masks(contents.get(relation.oid, {}), own_config, config)))
-            notices += _notices(tables[-1], relation, own)
+            notices += _notices(tables[-1], relation, own, config)
         elif relation.name in config.tables or relation.name in names or relation.name in known:
             refusals[relation.name] = reason
         elif relation.kind in "rp" and relation.name not in read_with_others:
@@ -314,7 +317,17 @@ def _sign_masks(contents: Mapping[str, str], own: TableConfig, config: TablesCon
     return {name: f"{content} {masks[name]}" if name in masks else content for name, content in contents.items()}
 
 
-def _notices(table: Table, relation: Relation, attributes: Sequence[Attribute]) -> list[str]:
+def _notices(table: Table, relation: Relation, attributes: Sequence[Attribute], config: TablesConfig) -> Iterator[str]:
+    missing = [name for _, name, apart in relation.descendants or () if apart and is_left_out(config, name)]
+    if missing:
+        yield (
+            f"{table.label} lacks the rows of {', '.join(missing)}, which inherit from it and are tables of their own: "
+            "tables.yml leaves these out"
+        )
+    yield from _notices_of_watermark(table, relation, attributes)
+
+
+def _notices_of_watermark(table: Table, relation: Relation, attributes: Sequence[Attribute]) -> list[str]:
     if table.watermark is None:
         if not table.has_blocks:
             return [f"{table.label} is not stored in a heap, so its whole content is read and sent each run"]

@@ -100,11 +100,12 @@ def find_left_out(config: TablesConfig, known: Mapping[str, KnownTable]) -> tupl
     return tuple(
         AbsentTable(name=name, kind="table_left_out", detail=f"{config.schema}.{name} is left out in tables.yml")
         for name in sorted(known)
-        if known[name].has_progress and _is_left_out(config, name)
+        if known[name].has_progress and is_left_out(config, name)
     )
 
 
-def _is_left_out(config: TablesConfig, name: str) -> bool:
+def is_left_out(config: TablesConfig, name: str) -> bool:
+    """Return whether tables.yml leaves out a table of the schema."""
     return config.table(name).skip or not (config.discover or name in config.tables)
 
 
@@ -113,7 +114,7 @@ def describe_no_tables(
 ) -> list[str]:
     """Describe in lines why none of the relations of a schema is replicated; `reasons` are those of its tables."""
     expected = f"expected tables to replicate in schema {config.schema} of the source, found none"
-    if all(_is_left_out(config, name) for name in found):
+    if all(is_left_out(config, name) for name in found):
         return [f"{expected}: tables.yml leaves out all {len(found)}: list tables there, or set discover: true"]
     if not is_in_reach:
         return [

@@ -112,6 +112,19 @@ def test_descendants_with_keys_are_tables_of_their_own(replication):
     ]
 
 
+def test_descendants_that_are_left_out_are_named(replication):
+    replication.on_source("create table places (id int primary key); create table cities (id int primary key)")
+    replication.on_source("alter table cities inherit places; insert into cities values (1)")
+    replication.configure({"tables": {"cities": {"skip": True}}})
+    replication.run()
+
+    (notice,) = [event.message for event in replication.events if "inherit" in event.message]
+    assert notice == (
+        "public.places lacks the rows of cities, which inherit from it and are tables of their own: tables.yml leaves "
+        "these out"
+    )
+
+
 def test_table_whose_descendants_are_of_both_kinds_is_refused(log):
     log.run()
     log.on_source("alter table log_old add primary key (log_id)")
