@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -20,7 +21,7 @@ import etl
 from etl.commands.verify import verify
 from etl.model import RunOptions
 
-TABLES = ("stamped", "numbered", "plain", "parted")
+TABLES = ("stamped", "numbered", "plain", "parted", "limited", "family")
 CREATE = """
     create type mood as enum ('ok', 'sad');
     create table stamped (
@@ -37,13 +38,33 @@ CREATE = """
         primary key (b, a)
     ) partition by range (b);
     create table parted_low partition of parted for values from (minvalue) to (20);
-    create table parted_high partition of parted for values from (20) to (maxvalue)
+    create table parted_high partition of parted for values from (20) to (maxvalue);
+    create table limited (
+        a int not null, note varchar(30), amount numeric(8, 2), secret text default 'hidden',
+        updated_at timestamptz default clock_timestamp()
+    );
+    create unique index on limited (a);
+    create table family (a int primary key, note varchar(30), amount numeric(8, 2));
+    create table family_child () inherits (family)
 """
+# Of `limited`, no row and no value may arrive that these keep back.
+MASKS = {"secret": "exclude", "note": {"first": 3}}
+CONDITION = "amount is null or amount < 5"
+CONFIGURATION = {
+    "defaults": {"max_delete_fraction": 1},
+    "tables": {
+        "numbered": {"watermark": "a", "lookback_rows": 1_000_000},
+        "limited": {"key": ["a"], "columns": MASKS, "where": CONDITION},
+    },
+}
+STAMPED = ("stamped", "parted", "limited")
 KEYS = {
     "stamped": ("(a, b)", "({n}, 'é' || {n} %% 3)", "a"),
     "numbered": ("(a)", "({n})", "a"),
     "plain": ("(a)", "(chr(60 + {n}) || '\\')", "a"),
     "parted": ("(a, b)", "(md5('{n}')::uuid, {n})", "a"),
+    "limited": ("(a)", "({n})", "a"),
+    "family": ("(a)", "({n})", "a"),
 }
 VIEWS = """
     create schema if not exists staging;
@@ -53,6 +74,11 @@ VIEWS = """
 """
 NUMBERS = st.integers(1, 40)
 CHOICES = st.sampled_from(TABLES)
+
+
+def configuration(*, batch_rows):
+    """Return the contents of tables.yml."""
+    return {**CONFIGURATION, "defaults": {**CONFIGURATION["defaults"], "batch_rows": batch_rows}}
 
 
 class World:
@@ -68,12 +94,7 @@ class World:
         replication.on_source("drop schema public cascade; create schema public")
         replication.on_source(CREATE)
         replication.on_target("drop schema if exists raw, etl, staging cascade")
-        replication.configure(
-            {
-                "defaults": {"batch_rows": 7, "max_delete_fraction": 1},
-                "tables": {"numbered": {"watermark": "a", "lookback_rows": 1_000_000}},
-            }
-        )
+        replication.configure(configuration(batch_rows=7))
 
     def key_of(self, table, n):
         names, values, _ = KEYS[table]
@@ -81,12 +102,14 @@ class World:
 
     def insert(self, table, n, note):
         names, values = self.key_of(table, n)
+        into = "family_child" if table == "family" and n % 2 else table
         self.replication.on_source(
-            f"insert into {table} {names[:-1]}, note) values {values[:-1]}, '{note}') on conflict do nothing"
+            f"insert into {into} {names[:-1]}, note) select {values[1:-1]}, '{note}' "
+            f"where not exists (select from {table} where {names} = {values})"
         )
 
     def update(self, table, n, *, is_silent):
-        touch = ", updated_at = clock_timestamp()" if table in ("stamped", "parted") and not is_silent else ""
+        touch = ", updated_at = clock_timestamp()" if table in STAMPED and not is_silent else ""
         names, values = self.key_of(table, n)
         self.replication.on_source(
             f"update {table} set note = left('!' || note, 20), amount = {n} / 4.0{touch} where {names} = {values}"
@@ -99,7 +122,7 @@ class World:
     def change_key(self, table, n):
         names, old = self.key_of(table, n)
         _, new = self.key_of(table, n + 40)
-        touch = ", updated_at = clock_timestamp()" if table in ("stamped", "parted") else ""
+        touch = ", updated_at = clock_timestamp()" if table in STAMPED else ""
         self.replication.on_source(
             f"update {table} set {names} = row{new}{touch} where {names} = {old} "
             f"and not exists (select from {table} where {names} = {new})"
@@ -138,10 +161,7 @@ class World:
         """Start a run as a process and kill it after a number of its lines, or as it ends."""
         self.kills += 1
         chance = random.Random(seed)
-        path = self.replication.write_tables(
-            "defaults: {batch_rows: 2, max_delete_fraction: 1}\n"
-            "tables: {numbered: {watermark: a, lookback_rows: 1000000}}\n"
-        )
+        path = self.replication.write_tables(yaml.safe_dump(configuration(batch_rows=2)))
         process = subprocess.Popen(
             [sys.executable, "-m", "etl", "run", "--log-format", "json"],
             env={**self.replication.environment, "ETL_TABLES": str(path), "ETL_LOAD_RANGE_BLOCKS": "1"},
@@ -176,10 +196,14 @@ class World:
         """Return all live rows of both sides as text."""
         names = self.replication.on_source(
             "select string_agg(quote_ident(attname) || '::text', ', ' order by attnum) from pg_attribute "
-            "where attrelid = %s::regclass and attnum > 0 and not attisdropped",
+            "where attrelid = %s::regclass and attnum > 0 and not attisdropped and attname <> 'secret'",
             table,
         )[0][0]
-        source = self.replication.on_source(f"select row({names})::text from {table}")
+        is_limited = table == "limited"
+        sent = names.replace("note::text", "left(note, 3)") if is_limited else names
+        source = self.replication.on_source(
+            f"select row({sent})::text from {table} where {CONDITION if is_limited else 'true'}"
+        )
         raw = self.replication.on_target(f"select row({names})::text from raw.{table} where _etl_deleted_at is null")
         return sorted(source), sorted(raw)
 
