@@ -103,7 +103,7 @@ backup:  ## dump the containers' warehouse to backups/ (ARGS=FILE for another pl
 restore:  ## restore the containers' warehouse (FILE=backups/warehouse-....dump)
 	@$(CONTAINERS) restore $(FILE)
 
-test: setup  ## run all tests (about 23 minutes on two cores; ARGS=--servers=embedded for no containers; see docs/testing.md)
+test: setup  ## run all tests (about 20 minutes on two cores; ARGS=--servers=embedded for no containers; see docs/testing.md)
 	@$(PYTEST) $(IN_PARALLEL) $(ARGS)
 
 test-fast: setup  ## run the unit tests and the quick tests on servers (a minute on two cores)

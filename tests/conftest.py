@@ -106,8 +106,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if listing := config.getoption("--list-skipped"):
-        names = sorted({report.nodeid for report in terminalreporter.stats.get("skipped", [])})
-        listing.write_text("".join(f"{name}\n" for name in names))
+        skipped = terminalreporter.stats.get("skipped", [])
+        places = sorted({(*report.location[:2], report.nodeid) for report in skipped})  # as they stand in their files
+        listing.write_text("".join(f"{name}\n" for _, _, name in places))
 
 
 def _choose_servers(config: pytest.Config) -> Choice:

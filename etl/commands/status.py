@@ -98,6 +98,8 @@ def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[
             names = progress.keys() & {each.table_name for each in last_runs}
             holders = {name: source.name_holders(progress[name]) for name in names}
     except UnavailableError as error:
+        if not error.is_transient:
+            raise
         now, catalog, holders, source_error = None, None, {}, str(error)
     described = [
         _describe(

@@ -126,5 +126,8 @@ def test_skipped_tests_are_listed_and_found_by_their_names(tmp_path):
     )
 
     names = listing.read_text().splitlines()
+    text = (CHECKOUT / file).read_text()
+    places = [text.index("def " + name.partition("::")[2].partition("[")[0] + "(") for name in names]
+    assert places == sorted(places)  # a test may follow from those above it
     assert f"{file}::test_container_user_is_unprivileged_with_limited_writes[airflow_db]" in names
     assert [line for line in found.stdout.splitlines() if line.startswith(file)] == names
