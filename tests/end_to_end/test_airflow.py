@@ -179,7 +179,8 @@ def test_killed_tasks_are_retried_and_produce_the_same_marts(machine, api):
     machine.succeed("verify")
 
 
-@pytest.mark.usefixtures("ended_run")
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long", "ended_run")  # in short: test_dag_files, pool slots; a kill, above
 def test_pool_limits_parallel_tables_and_killed_one_is_retried(machine, api):
     before = marts(machine)
     machine.succeed("simulate", "--seconds", "5", "--rate", "80")

@@ -38,7 +38,7 @@ def places(api, run_id, state):
 
 
 @pytest.mark.has_long_form
-@pytest.mark.usefixtures("only_long")  # in short: test_airflow, a killed table of the pool
+@pytest.mark.usefixtures("only_long")  # in short: test_airflow, a killed task
 def test_one_worker_continues_alone_when_the_other_is_lost(machine, cluster):
     api = cluster.start(**SETTINGS)
     source = machine.urls()["source"]

@@ -299,7 +299,8 @@ def test_restore_is_rejected_while_tasks_may_write(containers):
     assert "airflow-scheduler" in running
 
 
-@pytest.mark.usefixtures("filled")
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long", "filled")  # in short: test_backup, without containers
 def test_dropped_warehouse_is_restored_from_a_backup(containers):
     containers.compose(*PROFILES, "stop", "airflow-scheduler", "airflow-worker")
     before = containers.marts()
@@ -319,6 +320,7 @@ def test_dropped_warehouse_is_restored_from_a_backup(containers):
 
 @pytest.mark.usefixtures("filled")
 def test_invalid_backup_file_leaves_the_warehouse_unchanged(containers):
+    containers.compose(*PROFILES, "stop", "airflow-scheduler", "airflow-worker")
     before = containers.marts()
     path = containers.folder / "broken.dump"
     path.write_bytes(b"PGDMP but no more")
@@ -328,7 +330,8 @@ def test_invalid_backup_file_leaves_the_warehouse_unchanged(containers):
     assert containers.marts() == before
 
 
-@pytest.mark.usefixtures("filled")
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long", "filled")  # in short: test_backup, without containers
 def test_backup_is_restored_without_data_once_its_roles_exist(containers):
     before = containers.marts()
     path = containers.folder / "moved.dump"
@@ -345,7 +348,8 @@ def test_backup_is_restored_without_data_once_its_roles_exist(containers):
     assert containers.marts() == before
 
 
-@pytest.mark.usefixtures("filled")
+@pytest.mark.has_long_form
+@pytest.mark.usefixtures("only_long", "filled")  # in short: test_backup, without containers
 def test_restored_backup_needs_a_full_refresh_for_a_new_source(containers):
     """Follows the one above: the warehouse has come back, and its source has not."""
     before = containers.marts()
