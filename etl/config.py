@@ -184,7 +184,7 @@ def _with_mask_key(tables: TablesConfig, secret: str, faults: list[str]) -> Tabl
             f"ETL_MASK_KEY has {len(secret)} characters: hashing {', '.join(hashed)} needs a secret of "
             f"{LEAST_KEY_CHARACTERS} or more, such as `openssl rand -hex 32` prints"
         )
-    return replace(tables, mask_key=MaskKey(secret) if secret else None)
+    return replace(tables, mask_key=MaskKey(secret) if hashed else None)
 
 
 def parse_tables(document: Any, faults: list[str]) -> TablesConfig:

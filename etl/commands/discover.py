@@ -42,7 +42,7 @@ LIST_CANDIDATES = f"""
             select k.names from pg_catalog.pg_index as u cross join lateral ({IDENTIFYING_COLUMNS}) as k (names)
             where u.indrelid = c.oid order by u.indisprimary desc, u.indnkeyatts, u.indexrelid limit 1
         ),
-        case when c.relkind = 'r' and c.relhassubclass then ({DESCENDANTS.format(oid="c.oid")}) end
+        {DESCENDANTS}
     from pg_catalog.pg_class as c
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     cross join lateral (

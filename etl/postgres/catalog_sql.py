@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-# The relations that hold the rows of the table {oid}: its partitions, or itself with its descendants by inheritance.
-# These stand apart if one of them can be replicated on its own: it is in the same schema and has a primary key.
-# pg_partition_tree() would wait for locks.
-LEAVES = """
+# The table {oid} and all that inherit from it, as partitions or otherwise. pg_partition_tree() would wait for locks.
+PARTS = """
     with recursive parts as (
         select {oid} as oid
         union
         select i.inhrelid from pg_catalog.pg_inherits as i join parts as p on p.oid = i.inhparent
     )
+"""
+# Whether d, which inherits from the table root, can be replicated on its own.
+STANDS_APART = """
+    d.relnamespace = root.relnamespace
+    and exists (select from pg_catalog.pg_index as i where i.indrelid = d.oid and i.indisprimary)
+"""
+# The relations that hold the rows of the table {oid}: its partitions, or itself with its descendants by inheritance,
+# unless one of these stands apart.
+LEAVES = f"""
+    {PARTS}
     select leaf.*
     from parts
     join pg_catalog.pg_class as leaf on leaf.oid = parts.oid and leaf.relkind <> 'p'
-    where leaf.oid = {oid} or leaf.relispartition or not exists (
+    where leaf.oid = {{oid}} or leaf.relispartition or not exists (
         select from parts as other
-        join pg_catalog.pg_class as apart on apart.oid = other.oid and apart.oid <> {oid}
-        join pg_catalog.pg_class as root on root.oid = {oid} and root.relnamespace = apart.relnamespace
-        join pg_catalog.pg_index as i on i.indrelid = apart.oid and i.indisprimary
+        join pg_catalog.pg_class as d on d.oid = other.oid and d.oid <> {{oid}}
+        join pg_catalog.pg_class as root on root.oid = {{oid}}
+        where {STANDS_APART}
     )
 """
-# The descendants of the table {oid} by inheritance: for each its schema, its name, and whether it stands apart.
-DESCENDANTS = """
-    with recursive parts as (
-        select i.inhrelid as oid from pg_catalog.pg_inherits as i where i.inhparent = {oid}
-        union
-        select i.inhrelid from pg_catalog.pg_inherits as i join parts as p on p.oid = i.inhparent
-    )
-    select pg_catalog.json_agg(array[n.nspname, d.relname, case when
-        d.relnamespace = root.relnamespace
-        and exists (select from pg_catalog.pg_index as i where i.indrelid = d.oid and i.indisprimary)
-    then 'apart' else '' end] order by n.nspname, d.relname)
-    from parts
-    join pg_catalog.pg_class as d on d.oid = parts.oid
-    join pg_catalog.pg_namespace as n on n.oid = d.relnamespace
-    join pg_catalog.pg_class as root on root.oid = {oid}
+# The descendants by inheritance of the table c: for each its schema, its name, and 'apart' if it stands apart.
+DESCENDANTS = f"""
+    case when c.relkind = 'r' and c.relhassubclass then (
+        {PARTS.format(oid="c.oid")}
+        select pg_catalog.json_agg(
+            array[n.nspname, d.relname, case when {STANDS_APART} then 'apart' else '' end] order by n.nspname, d.relname
+        )
+        from parts
+        join pg_catalog.pg_class as d on d.oid = parts.oid and d.oid <> c.oid
+        join pg_catalog.pg_namespace as n on n.oid = d.relnamespace
+        join pg_catalog.pg_class as root on root.oid = c.oid
+    ) end
 """
 # The columns of an index i, in index order; {condition} selects the index.
 KEY_COLUMNS = """

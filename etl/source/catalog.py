@@ -50,7 +50,7 @@ LIST_TABLES = f"""
         c.oid, c.relname, c.relkind::text, c.reltuples::bigint,
         ({PRIMARY_KEY.format(oid="c.oid")}),
         (select i.indexrelid from pg_catalog.pg_index as i where i.indrelid = c.oid and i.indisprimary),
-        case when c.relkind = 'r' and c.relhassubclass then ({DESCENDANTS.format(oid="c.oid")}) end,
+        {DESCENDANTS},
         pg_catalog.has_table_privilege(c.oid, 'select'),
         pg_catalog.has_schema_privilege(n.oid, 'usage'),
         ({FILENODES.format(oid="c.oid")}),
@@ -146,7 +146,6 @@ def read_catalog(
     read_with_others = {name for relation in relations for name in names_read_with(config.schema, relation.descendants)}
     for relation in relations:
         own, order = attributes.get(relation.oid, []), orders.get(relation.oid, KeyOrders())
-        own_config = config.table(relation.name)
         reason = find_obstacle(relation, own, order, config)
         if reason is None:
             try:
@@ -154,7 +153,9 @@ def read_catalog(
             except TableError as error:
                 refusals[relation.name] = f"{config.schema}.{relation.name}: {error}"
                 continue
-            tables.append(replace(described, contents=_sign_masks(contents.get(relation.oid, {}), own_config, config)))
+            tables.append(
+                replace(described, contents=_sign_masks(contents.get(relation.oid, {}), described.config, config))
+            )
             notices += _notices(tables[-1], relation, own, config)
         elif relation.name in config.tables or relation.name in names or relation.name in known:
             refusals[relation.name] = reason
@@ -306,12 +307,14 @@ def _describe_column(
     )
 
 
-def _sign_masks(contents: Mapping[str, str], own: TableConfig, config: TablesConfig) -> dict[str, str]:
+def _sign_masks(contents: Mapping[str, str], own: TableConfig, config: TablesConfig) -> Mapping[str, str]:
     """Return what gives the columns of a table their values, with their masks: another mask changes all rows."""
+    if not own.columns:
+        return contents
     fingerprint = config.mask_key.fingerprint() if config.mask_key else ""
     masks = {
         name: f"{mask.kind} {mask.characters} {mask.constant} {fingerprint if mask.kind == 'hash' else ''}"
-        for name, mask in (own.columns or {}).items()
+        for name, mask in own.columns.items()
         if mask.kind != "exclude"
     }
     return {name: f"{content} {masks[name]}" if name in masks else content for name, content in contents.items()}

@@ -45,9 +45,7 @@ class Relation:
 
     @property
     def descendant_rows(self) -> DescendantRows:
-        if not self.descendants:
-            return "none"
-        return "apart" if any(apart for _, _, apart in self.descendants) else "within"
+        return find_rows(self.descendants)
 
 
 @dataclass(frozen=True)
@@ -66,16 +64,23 @@ class Attribute:
     has_index: bool
 
 
+def find_rows(descendants: Sequence[Descendant] | None) -> DescendantRows:
+    """Return where the rows of a table's descendants are."""
+    if not descendants:
+        return "none"
+    return "apart" if any(apart for _, _, apart in descendants) else "within"
+
+
 def names_read_with(schema: str, descendants: Sequence[Descendant] | None) -> set[str]:
     """Return the names of the descendants in a table's schema whose rows are read as rows of that table."""
-    if any(apart for _, _, apart in descendants or ()):
+    if find_rows(descendants) == "apart":
         return set()
     return {name for its_schema, name, _ in descendants or () if its_schema == schema}
 
 
 def find_lost(descendants: Sequence[Descendant] | None) -> list[str]:
     """Return the descendants whose rows would be nowhere: they cannot stand apart, as others of the table do."""
-    if not any(apart for _, _, apart in descendants or ()):
+    if find_rows(descendants) != "apart":
         return []
     return [f"{schema}.{name}" for schema, name, apart in descendants or () if not apart]
 
