@@ -21,7 +21,7 @@ import etl
 from etl.commands.discover import SCAN_UP_TO_MB, discover
 from etl.commands.run import run
 from etl.commands.scaffold import is_beyond_dbt, render_tables, write_staging
-from etl.commands.status import TableStatus, describe_duration, describe_holder, read_status
+from etl.commands.status import TableStatus, describe_duration, describe_holder, find_source_error, read_status
 from etl.commands.verify import verify
 from etl.compare.verdict import Verdict, describe
 from etl.config import Settings, load_settings, load_source_settings
@@ -181,7 +181,7 @@ def _count_tables(tables: Sequence[TableResult]) -> str:
 
 def _status(arguments: argparse.Namespace) -> int:
     tables = read_status(load_settings())
-    source_error = next((table.source_error for table in tables if table.source_error), None)
+    source_error = find_source_error(tables)
     if source_error:
         print(f"etl: lag, age of scans and holders are unknown: {printable(source_error)}", file=sys.stderr)
     if arguments.json:

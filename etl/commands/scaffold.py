@@ -52,9 +52,10 @@ def render_tables(proposals: Sequence[Proposal], settings: Settings, *, is_detai
         "discover: true  # tables that are created later are replicated too",
         "tables:",
     ]
-    for proposal in proposals if is_detailed else ():
-        lines += ["", *_render_table(proposal)]
-    if not is_detailed:
+    if is_detailed:
+        for proposal in proposals:
+            lines += ["", *_render_table(proposal)]
+    else:
         lines += _render_groups(proposals)
     if statements:
         lines += ["", "# All statements for the source, to be read and run from top to bottom:", "#"]
@@ -87,7 +88,8 @@ def _render_groups(proposals: Sequence[Proposal]) -> list[str]:
         groups.setdefault((*_explain(proposal), *_settings(proposal)), []).append(proposal)
     lines = []
     for alike in groups.values():
-        lines += ["", *(f"  # {printable(line)}" for line in [_count(len(alike), "table"), *_explain(alike[0])])]
+        about = [_count(len(alike), "table"), *_explain(alike[0])]
+        lines += ["", *(f"  # {printable(line)}" for line in about)]
         lines += [f"  {_scalar(one.name)}: {{{', '.join(_settings(one))}}}" for one in alike]
     return lines
 

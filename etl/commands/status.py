@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from etl.config import Settings
 from etl.errors import UnavailableError
@@ -13,7 +13,8 @@ from etl.ledger import runs
 from etl.ledger.net_scans import ScanSummary, read_summaries
 from etl.ledger.progress import read_progress
 from etl.model import Progress
-from etl.policy.schema_changes import TableChangeKind
+from etl.policy.column_types import TargetTypes
+from etl.policy.schema_changes import KnownTable, TableChangeKind
 from etl.postgres import sessions
 from etl.postgres.error_translation import errors_of
 from etl.source.catalog import Catalog
@@ -61,6 +62,16 @@ class TableStatus:
     source_error: str | None = None  # why the source cannot be read: lag, age of scans and holders are unknown
 
 
+@dataclass(frozen=True, kw_only=True)
+class _AtSource:
+    """What the source shows, or why it cannot be reached."""
+
+    now: dt.datetime | None = None
+    catalog: Catalog | None = None
+    holders: Mapping[str, Sequence[Holder]] = field(default_factory=dict)
+    error: str | None = None
+
+
 @dataclass(frozen=True)
 class _LastRun:
     """What the ledger has of the last run of a table."""
@@ -89,36 +100,45 @@ def read_status(settings: Settings, table_names: Collection[str] = ()) -> tuple[
             cursor.execute(LIST_LAST_RUNS)
             found = [_LastRun(*row) for row in cursor.fetchall()]
     last_runs = [each for each in found if not table_names or each.table_name in table_names]
-    now, catalog, source_error = None, None, None
-    holders: dict[str, list[Holder]] = {}
-    try:
-        with Source(settings) as source:
-            now = source.read_clock()
-            catalog = source.read_catalog(types, (), known)
-            names = progress.keys() & {each.table_name for each in last_runs}
-            holders = {name: source.name_holders(progress[name]) for name in names}
-    except UnavailableError as error:
-        if not error.is_transient:
-            raise
-        now, catalog, holders, source_error = None, None, {}, str(error)
-    described = [
+    positions = {each.table_name: progress[each.table_name] for each in last_runs if each.table_name in progress}
+    source = _ask_source(settings, types, known, positions)
+    return tuple(
         _describe(
             each,
             where=progress.get(each.table_name, Progress()),
             scan=scans.get(each.table_name),
             max_hours=settings.tables.table(each.table_name).reconcile_every_hours,
-            holders=holders,
-            now=now,
+            source=source,
         )
         for each in last_runs
-    ]
-    if catalog is None:
-        return tuple(replace(table, source_error=source_error) for table in described)
-    return tuple(_as_found(table, catalog) for table in described)
+    )
 
 
-def _as_found(table: TableStatus, found: Catalog) -> TableStatus:
+def find_source_error(tables: Sequence[TableStatus]) -> str | None:
+    """Return why the source could not be read for these tables, None if it was."""
+    return next((table.source_error for table in tables if table.source_error), None)
+
+
+def _ask_source(
+    settings: Settings, types: TargetTypes, known: Mapping[str, KnownTable], positions: Mapping[str, Progress]
+) -> _AtSource:
+    try:
+        with Source(settings) as source:
+            return _AtSource(
+                now=source.read_clock(),
+                catalog=source.read_catalog(types, (), known),
+                holders={name: source.name_holders(position) for name, position in positions.items()},
+            )
+    except UnavailableError as error:
+        if not error.is_transient:
+            raise
+        return _AtSource(error=str(error))
+
+
+def _as_found(table: TableStatus, found: Catalog | None) -> TableStatus:
     """Return a table's status as the source and tables.yml are now, whatever its last run was."""
+    if found is None:
+        return table
     if table.table_name in found.refusals:
         return replace(table, status="failed", error=found.refusals[table.table_name])
     kinds = {absent.name: absent.kind for absent in found.absent}
@@ -151,11 +171,11 @@ def _describe(
     where: Progress,
     scan: ScanSummary | None,
     max_hours: float,
-    holders: Mapping[str, Sequence[Holder]],
-    now: dt.datetime | None,
+    source: _AtSource,
 ) -> TableStatus:
+    now = source.now
     scan_age = (now - scan.oldest_at).total_seconds() if scan and now else None
-    return TableStatus(
+    described = TableStatus(
         table_name=last.table_name,
         watermark_column=where.column,
         watermark=where.watermark,
@@ -163,7 +183,7 @@ def _describe(
         status=last.status,
         ended_at=last.ended_at,
         points_waiting=len(where.points),
-        holders=tuple(holders.get(last.table_name, ())),
+        holders=tuple(source.holders.get(last.table_name, ())),
         rejected_rows=last.rejected_rows,
         scan_age_seconds=scan_age,
         is_scan_late=scan_age is not None and scan_age > max_hours * SECONDS_PER_HOUR,
@@ -171,4 +191,6 @@ def _describe(
         error=last.error,
         refusal=where.refusal,
         source_change=last.source_change,
+        source_error=source.error,
     )
+    return _as_found(described, source.catalog)

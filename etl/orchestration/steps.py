@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.commands.run import run
-from etl.commands.status import describe_holder, read_status
+from etl.commands.status import describe_holder, find_source_error, read_status
 from etl.commands.vacuum import vacuum_own_tables
 from etl.commands.verify import verify
 from etl.compare.verdict import describe as describe_verdict
@@ -241,8 +241,8 @@ def _read_holders(settings: Settings, table_names: Sequence[str]) -> dict[str, l
     """Return what holds back the watermarks of these tables; if that cannot be read, the run does not fail."""
     try:
         found = read_status(settings, table_names)
-        for error in {table.source_error for table in found if table.source_error}:
-            raise UnavailableError(error)
+        if source_error := find_source_error(found):
+            raise UnavailableError(source_error)
         return {table.table_name: [describe_holder(one) for one in table.holders] for table in found}
     except EtlError as error:
         log.warning("cannot read what holds tables back: %s", error)

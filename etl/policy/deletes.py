@@ -75,11 +75,9 @@ def may_be_replaced(before: Counters | None, now: Counters) -> bool:
 def may_lack_rows(before: Counters | None, now: Counters, max_hours: float, *, has_filter: bool = False) -> bool:
     """Return whether rows may have been deleted from a source table, or replaced by others, since `before`.
 
-    An update may take a row out of the filter of a table that `has_filter`.
-
     `before` holds the counters that were listed before the snapshot at which the table was last reconciled or loaded;
     None if it never was. A clock that was set back, a restart, or reset statistics may hide deletes, so the result is
-    then True.
+    then True. An update may take a row out of the filter of a table that `has_filter`.
     """
     if before is None:
         return True
