@@ -16,6 +16,7 @@ FOLDER = ".secrets"
 VARIABLE = "SECRETS_FOLDER"  # without it, docker-compose.yml stops with a message
 PROJECT_VARIABLE = "COMPOSE_PROJECT_NAME"  # what containers and volumes belong to
 FIRST_PROJECT = "tidemark"  # of checkouts whose containers were made before each had a name of its own
+MASK_KEY = "mask_key"
 PASSWORDS = (
     "source_db.postgres",
     "source_db.replicator",
@@ -28,7 +29,7 @@ PASSWORDS = (
     "airflow_admin",
     "airflow_api_secret",
     "airflow_jwt_secret",
-    "mask_key",
+    MASK_KEY,
 )
 FERNET_KEY = "airflow_fernet_key"
 REDIS_CONFIGURATION, BROKER_URL, RESULT_BACKEND = "redis_conf", "celery_broker_url", "celery_result_backend"
@@ -43,7 +44,8 @@ def make_secrets(checkout: Path) -> list[str]:
     """Create the missing files, and name the folder and the checkout in `.env`; return the names of the new files."""
     folder = checkout / FOLDER
     digits = hashlib.sha256(str(checkout.resolve()).encode()).hexdigest()[:8]
-    project = FIRST_PROJECT if folder.exists() else f"{FIRST_PROJECT}-{digits}"
+    is_older = folder.exists() and not (folder / MASK_KEY).exists()  # made before each checkout had a name of its own
+    project = FIRST_PROJECT if is_older else f"{FIRST_PROJECT}-{digits}"
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
     made = [name for name in PASSWORDS if _write(folder / name, secrets.token_hex(PASSWORD_BYTES))]

@@ -81,6 +81,9 @@ def test_each_checkout_has_a_project_of_its_own(tmp_path):
     assert len(set(names)) == 3
     assert all(name.startswith("tidemark-") for name in names[:2])
     assert names[2] == "tidemark"
+    (checkouts[0] / ".env").unlink()
+    make_secrets(checkouts[0])
+    assert (checkouts[0] / ".env").read_text().rpartition("=")[2].strip() == names[0]
 
 
 def test_redis_and_its_clients_have_the_same_password(tmp_path):
